@@ -1,0 +1,35 @@
+"""Neural networks by backpropagation: recorded as a graph, differentiated by the chain rule, run as one program.
+
+>>> import numpy as np
+>>> float(grad(lambda x: x ** 2)(3.0))
+6.0
+"""
+
+from . import initializers, losses, metrics, ops, optim, schedules
+from .errors import (
+    BusyError,
+    ChainruleError,
+    DataError,
+    DivergenceError,
+    DtypeError,
+    FileFormatError,
+    GradientMismatch,
+    GraphError,
+    NotBuiltError,
+    ShapeError,
+    TraceError,
+    UnknownNameError,
+    UsageError,
+)
+from .gradcheck import check_gradients
+from .optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, Optimizer, RAdam, RMSprop, Rprop
+from .ops import random
+from .ops.activations import elu, gelu, leaky_relu, mish, relu, selu, sigmoid, silu, softplus, softsign
+from .ops.elementwise import erf
+from .ops.index import one_hot, scatter_add
+from .ops.loop import scan
+from .ops.reduce import log_softmax, logsumexp, softmax
+from .ops.window import windows
+from .transforms import compile, custom_gradient, grad, hvp, jacobian, jvp, stop_gradient, value_and_grad, vjp
+
+__version__ = "0.1.0"

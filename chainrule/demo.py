@@ -1,0 +1,134 @@
+"""Four networks that learn by backpropagation on real data, each with the score it must reach.
+
+In: names of demos. Out: a run folder for each trained network, and `Result`s that stand beside their baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import examples
+from .data.table import Table
+from .data.understand import understand
+from .experiment import Outcome, Recipe, train, write
+from .report import run_folder
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A task. `reach`: what the mean over `seeds` of `metric` must be, at most if `smaller`, else at least."""
+
+    name: str
+    title: str
+    table: Callable[[], Table]
+    target: str
+    recipe: Recipe
+    metric: str
+    reach: float
+    smaller: bool = False
+    drop: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a demo came to. `scores`: model -> `metric`, the mean over its seeds; the network first."""
+
+    demo: Demo
+    scores: dict[str, float]
+    folders: list[Path]
+    seconds: float
+
+    @property
+    def reached(self) -> bool:
+        value = next(iter(self.scores.values()))
+        return value <= self.demo.reach if self.demo.smaller else value >= self.demo.reach
+
+
+def _xor() -> Table:
+    x, y = examples.xor()
+    return Table.of({"a": x[:, 0], "b": x[:, 1], "a xor b": y.astype(np.int64)}, "XOR")
+
+
+def _digits() -> Table:
+    x, y = examples.digits()
+    return Table.of({"pixels": x.reshape(-1, 8, 8), "digit": y}, "handwritten digits")
+
+
+def _tumours() -> Table:
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = examples.tumours()
+    names = [str(name) for name in load_breast_cancer().feature_names]
+    columns = {name: x[:, i] for i, name in enumerate(names)}
+    return Table.of({**columns, "diagnosis": np.where(y == 1, "malignant", "benign")}, "breast tumours")
+
+
+DEMOS = {
+    demo.name: demo
+    for demo in (
+        Demo(
+            "xor",
+            "XOR, a 2-8-1 network",
+            _xor,
+            "a xor b",
+            Recipe(hidden=(8,), activation="tanh", dropout=0.0, learning_rate=0.05, weight_decay=0.0, batch_size=4, epochs=300),
+            "accuracy",
+            1.0,
+            everything=True,
+        ),
+        Demo(
+            "digits",
+            "handwritten digits, held-out quarter",
+            _digits,
+            "digit",
+            Recipe(test=0.25),
+            "accuracy",
+            0.97,
+        ),
+        Demo(
+            "tumours",
+            "breast tumours, held-out quarter",
+            _tumours,
+            "diagnosis",
+            Recipe(hidden=(32, 16), test=0.25),
+            "AUC",
+            0.985,
+        ),
+        Demo(
+            "houses",
+            "house values, held-out fifth",
+            examples.houses,
+            "TOTAL VALUE",
+            Recipe(weight_decay=0.3, log_target=True),
+            "RMSE",
+            40.0,
+            smaller=True,
+            drop=("TAX",),
+            seeds=(0, 1, 2),
+        ),
+    )
+}
+
+
+def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool = True) -> Result:
+    """Trains a demo's networks, one a seed, into `out`/NAME or `out`/NAME-SEED; an earlier demo's folders are overwritten."""
+    table = demo.table()
+    facts = understand(table, demo.target, drop=demo.drop, task=None)
+    outcomes: list[Outcome] = []
+    folders = []
+    for seed in demo.seeds:
+        folder = run_folder(out / (demo.name if len(demo.seeds) == 1 else f"{demo.name}-seed-{seed}"), overwrite=True)
+        say(f"{demo.title}: {facts.rows:,} rows, {facts.task}" + (f", seed {seed}" if len(demo.seeds) > 1 else ""))
+        outcome = train(table, facts, replace(demo.recipe, seed=seed), everything=demo.everything, verbose=verbose)
+        write(folder, outcome)
+        outcomes.append(outcome)
+        folders.append(folder)
+    models = outcomes[0].scores
+    scores = {model: float(np.mean([outcome.scores[model][demo.metric] for outcome in outcomes])) for model in models}
+    return Result(demo, scores, folders, sum(outcome.seconds for outcome in outcomes))

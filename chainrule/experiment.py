@@ -1,0 +1,305 @@
+"""From a table to a trained network with held-out scores beside its baselines, into a run folder, and back for predicting.
+
+In: a `Table`, its `Understanding`, a `Recipe`. Out: `Outcome`. Preparation, network and baselines see the training rows only; the
+held-out rows are touched once, for the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import nn
+from .data.prepare import Preparation, Remarks, hold_out
+from .data.table import Table, Values, numbers
+from .data.target import TargetCode
+from .data.understand import Understanding
+from .errors import DataError, FileFormatError
+from .optim import AdamW
+from .report import Report, number, write_report
+from .save import load
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a table is learnt: the defaults suit tables of a few hundred to some hundred thousand rows.
+
+    Args:
+        hidden: units of each hidden layer.
+        activation: after each hidden layer.
+        dropout: share of hidden units left out in each training step.
+        learning_rate, weight_decay: of AdamW.
+        batch_size: rows a step; None takes about a hundredth of the rows, 16 to 256.
+        epochs: passes over the training rows at most.
+        patience: epochs without a better validation loss before training stops; the best weights are kept.
+        validation: share of the training rows that decide when to stop.
+        test: share of all rows that are held out for the scores.
+        seed: of the network: first weights, order of rows, dropout, validation rows.
+        split_seed: of the choice of held-out rows, apart from `seed` so that seeds are compared on the same rows.
+        log_target: learn the logarithm of a positive quantity, such as a price.
+    """
+
+    hidden: tuple[int, ...] = (128, 64)
+    activation: str = "silu"
+    dropout: float = 0.1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    batch_size: int | None = None
+    epochs: int = 100
+    patience: int = 15
+    validation: float = 0.1
+    test: float = 0.2
+    seed: int = 0
+    split_seed: int = 0
+    log_target: bool = False
+
+    def batch(self, rows: int) -> int:
+        """Rows a step: `batch_size`, or the power of two next below a hundredth of the rows, from 16 to 256."""
+        return self.batch_size or min(256, max(16, 2 ** int(np.log2(max(rows, 100) / 100))))
+
+    def network(self, outputs: int) -> nn.Sequential:
+        """The network that the recipe describes, not yet built."""
+        layers: list[Any] = []
+        for units in self.hidden:
+            layers += [nn.Dense(units, self.activation), *([nn.Dropout(self.dropout)] if self.dropout else [])]
+        return nn.Sequential(*layers, nn.Dense(outputs))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment gave. `scores`: model -> metric -> value on held-out rows, the network first."""
+
+    facts: Understanding
+    recipe: Recipe
+    preparation: Preparation
+    network: nn.Sequential
+    history: dict[str, list[float]]
+    best_epoch: int | None
+    scores: dict[str, Scores]
+    true: Values
+    predicted: Values
+    rows: tuple[int, int]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    table: Table,
+    facts: Understanding,
+    recipe: Recipe,
+    *,
+    missing: Iterable[str] = (),
+    everything: bool = False,
+    verbose: bool = True,
+) -> Outcome:
+    """Holds rows out, prepares, trains, scores.
+
+    Args:
+        everything: train and score on all rows: only for tables that are complete, such as XOR.
+    """
+    target = table.column(facts.target)
+    if everything:
+        training = testing = np.arange(table.rows)
+    else:
+        codes = TargetCode(facts.target, facts.task, facts.classes).encode(target)
+        training, testing = hold_out(codes, facts.classes, recipe.test, recipe.split_seed)
+    learn, judge = table.take(training), table.take(testing)
+    preparation = Preparation.fit(learn, facts, missing=missing, log_target=recipe.log_target)
+    (x, filled), (x_judge, met) = preparation.apply(learn), preparation.apply(judge)
+    code = preparation.target
+    network = recipe.network(code.outputs)
+    start = time.perf_counter()
+    run = network.fit(
+        x,
+        code.encode(learn.column(facts.target)),
+        loss=code.loss,
+        optimizer=AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch(len(x)),
+        validation=None if everything else recipe.validation,
+        early_stopping=None if everything else recipe.patience,
+        seed=recipe.seed,
+        verbose=verbose,
+    )
+    seconds = time.perf_counter() - start
+    answers, chances = predictions(network, code, x_judge)
+    true = judge.column(facts.target)
+    scores = {"this network": score(code, true, answers, chances), **baselines(preparation, learn, judge)}
+    history = {"loss": [float(v) for v in run.loss]}
+    if len(run.validation_loss):
+        history["validation_loss"] = [float(v) for v in run.validation_loss]
+    best = None if everything or not run.validation_loss else int(np.nanargmin(run.validation_loss)) + 1
+    notes = [f"training rows: {line}" for line in filled.lines()] + [f"held-out rows: {line}" for line in met.lines()]
+    rows = (len(training), len(testing))
+    return Outcome(facts, recipe, preparation, network, history, best, scores, true, answers, rows, seconds, notes)
+
+
+def predictions(network: nn.Sequential, code: TargetCode, x: Values) -> tuple[Values, Values | None]:
+    """(answers (rows,): quantities or labels, probabilities (rows, classes) or None)."""
+    if code.task == "regression":
+        return code.decode(np.asarray(network.predict(x))), None
+    chances = np.asarray(network.predict_proba(x), dtype=np.float64)
+    if chances.ndim == 1 or chances.shape[1] == 1:
+        chances = np.stack([1 - chances.reshape(-1), chances.reshape(-1)], axis=1)
+    return code.decode(chances), chances
+
+
+def score(code: TargetCode, true: Values, answers: Values, chances: Values | None) -> Scores:
+    """Regression: RMSE, MAE, R². Classes: accuracy, log loss, and for two classes the area under the ROC curve."""
+    from sklearn import metrics
+
+    if chances is None:
+        t = numbers(true)[0]
+        error = answers - t
+        spread = float(np.mean((t - t.mean()) ** 2))
+        r2 = 1 - float(np.mean(error**2)) / spread if spread else float("nan")
+        return {"RMSE": float(np.sqrt(np.mean(error**2))), "MAE": float(np.mean(np.abs(error))), "R²": r2}
+    codes = code.encode(true)
+    out = {"accuracy": float(np.mean(chances.argmax(axis=1) == codes))}
+    if code.task == "binary" and len(np.unique(codes)) == 2:
+        out["AUC"] = float(metrics.roc_auc_score(codes, chances[:, 1]))
+    likelihood = np.clip(chances[np.arange(len(codes)), codes], 1e-15, 1)
+    return {**out, "log loss": float(-np.mean(np.log(likelihood)))}
+
+
+def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str, Scores]:
+    """A linear model on standardised columns, and the mean or most frequent class; same training and held-out rows."""
+    import warnings
+
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    code = replace(preparation.target, log=False, mean=0.0, scale=1.0)
+    x, y, x_judge = preparation.plain(learn), code.encode(learn.column(code.name)), preparation.plain(judge)
+    true = judge.column(code.name)
+    out = {}
+    regression = code.task == "regression"
+    for name, model in (
+        ("linear model", Ridge(alpha=1.0) if regression else LogisticRegression(max_iter=300)),
+        ("always the mean" if regression else "always the most frequent", DummyRegressor() if regression else DummyClassifier()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a baseline that has not quite converged is still a baseline
+            fitted = make_pipeline(StandardScaler(), model).fit(x, y)
+        if regression:
+            out[name] = score(code, true, np.asarray(fitted.predict(x_judge), dtype=np.float64), None)
+        else:
+            chances = np.zeros((len(x_judge), len(code.classes)))
+            chances[:, fitted.classes_] = fitted.predict_proba(x_judge)  # a class without training rows keeps probability 0
+            out[name] = score(code, true, code.decode(chances), chances)
+    return out
+
+
+def write(folder: Path, outcome: Outcome) -> None:
+    """The run folder: network, preparation, settings, history, report."""
+    facts, code = outcome.facts, outcome.preparation.target
+    outcome.network.save(folder / "network.safetensors")
+    (folder / "preparation.json").write_text(outcome.preparation.to_json() + "\n", encoding="utf-8")
+    settings = {
+        "data": facts.source,
+        "target": facts.target,
+        "task": facts.task,
+        "recipe": asdict(outcome.recipe),
+        "batch_size": outcome.recipe.batch(outcome.rows[0]),
+        "rows": {"training": outcome.rows[0], "held out": outcome.rows[1]},
+        "left_out": [column.name for column in facts.columns if not column.used],
+        "epochs": len(outcome.history["loss"]),
+        "best_epoch": outcome.best_epoch,
+        "seconds": round(outcome.seconds, 3),
+        "scores": outcome.scores,
+    }
+    report = Report(
+        title=f"{facts.target} from {facts.source}",
+        facts=summary(outcome),
+        scores=outcome.scores,
+        history=outcome.history,
+        best_epoch=outcome.best_epoch,
+        notes=[*facts.notes, *(f"{c.name}: {c.remark}" for c in facts.columns if not c.used), *outcome.notes],
+        true=numbers(outcome.true)[0]
+        if code.task == "regression"
+        else code.decode(np.eye(len(code.classes))[code.encode(outcome.true)]),
+        predicted=outcome.predicted,
+        classes=code.classes,
+        target=facts.target,
+    )
+    write_report(folder, settings, report)
+
+
+def summary(outcome: Outcome) -> list[tuple[str, str]]:
+    """(name, value) pairs on data, network and training."""
+    facts, recipe = outcome.facts, outcome.recipe
+    kinds: dict[str, int] = {}
+    for column in facts.features:
+        kinds[column.kind] = kinds.get(column.kind, 0) + 1
+    steps = len(outcome.history["loss"])
+    widths = [len(outcome.preparation.features), *recipe.hidden, outcome.preparation.target.outputs]
+    kept = f", the weights of epoch {outcome.best_epoch} kept" if outcome.best_epoch else ""
+    return [
+        ("data", f"{facts.source}: {facts.rows:,} rows, {outcome.rows[0]:,} to learn from, {outcome.rows[1]:,} held out"),
+        ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
+        ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
+        ("network", f"{' → '.join(map(str, widths))}, {recipe.activation}, {outcome.preparation.target.loss}"),
+        ("training", f"{steps} epochs in {number(outcome.seconds)} s{kept}; seed {recipe.seed}"),
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    network: nn.Sequential
+    preparation: Preparation
+    settings: Mapping[str, Any]
+
+
+def read_run(folder: str | Path) -> Run:
+    """The network, preparation and settings of a run.
+
+    Raises: `DataError` for a folder that is no run, `FileFormatError` for damaged files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f'there is no run folder "{folder}": chainrule train makes one and says where')
+    texts = {}
+    for name in ("preparation.json", "settings.json"):
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise DataError(f"{folder} is no whole run: {name} cannot be read") from None
+    if not (folder / "network.safetensors").is_file():
+        raise DataError(f"{folder} is no whole run: network.safetensors is not there")
+    try:
+        settings = json.loads(texts["settings.json"])
+    except ValueError as error:
+        raise FileFormatError(f"{folder / 'settings.json'} is no JSON, it may be cut off ({error})") from None
+    preparation = Preparation.from_json(texts["preparation.json"])
+    network = load(folder / "network.safetensors")
+    return Run(folder, network, preparation, settings if isinstance(settings, dict) else {})
+
+
+def predict(run: Run, table: Table) -> tuple[dict[str, Values], Remarks, Scores | None]:
+    """(new columns: the prediction and, for classes, a probability each; what was filled in; scores if the target is there)."""
+    x, remarks = run.preparation.apply(table)
+    code = run.preparation.target
+    answers, chances = predictions(run.network, code, x)
+    columns = {"prediction": answers}
+    if chances is not None:
+        columns |= {f"probability {label}": chances[:, i] for i, label in enumerate(code.classes)}
+    scores = None
+    if code.name in table.columns:
+        try:
+            scores = score(code, table.column(code.name), answers, chances)
+        except DataError:  # a target column that is empty or holds new classes: predicting does not need it
+            scores = None
+    return columns, remarks, scores

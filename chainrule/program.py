@@ -1,0 +1,159 @@
+"""A program: several entries over one named state.
+
+In: Python functions of state and inputs. Out: a `Program` that backends run and that is tied to none of them. State is of three
+kinds: parameters, which gradients move; slots, which optimizers keep; statistics, which layers measure. An entry reads all its old
+state before it writes any: its graph gives the new values, and only then are they put in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .derive.backward import backward
+from .errors import GraphError
+from .graph import tree as trees
+from .graph.node import Array, Graph, Rows, Type
+from .graph.rows import propagate_rows
+from .graph.text import graph_text
+from .graph.trace import build, here, inline, type_of
+from .normalize import graph_key, normalize
+
+Kind = Literal["parameter", "slot", "statistic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One array of the state, in logical layout."""
+
+    name: str
+    type: Type
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input. `rows`: its row axis (0), or None for a number that is the same for all rows: rate, divisor, key."""
+
+    name: str
+    type: Type
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing a program can do. The graph's inputs are the state in `reads`, then `inputs`, then captured arrays; its outputs
+    are `results`, then the new values of the state in `writes`."""
+
+    name: str
+    graph: Graph
+    reads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    results: tuple[str, ...]
+    writes: tuple[str, ...]
+    result_rows: tuple[Rows, ...]
+
+    @property
+    def captures(self) -> tuple[Array, ...]:
+        return self.graph.captures
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Entries over one state, for batches of `rows` rows."""
+
+    state: Mapping[str, Variable]
+    inputs: Mapping[str, Input]
+    entries: Mapping[str, Entry]
+    rows: int
+    key: tuple[Any, ...] = field(default=(), compare=False)
+
+    def text(self) -> str:
+        """All entries, readable."""
+        parts = [f"{v.kind} {v.name} {v.type}" for v in self.state.values()]
+        parts += [f"input {i.name} {i.type}" + ("" if i.rows is None else f" rows on axis {i.rows}") for i in self.inputs.values()]
+        for entry in self.entries.values():
+            parts.append(f"\n{entry.name}: reads {', '.join(entry.reads) or '-'}; inputs {', '.join(entry.inputs) or '-'}")
+            parts.append(graph_text(entry.graph, indent="    "))
+            parts.append(f"    -> {', '.join((*entry.results, *(f'new {w}' for w in entry.writes)))}")
+        return "\n".join(parts)
+
+
+class ProgramBuilder:
+    """Collects entries over one state.
+
+    Args: state: the variables; inputs: all inputs that any entry may take; rows: rows of a batch.
+    """
+
+    def __init__(self, state: Sequence[Variable], inputs: Sequence[Input], rows: int) -> None:
+        self.state = {v.name: v for v in state}
+        self.inputs = {i.name: i for i in inputs}
+        self.rows = rows
+        self.entries: dict[str, Entry] = {}
+
+    def entry(self, name: str, function: Callable[..., tuple[Mapping[str, Any], Mapping[str, Any]]], inputs: Sequence[str],
+              key: str | None = None) -> None:  # fmt: skip
+        """Record `function(state, inputs) -> (results, writes)`, all of them mappings from names to arrays.
+
+        Only state that the graph reads becomes part of the entry. `key` names the input that random numbers start from.
+        """
+        names = list(self.state)
+        types = [*(v.type for v in self.state.values()), *(self.inputs[i].type for i in inputs)]
+        made: list[tuple[list[str], list[str]]] = []
+        at: dict[str, Any] = {}
+
+        def flat(*values: Any) -> list[Any]:
+            state = dict(zip(names, values, strict=False))
+            given = dict(zip(inputs, values[len(names) :], strict=True))
+            at["key"] = given.get(key) if key else None
+            results, writes = function(state, given)
+            made.append((list(results), list(writes)))
+            return [*results.values(), *writes.values()]
+
+        graph = normalize(build(flat, types, key=(lambda: at["key"]) if key else None))
+        results, writes = made[0]
+        for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
+            wanted = self.state[write].type
+            if (output.shape, output.dtype) != (wanted.shape, wanted.dtype):
+                raise GraphError(f'entry "{name}" writes {output.type} to "{write}", which is {wanted}')
+        live = {*graph.nodes(), *graph.inputs[len(names) + len(inputs) :]}
+        state_read = [n for n, node in zip(names, graph.inputs, strict=False) if node in live]
+        used = [i for i, node in zip(inputs, graph.inputs[len(names) :], strict=False) if node in live]
+        kept = [n for i, n in enumerate(graph.inputs) if i >= len(names) + len(inputs) or n in live]
+        graph = Graph(tuple(kept), graph.outputs, graph.captures, name)
+        rows: list[Rows] = [None] * len(state_read)
+        rows += [self.inputs[i].rows for i in used] + [None] * len(graph.captures)
+        outputs = propagate_rows(graph, rows)
+        self.entries[name] = Entry(
+            name, graph, tuple(state_read), tuple(used), tuple(results), tuple(writes), tuple(outputs[: len(results)])
+        )
+
+    def build(self) -> Program:
+        key = tuple((e.name, e.reads, e.inputs, e.results, e.writes, graph_key(e.graph)) for e in self.entries.values())
+        return Program(self.state, self.inputs, self.entries, self.rows, key)
+
+
+def differentiate(f: Callable[[Any], tuple[Any, Any]], at: Any) -> tuple[Any, Any, Any]:
+    """While tracing: value, auxiliary results and gradient of `f(tree) -> (scalar, auxiliary tree)` at the traced tree `at`.
+
+    The forward values are shared between the three.
+    """
+    leaves, structure = trees.flatten(at)
+    out: list[trees.Structure] = []
+
+    def flat(*values: Any) -> list[Any]:
+        value, auxiliary = f(trees.unflatten(structure, values))
+        more, aux_structure = trees.flatten(auxiliary)
+        out.append(aux_structure)
+        return [value, *more]
+
+    here("differentiate")
+    graph = build(flat, [type_of(leaf) for leaf in leaves])
+    back = backward(graph, range(len(leaves)), [0], values=True)
+    one = np.ones((), graph.outputs[0].dtype)
+    results = inline(back, [*leaves, one])
+    count = len(graph.outputs)
+    return results[0], trees.unflatten(out[0], results[1:count]), trees.unflatten(structure, results[count:])

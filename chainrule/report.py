@@ -1,0 +1,333 @@
+"""What a run leaves to read: settings as JSON, the history as CSV, and one self-contained HTML page with scores and drawings.
+
+In: plain data (numbers, texts, arrays). Out: text. Nothing here knows networks; every text that comes from data is escaped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UsageError
+
+FILES = ("network.safetensors", "preparation.json", "settings.json", "history.csv", "report.html")
+WIDTH, HEIGHT = 640, 360
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 16, 52  # margins of a drawing, wide enough for the labels
+COLORS = ("#1f5fa8", "#c2541b", "#3b7d3b", "#7a4b9a")
+MAX_POINTS = 2000  # a scatter of more would make a page of megabytes and show no more
+HUGE = 1e150  # larger numbers are drawn at the end of the axis: their differences would overflow
+MAX_CLASSES = 30  # a larger confusion matrix fits no screen
+
+Numbers = Sequence[float] | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows.
+
+    Args:
+        title: its heading.
+        facts: (name, value) pairs: data, task, network, time.
+        scores: model -> metric -> value; the first model is the network, the others its baselines.
+        history: column -> one value an epoch, such as "loss" and "validation_loss".
+        best_epoch: the epoch, from 1, whose weights were kept; None marks none.
+        notes: sentences on what was decided or left out.
+        true, predicted: held-out targets and predictions: labels with `classes`, else numbers.
+        classes: their labels, in the order of the matrix.
+        target: the name of the target, for labels.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    scores: Mapping[str, Mapping[str, float]]
+    history: Mapping[str, Numbers]
+    best_epoch: int | None = None
+    notes: Sequence[str] = ()
+    true: Sequence[Any] | npt.NDArray[Any] = ()
+    predicted: Sequence[Any] | npt.NDArray[Any] = ()
+    classes: Sequence[Any] = ()
+    target: str = "target"
+
+
+def run_folder(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder for a run, made if it is not there.
+
+    Raises: `UsageError` if it holds a run and `overwrite` is not set, holds something else, or is a file. Nothing is removed.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name a folder for the run")
+    there = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
+    if there and not there & set(FILES):
+        raise UsageError(f"{folder} holds files that are no run: name a new folder")
+    if there and not overwrite:
+        raise UsageError(f"{folder} holds a run already: name another folder, or say --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error.strerror or error}") from None
+    return folder
+
+
+def write_report(folder: Path, settings: Mapping[str, Any], report: Report) -> None:
+    """Writes settings.json, history.csv and report.html into `folder`."""
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "history.csv").write_text(history_csv(report.history), encoding="utf-8", newline="")
+    (folder / "report.html").write_text(page(report), encoding="utf-8")
+
+
+def history_csv(history: Mapping[str, Numbers]) -> str:
+    """One row an epoch, counted from 1; a column that ends early leaves its cells empty.
+
+    >>> print(history_csv({"loss": [0.5, 0.25], "accuracy": [0.75]}), end="")
+    epoch,loss,accuracy
+    1,0.5,0.75
+    2,0.25,
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["epoch", *history])
+    for i in range(max((len(v) for v in history.values()), default=0)):
+        writer.writerow([i + 1, *(repr(float(v[i])) if i < len(v) else "" for v in history.values())])
+    return out.getvalue()
+
+
+def number(value: float) -> str:
+    """Four significant digits, as people write them.
+
+    >>> number(39.4567), number(0.98512), number(1234567.0), number(0.0000123)
+    ('39.46', '0.9851', '1,234,567', '1.23e-05')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def page(report: Report) -> str:
+    """The whole HTML page."""
+    parts = [f"<h1>{escape(report.title)}</h1>", _score_table(report.scores), _fact_table(report.facts)]
+    if report.notes:
+        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>")
+    losses = {k.replace("_", " "): v for k, v in report.history.items() if k in ("loss", "validation_loss") and len(v)}
+    if losses:
+        parts.append("<h2>Loss by epoch</h2>" + line_chart(losses, x_label="epoch", y_label="loss", mark=report.best_epoch))
+    if len(report.true) and report.classes:
+        parts.append("<h2>Held-out rows: which class was taken for which</h2>")
+        parts.append(confusion_table(confusion(report.true, report.predicted, report.classes), report.classes))
+    elif len(report.true):
+        parts.append("<h2>Held-out rows: predicted and true</h2>")
+        parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
+    return f"{HEAD.format(title=escape(report.title))}{''.join(part + chr(10) for part in parts)}</body>\n</html>\n"
+
+
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff; }}
+body {{ max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left; }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
+tr.own {{ font-weight: 600; }}
+.wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
+</style>
+</head>
+<body>
+"""
+
+
+def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
+    head = "".join(f'<th class="n">{escape(metric)}</th>' for metric in metrics)
+    rows = []
+    for i, (model, values) in enumerate(scores.items()):
+        cells = "".join(f'<td class="n">{number(values[m]) if m in values else "–"}</td>' for m in metrics)
+        own = ' class="own"' if i == 0 else ""
+        rows.append(f"<tr{own}><td>{escape(model)}</td>{cells}</tr>")
+    return f"<h2>Scores on held-out rows</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _fact_table(facts: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
+    return f"<h2>What was learnt from</h2><table>{rows}</table>"
+
+
+def confusion(true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] | npt.NDArray[Any], classes: Sequence[Any]) -> Any:
+    """Counts (classes, classes): row the true class, column the predicted one.
+
+    >>> confusion(["a", "b", "b"], ["a", "a", "b"], ["a", "b"]).tolist()
+    [[1, 0], [1, 1]]
+    """
+    place = {label: i for i, label in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for t, p in zip(true, predicted, strict=True):
+        counts[place[t], place[p]] += 1
+    return counts
+
+
+def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
+    """The counts as an HTML table, shaded by the share of the row; only the largest classes if there are very many."""
+    shown = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_CLASSES])
+    head = "".join(f'<th class="n">{escape(str(classes[j]))}</th>' for j in shown)
+    rows = []
+    for i in shown:
+        total = max(int(counts[i].sum()), 1)
+        cells = ""
+        for j in shown:
+            color = "31, 95, 168" if i == j else "194, 84, 27"
+            shade = f"background: rgba({color}, {0.45 * counts[i, j] / total:.2f})"
+            cells += f'<td class="n" style="{shade}">{counts[i, j]:,}</td>'
+        rows.append(f"<tr><th>{escape(str(classes[i]))}</th>{cells}</tr>")
+    note = f"<p>The {MAX_CLASSES} largest of {len(classes)} classes.</p>" if len(shown) < len(classes) else ""
+    return (
+        f'<p>Rows: the true class. Columns: the predicted one.</p>{note}<div class="wide"><table><tr><th></th>{head}</tr>'
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a drawing: the values `low` .. `high` lie between the pixels `start` and `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Numbers, start: float, end: float, *, log: bool = False) -> Axis:
+        """An axis that holds all finite values; values that hardly differ get room around them."""
+        v = np.asarray(values, dtype=np.float64)
+        v = np.clip(v[np.isfinite(v)], -HUGE, HUGE)
+        if log and len(v) and v.min() > 0:
+            low = max(float(v.min()), 1 / HUGE)
+            return cls(low, max(float(v.max()), low * 1.01), start, end, True)
+        low, high = (float(v.min()), float(v.max())) if len(v) else (0.0, 1.0)
+        size = max(abs(low), abs(high))
+        room = 0.0 if high - low > max(1e-9 * size, 1 / HUGE) else (0.1 * size if size > 1 / HUGE else 1.0)
+        return cls(low - room, high + room, start, end)
+
+    def at(self, value: float) -> float:
+        """The pixel of a value; one beyond the axis is drawn at its end."""
+        value = min(max(value, self.low), self.high)
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return self.start + (value - low) * (self.end - self.start) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """Four to ten round values within the axis.
+
+        >>> Axis(0.0, 97.0, 0, 1).ticks()
+        [0.0, 20.0, 40.0, 60.0, 80.0]
+        """
+        if self.log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+            found = [s * 10.0**p for p in powers for s in steps if self.low <= s * 10.0**p <= self.high]
+            return found[:: math.ceil(len(found) / 10)] if found else [self.low, self.high]
+        raw = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
+        start = math.ceil(self.low / step)
+        return [k * step for k in range(start, math.floor(self.high / step) + 1)]
+
+
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
+    """Grid, ticks and labels."""
+    out = []
+    for value in x.ticks():
+        at = x.at(value)
+        out.append(f'<line x1="{at:.1f}" y1="{y.start:.1f}" x2="{at:.1f}" y2="{y.end:.1f}" stroke="#e4e4e4"/>')
+        out.append(f'<text x="{at:.1f}" y="{y.start + 18:.1f}" text-anchor="middle">{number(value)}</text>')
+    for value in y.ticks():
+        at = y.at(value)
+        out.append(f'<line x1="{x.start:.1f}" y1="{at:.1f}" x2="{x.end:.1f}" y2="{at:.1f}" stroke="#e4e4e4"/>')
+        out.append(f'<text x="{x.start - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">{number(value)}</text>')
+    across, down = (x.start + x.end) / 2, (y.start + y.end) / 2
+    out.append(f'<text x="{across:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
+    turned = f'text-anchor="middle" transform="rotate(-90 16 {down:.1f})"'
+    out.append(f'<text x="16" y="{down:.1f}" {turned}>{escape(y_label)}</text>')
+    return "".join(out)
+
+
+def _svg(content: str, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="#1c1c1c">{content}</svg>'
+    )
+
+
+def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mark: int | None = None) -> str:
+    """One line for each series over 1, 2, ...; the y axis is logarithmic if the values span more than a factor of 20.
+
+    A value that is not finite leaves a gap. `mark` is the place of a dashed line, the best epoch.
+    """
+    every = np.concatenate([np.asarray(v, dtype=np.float64) for v in series.values()])
+    finite = every[np.isfinite(every)]
+    log = bool(len(finite)) and finite.min() > 0 and finite.max() > 20 * finite.min()
+    longest = max(len(v) for v in series.values())
+    x = Axis.over([1, max(longest, 2)], LEFT, WIDTH - RIGHT)
+    y = Axis.over(every, HEIGHT - BOTTOM, TOP, log=log)
+    out = [_frame(x, y, x_label, y_label + (" (logarithmic)" if log else ""))]
+    if mark is not None:
+        at = x.at(mark)
+        side, anchor = (5, "start") if at < WIDTH / 2 else (-5, "end")
+        out.append(f'<line x1="{at:.1f}" y1="{y.start}" x2="{at:.1f}" y2="{y.end}" stroke="#777" stroke-dasharray="4 4"/>')
+        out.append(f'<text x="{at + side:.1f}" y="{HEIGHT - BOTTOM - 8}" fill="#555" text-anchor="{anchor}">best</text>')
+    for i, (name, values) in enumerate(series.items()):
+        color = COLORS[i % len(COLORS)]
+        points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start=1)]
+        for piece in _pieces(points):
+            shape = " ".join(f"{a:.1f},{b:.1f}" for a, b in piece)
+            out.append(f'<polyline points="{shape}" fill="none" stroke="{color}" stroke-width="2"/>')
+            if len(piece) == 1:
+                out.append(f'<circle cx="{piece[0][0]:.1f}" cy="{piece[0][1]:.1f}" r="3" fill="{color}"/>')
+        out.append(
+            f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 * (i + 1)}" text-anchor="end" fill="{color}">{escape(name)}</text>'
+        )
+    return _svg("".join(out), f"{y_label} by {x_label}")
+
+
+def _pieces(points: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
+    """Runs of points between gaps."""
+    out: list[list[tuple[float, float]]] = [[]]
+    for a, b in points:
+        if b is None:
+            out.append([])
+        else:
+            out[-1].append((a, b))
+    return [piece for piece in out if piece]
+
+
+def scatter(true: Numbers, predicted: Numbers, *, x_label: str, y_label: str) -> str:
+    """Predicted over true, with the diagonal where both are equal; evenly thinned if there are very many points."""
+    a, b = (np.asarray(v, dtype=np.float64) for v in (true, predicted))
+    both = np.concatenate([a, b])
+    x, y = Axis.over(both, LEFT, WIDTH - RIGHT), Axis.over(both, HEIGHT - BOTTOM, TOP)
+    diagonal = f'<line x1="{x.start}" y1="{y.start}" x2="{x.end}" y2="{y.end}" stroke="#777" stroke-dasharray="4 4"/>'
+    out = [_frame(x, y, x_label, y_label), diagonal, f'<g fill="{COLORS[0]}" fill-opacity="0.35">']
+    finite = np.isfinite(a) & np.isfinite(b)
+    every = max(1, math.ceil(finite.sum() / MAX_POINTS))
+    for p, q in zip(a[finite][::every], b[finite][::every], strict=True):
+        out.append(f'<circle cx="{x.at(float(p)):.1f}" cy="{y.at(float(q)):.1f}" r="2.5"/>')
+    note = f"<p>Every {every}th of {len(a):,} rows.</p>" if every > 1 else ""
+    return note + _svg("".join(out) + "</g>", f"{y_label} over {x_label}")

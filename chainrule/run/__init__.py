@@ -1,0 +1,1 @@
+"""Executing programs. A backend is one file and sees nothing but programs and graphs."""

@@ -1,0 +1,71 @@
+"""What a backend is.
+
+In: programs and graphs. Out: the contract that every backend keeps, so that one is as good as another but for speed. To add a
+backend, write one file beside `reference.py` that registers an instance in `backends`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..graph.node import Array, Graph
+from ..program import Program
+from ..registry import Registry
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Many steps in one call: which rows each takes, and the numbers that change from step to step.
+
+    entries: the entry that each step runs. data: whole arrays, from which the rows of a step are gathered, cast to the input's
+    type. order: row numbers, one step's after the other's. sizes: the number of rows of each step; there is a program for each
+    size. numbers: for each input without rows, one value for each step, on the first axis. keep: results to return.
+    """
+
+    entries: Sequence[str]
+    data: Mapping[str, Array]
+    order: Array
+    sizes: Sequence[int]
+    numbers: Mapping[str, Array]
+    keep: Sequence[str]
+
+
+class Session(ABC):
+    """A state at work on a backend, in whatever layout suits it."""
+
+    @abstractmethod
+    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> dict[str, Array]:
+        """Take all steps. Returns for each kept result an array: one entry a step, or for results with rows one a row, in the
+        order of `steps.order`.
+
+        `pulse(done)` is called from time to time with the number of steps taken; False stops after the step at hand, and what is
+        returned then covers the steps taken. An interrupt leaves the state as it was after a whole step.
+        """
+
+    @abstractmethod
+    def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One entry of the program for `rows` rows; its writes are carried out."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """The state in logical layout, as arrays of its own."""
+
+
+class Backend(ABC):
+    """A way to execute."""
+
+    name: str
+
+    @abstractmethod
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> Session:
+        """Start with this state; `programs` holds one program for each number of rows, all over the same state."""
+
+    @abstractmethod
+    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+        """A graph in normal form as a function of arrays, one for each input, captured ones included."""
+
+
+backends: Registry[Backend] = Registry("backend")

@@ -1,0 +1,87 @@
+"""The reference backend: each node by its NumPy definition, in the order of the graph.
+
+In: programs and graphs. Out: their results. It is slow and plain; other backends are tested against it. Denormal numbers are kept,
+where compiled networks flush them to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..graph.interpret import Plan, plan_of
+from ..graph.node import Array, Graph
+from ..program import Entry, Input, Program
+from .backend import Backend, Session, Steps, backends
+
+
+class ReferenceSession(Session):
+    def __init__(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> None:
+        self._programs = programs
+        self._state = {name: np.array(value) for name, value in state.items()}
+        self._plans: dict[tuple[int, str], tuple[Entry, Plan]] = {}
+
+    def _step(self, rows: int, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if (rows, name) not in self._plans:
+            entry = self._programs[rows].entries[name]
+            self._plans[rows, name] = (entry, plan_of(entry.graph))
+        entry, plan = self._plans[rows, name]
+        state = self._state
+        outputs = plan([*[state[r] for r in entry.reads], *[inputs[i] for i in entry.inputs], *entry.captures])
+        count = len(entry.results)
+        if entry.writes:  # one assignment: an interrupt finds the old state or the new one, never a mixture
+            self._state = {**state, **dict(zip(entry.writes, outputs[count:], strict=True))}
+        return dict(zip(entry.results, outputs, strict=False))
+
+    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> dict[str, Array]:
+        kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
+        at = 0
+        rows_of: dict[str, bool] = {}
+        for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
+            program = self._programs[size]
+            rows = steps.order[at : at + size]
+            at += size
+            inputs = {k: cast(v[rows], program.inputs[k]) for k, v in steps.data.items()}
+            inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
+            results = self._step(size, name, inputs)
+            entry = program.entries[name]
+            rows_of.update({k: r is not None for k, r in zip(entry.results, entry.result_rows, strict=True)})
+            for k in kept:
+                if k in results:
+                    kept[k].append(np.asarray(results[k]))
+            if pulse is not None and not pulse(i + 1):
+                break
+        return {k: _join(v, rows_of.get(k, False)) for k, v in kept.items()}
+
+    def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        known = self._programs[rows].inputs
+        return {k: np.asarray(v) for k, v in self._step(rows, entry, {k: cast(v, known[k]) for k, v in inputs.items()}).items()}
+
+    def state(self) -> dict[str, Array]:
+        return {name: np.array(value) for name, value in self._state.items()}
+
+
+def _join(parts: list[Array], by_row: bool) -> Array:
+    if not parts:
+        return np.zeros(0)
+    return np.concatenate(parts) if by_row else np.stack(parts)
+
+
+def cast(value: Array, to: Input) -> Array:
+    """A gathered input in the type that the program wants."""
+    return np.asarray(value, to.type.dtype)
+
+
+class ReferenceBackend(Backend):
+    name = "reference"
+
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> Session:
+        return ReferenceSession(programs, state)
+
+    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+        return plan_of(graph)
+
+
+backends.add("reference", ReferenceBackend())

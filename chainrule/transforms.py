@@ -1,0 +1,443 @@
+"""Functions of functions: gradients, products with Jacobians, native code.
+
+In: a function written in NumPy on nests of arrays. Out: a function on the same arguments. Each call traces the function anew and
+looks its code up by the graph, so a fresh lambda costs no new compilation; only `compile` skips tracing. Called on traced arrays
+they are recorded, so they nest: `grad(grad(f))`.
+
+Arguments: arrays and Python floats are traced; integers, booleans, strings and other objects are seen by the function as they are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+from .derive.backward import backward
+from .errors import DtypeError, ShapeError, UsageError
+from .graph import tree as trees
+from .graph.node import Array, Graph, Type
+from .graph.trace import Trace, apply, build, inline, is_traced, located, no_global_random, type_of
+from .normalize import graph_key, normalize
+from .ops.call import composition
+from .ops.loop import scan
+from .run.backend import backends
+from .run.reference import ReferenceBackend
+
+DEFAULT_BACKEND = ReferenceBackend.name
+
+
+# ---- tracing with arguments that are not arrays ------------------------------------------------------------------------------
+
+
+@dataclass
+class Traced:
+    """A function recorded on certain arguments. `inputs`: positions of the leaves that are inputs of the graph, in order."""
+
+    graph: Graph
+    out: trees.Structure
+    leaves: list[Any]
+    inputs: list[int]
+    spans: list[tuple[int, int]]  # first and last leaf of each argument
+    structures: list[trees.Structure]
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced, rather than passed on as it is."""
+    return type(leaf) is float or is_traced(leaf) or isinstance(leaf, (np.ndarray, np.generic))
+
+
+def trace_call(f: Callable[..., Any], args: Sequence[Any]) -> Traced:
+    """Record `f(*args)`."""
+    structures, leaves, spans = [], [], []
+    for arg in args:
+        more, structure = trees.flatten(arg)
+        spans.append((len(leaves), len(leaves) + len(more)))
+        leaves += more
+        structures.append(structure)
+    inputs = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+    out: list[trees.Structure] = []
+
+    def flat(*tracers: Any) -> list[Any]:
+        filled = list(leaves)
+        for i, t in zip(inputs, tracers, strict=True):
+            filled[i] = t
+        result = f(*(trees.unflatten(s, filled[a:b]) for s, (a, b) in zip(structures, spans, strict=True)))
+        results, structure = trees.flatten(result)
+        out.append(structure)
+        return results
+
+    with no_global_random():
+        graph = build(flat, [type_of(leaves[i]) for i in inputs])
+    return Traced(graph, out[0], leaves, inputs, spans, structures)
+
+
+_functions: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+_KEPT_FUNCTIONS = 256
+
+
+def executable(graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+    """The backend's function for a graph; found by what the graph computes."""
+    key = graph_key(graph)
+    if key in _functions:
+        _functions.move_to_end(key)
+        return _functions[key]
+    made = _functions[key] = backends[DEFAULT_BACKEND].function(normalize(graph))
+    while len(_functions) > _KEPT_FUNCTIONS:
+        _functions.popitem(last=False)
+    return made
+
+
+def execute(graph: Graph, args: Sequence[Any]) -> list[Any]:
+    """Run a graph, or record it where tracing stands. Captured values are added by themselves."""
+    if Trace.current() is not None and is_traced(*args, *graph.captures):
+        return inline(graph, args)
+    arrays = [np.asarray(a, n.dtype) for a, n in zip((*args, *graph.captures), graph.inputs, strict=True)]
+    return [np.asarray(r)[()] for r in executable(graph)(arrays)]
+
+
+# ---- gradients ---------------------------------------------------------------------------------------------------------------
+
+
+def _chosen(traced: Traced, argnums: int | Sequence[int], name: str) -> list[list[int]]:
+    """For each argument to differentiate by, the positions of its leaves among the graph's inputs."""
+    wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    chosen = []
+    for a in wanted:
+        if not -len(traced.spans) <= a < len(traced.spans):
+            raise UsageError(f"{name}: argnums={a}, but the function got {len(traced.spans)} arguments")
+        first, last = traced.spans[a]
+        for i in range(first, last):
+            if i not in traced.inputs or type_of(traced.leaves[i]).dtype.kind != "f":
+                raise DtypeError(
+                    f"{name}: argument {a} holds {traced.leaves[i]!r:.60}, which has no derivative: "
+                    "pass floating-point numbers, or choose other arguments with argnums"
+                )
+        chosen.append([traced.inputs.index(i) for i in range(first, last)])
+    return chosen
+
+
+def _nest(traced: Traced, argnums: int | Sequence[int], values: Sequence[Any]) -> Any:
+    """Flat gradients as the nests of the arguments they belong to."""
+    at, parts = 0, []
+    for a in [argnums] if isinstance(argnums, int) else argnums:
+        n = traced.structures[a].leaves
+        parts.append(trees.unflatten(traced.structures[a], values[at : at + n]))
+        at += n
+    return parts[0] if isinstance(argnums, int) else tuple(parts)
+
+
+def _inputs(traced: Traced) -> list[Any]:
+    return [traced.leaves[i] for i in traced.inputs]
+
+
+def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """The function (value, gradient) of a scalar function, both from one forward and one backward pass.
+
+    Args: f: returns one number; argnums: the argument to differentiate by, or several.
+    Returns: a function of f's arguments that gives (f, ∂f/∂argument), the gradient a nest like the argument (a tuple for several).
+    Raises: `ShapeError` if f returns anything but one number; `DtypeError` for an argument that is not floating-point.
+
+    >>> import numpy as np
+    >>> value, g = value_and_grad(lambda x: np.sum(x ** 2))(np.array([1.0, 3.0]))
+    >>> float(value), g.tolist()
+    (10.0, [2.0, 6.0])
+    """
+
+    @wraps(f)
+    def function(*args: Any) -> Any:
+        traced = trace_call(f, args)
+        outputs = traced.graph.outputs
+        if len(outputs) != 1 or outputs[0].shape != () or outputs[0].dtype.kind != "f":
+            raise ShapeError(
+                f"grad needs a function that returns one floating-point number; this one returns {', '.join(str(o.type) for o in outputs)}"
+                " (use np.sum or np.mean, or cr.jacobian or cr.vjp for several numbers)"
+            )
+        wrt = [i for group in _chosen(traced, argnums, "grad") for i in group]
+        back = backward(traced.graph, wrt, values=True)
+        value, *gradients = execute(back, [*_inputs(traced), np.ones((), outputs[0].dtype)])
+        return value, _nest(traced, argnums, gradients)
+
+    return function
+
+
+def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """The gradient of a scalar function: ∂f/∂argument, as a function of f's arguments.
+
+    See `value_and_grad`.
+
+    >>> import numpy as np
+    >>> grad(np.tanh)(0.0) == 1
+    np.True_
+    """
+    both = value_and_grad(f, argnums)
+
+    @wraps(f)
+    def function(*args: Any) -> Any:
+        return both(*args)[1]
+
+    return function
+
+
+def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """Value, and the product of a vector with the Jacobian: pull(g) = (gᵀ ∂f/∂argument, ...).
+
+    Args: f and its arguments. Returns: (f(*args), pull); pull takes a nest like the value and returns a tuple with a nest for each
+    argument (None for leaves without derivative).
+
+    >>> import numpy as np
+    >>> y, pull = vjp(lambda x: x * x, np.array([2.0, 3.0]))
+    >>> pull(np.array([1.0, 10.0]))[0].tolist()
+    [4.0, 60.0]
+    """
+    traced = trace_call(f, args)
+    floats = [i for i, n in enumerate(traced.graph.inputs[: len(traced.inputs)]) if n.dtype.kind == "f"]
+    values = execute(traced.graph, _inputs(traced))
+    back = backward(traced.graph, floats)
+
+    def pull(g: Any) -> tuple[Any, ...]:
+        seeds = _like_outputs(traced, g, "vjp")
+        gradients = execute(back, [*_inputs(traced), *seeds])
+        leaves: list[Any] = [None] * len(traced.leaves)
+        for i, d in zip(floats, gradients, strict=True):
+            leaves[traced.inputs[i]] = d
+        return tuple(trees.unflatten(s, leaves[a:b]) for s, (a, b) in zip(traced.structures, traced.spans, strict=True))
+
+    return trees.unflatten(traced.out, values), pull
+
+
+def _like_outputs(traced: Traced, g: Any, name: str) -> list[Any]:
+    seeds, structure = trees.flatten(g)
+    outputs = traced.graph.outputs
+    shapes = [np.shape(s) for s in seeds]
+    if structure != traced.out or shapes != [o.shape for o in outputs]:
+        raise ShapeError(
+            f"{name}: the vector must be like the function's value, {trees.describe(traced.out)} of shapes {[o.shape for o in outputs]}, "
+            f"not {trees.describe(structure)} of shapes {shapes}"
+        )
+    return [s if is_traced(s) else np.asarray(s, o.dtype) for s, o in zip(seeds, outputs, strict=True)]
+
+
+def jvp(f: Callable[..., Any], args: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """Value, and the product of the Jacobian with a vector: Σ ∂f/∂argument · tangent.
+
+    It is the backward pass of the backward pass, which is linear in its seed; what only the seed needed falls away.
+
+    Args: args, tangents: sequences of the same nests. Returns: (f(*args), derivative in the direction of the tangents).
+    Source: Townsend, "A new trick for calculating Jacobian vector products", 2017.
+
+    >>> import numpy as np
+    >>> jvp(np.sin, [0.0], [2.0])[1] == 2
+    np.True_
+    """
+    traced = trace_call(f, args)
+    leaves, structure = trees.flatten(tuple(tangents))
+    if structure != trees.flatten(tuple(args))[1]:
+        raise UsageError(f"jvp: the tangents must be nests like the arguments, {len(traced.leaves)} leaves, got {len(leaves)}")
+    directions, floats = [], []
+    for at, i in enumerate(traced.inputs):
+        node = traced.graph.inputs[at]
+        if node.dtype.kind == "f":
+            if np.shape(leaves[i]) != node.shape:
+                raise ShapeError(f"jvp: a tangent of shape {np.shape(leaves[i])} for an argument of shape {node.shape}")
+            floats.append(at)
+            directions.append(leaves[i] if is_traced(leaves[i]) else np.asarray(leaves[i], node.dtype))
+    by = [i for i, o in enumerate(traced.graph.outputs) if o.dtype.kind == "f"]
+    back = backward(traced.graph, floats, by)  # gradients = seeds · J
+    first_seed = len(traced.inputs)
+    forth = backward(back, list(range(first_seed, first_seed + len(by))))  # by the seeds: J · directions
+    inputs = _inputs(traced)
+    zeros = [np.zeros(traced.graph.outputs[i].shape, traced.graph.outputs[i].dtype) for i in by]
+    values = execute(traced.graph, inputs)
+    out: list[Any] = [np.zeros(o.shape, o.dtype) for o in traced.graph.outputs]
+    for i, d in zip(by, execute(forth, [*inputs, *zeros, *directions]), strict=True):
+        out[i] = d
+    return trees.unflatten(traced.out, values), trees.unflatten(traced.out, out)
+
+
+def hvp(f: Callable[[Any], Any], x: Any, v: Any) -> Any:
+    """Product of the Hessian of a scalar function with a vector, without the Hessian: ∂²f/∂x² · v.
+
+    Args: f of one nest; x, v nests of the same shapes. Returns: a nest like x.
+    Source: Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6, 1994.
+
+    >>> import numpy as np
+    >>> hvp(lambda x: np.sum(x ** 3), np.array([1.0, 2.0]), np.array([1.0, 1.0])).tolist()
+    [6.0, 12.0]
+    """
+    gradient = grad(f)
+    return vjp(gradient, x)[1](v)[0]  # the Hessian is symmetric: vᵀ H = H v
+
+
+def jacobian(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+    """All derivatives of all results: for a result of shape R and an argument of shape A an array of shape R + A.
+
+    One backward pass for each number in the result, in a loop that stays a loop.
+
+    >>> import numpy as np
+    >>> jacobian(lambda x: x ** 2)(np.array([1.0, 2.0])).tolist()
+    [[2.0, 0.0], [0.0, 4.0]]
+    """
+
+    @wraps(f)
+    def function(*args: Any) -> Any:
+        traced = trace_call(f, args)
+        wrt = [i for group in _chosen(traced, argnums, "jacobian") for i in group]
+        inputs = _inputs(traced)
+        shapes = [traced.graph.inputs[i].shape for i in wrt]
+        rows = []
+        for at, output in enumerate(traced.graph.outputs):
+            if output.dtype.kind != "f":
+                raise DtypeError(f"jacobian: result {at} is of {output.dtype}, which has no derivative")
+            back = backward(traced.graph, wrt, [at])
+            rows.append(_jacobian_of(back, inputs, output.type, shapes))
+        nested = [_nest(traced, argnums, row) for row in rows]
+        return trees.unflatten(traced.out, nested)
+
+    return function
+
+
+def _jacobian_of(back: Graph, inputs: list[Any], output: Type, shapes: list[tuple[int, ...]]) -> list[Any]:
+    captures = list(back.captures)
+    closed = Graph(back.inputs, back.outputs)
+    seed_at = len(back.inputs) - len(captures) - 1
+
+    def all_rows(*values: Any) -> list[Any]:
+        def step(_: Any, seed: Any) -> tuple[Any, Any]:
+            full = [*values[:seed_at], np.reshape(seed, output.shape), *values[seed_at:-1]]
+            return None, tuple(inline(closed, full))
+
+        index = apply("iota", length=output.size, dtype=np.dtype(np.int64))
+        basis = np.equal(values[-1][:, None], index[None, :]).astype(output.dtype)
+        return list(scan(step, None, basis)[1])
+
+    values = [*inputs, *captures]
+    numbers = np.arange(output.size)
+    types = [*(Type(n.shape, n.dtype, n.type.weak) for n in (*back.inputs[:seed_at], *back.inputs[seed_at + 1 :])), type_of(numbers)]
+    stacked = execute(build(lambda *v: all_rows(*v), types), [*values, numbers])
+    return [np.reshape(s, (*output.shape, *shape))[()] for s, shape in zip(stacked, shapes, strict=True)]
+
+
+# ---- what the derivative sees ------------------------------------------------------------------------------------------------
+
+
+@composition("stop_gradient", derivative=(None,), smooth=False)
+def _stop(x: Any) -> Any:
+    """x, as a constant to the derivative."""
+    return x
+
+
+def stop_gradient(x: Any) -> Any:
+    """`x` (any nest), through which no gradient flows.
+
+    >>> import numpy as np
+    >>> grad(lambda x: x * stop_gradient(x))(3.0) == 3
+    np.True_
+    """
+    return trees.tree_map(lambda leaf: _stop(leaf) if is_traced(leaf) else leaf, x)
+
+
+def custom_gradient(f: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callable[..., Any]:
+    """A function that brings its own derivative.
+
+    Args: f(*args) returns (value, pull); pull(g) takes the gradient by the value, a nest like it, and returns the gradient by each
+    argument (a tuple if there are several). Values that f takes from outside get no gradient.
+    Returns: the function args -> value.
+
+    >>> import numpy as np
+    >>> @custom_gradient
+    ... def clipped(x):
+    ...     return x, lambda g: np.clip(g, -1, 1)
+    >>> grad(lambda x: 5 * clipped(x))(2.0) == 1
+    np.True_
+    """
+
+    @wraps(f)
+    def function(*args: Any) -> Any:
+        leaves, structure = trees.flatten(args)
+        if not is_traced(*leaves):
+            return f(*args)[0]
+        types = [type_of(leaf) for leaf in leaves]
+        out: list[trees.Structure] = []
+
+        def forward(*values: Any) -> list[Any]:
+            results, out_structure = trees.flatten(f(*trees.unflatten(structure, values))[0])
+            out[:] = [out_structure]
+            return results
+
+        def pull(*values: Any) -> list[Any]:
+            _, pullback = f(*trees.unflatten(structure, values[: len(leaves)]))
+            gradients = pullback(trees.unflatten(out[0], values[len(leaves) :]))
+            flat, found = trees.flatten(gradients if len(args) > 1 else (gradients,))
+            if found != structure or [np.shape(d) for d in flat] != [t.shape for t in types]:
+                raise ShapeError(located(
+                    f"custom_gradient: pull must return gradients like the arguments, {[t.shape for t in types]}, "
+                    f"not {[np.shape(d) for d in flat]}"
+                ))  # fmt: skip
+            return flat
+
+        body = build(forward, types)
+        results = [Type(o.shape, o.dtype) for o in body.outputs]
+        back = build(pull, [*types, *results])
+        n, m = len(leaves), len(body.captures)
+        spare = back.inputs[n + len(results) :]  # what only `pull` takes from outside: carried along, for the backward pass
+        closed = Graph((*body.inputs, *spare), body.outputs)
+        back_closed = Graph(back.inputs, back.outputs)
+
+        def derivative(need: Sequence[bool], g: Any, y: Any, *values: Any) -> list[Any]:
+            ys, gs = (y, g) if isinstance(y, list) else ([y], [g])
+            seeds = [np.zeros_like(a) if b is None else b for a, b in zip(ys, gs, strict=True)]
+            return [*inline(back_closed, [*values[:n], *seeds, *values[n + m :]]), *[None] * (len(values) - n)]
+
+        made = apply("call", *leaves, *body.captures, *back.captures, body=closed, derivative=derivative, name=f.__name__)
+        return trees.unflatten(out[0], made if isinstance(made, tuple) else [made])
+
+    return function
+
+
+# ---- compiling ---------------------------------------------------------------------------------------------------------------
+
+
+def compile(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, recorded once for each combination of nest, shapes, types and static arguments, then run without Python.
+
+    Args: f written in NumPy; its integer, boolean and string arguments are static: a new value is a new program. Python floats are
+    numbers like any other. Arrays that f takes from outside keep the value they had when it was recorded.
+
+    >>> import numpy as np
+    >>> fast = compile(lambda x, n: x * n)
+    >>> fast(np.array([1.0, 2.0]), 3).tolist()
+    [3.0, 6.0]
+    """
+    known: dict[Any, tuple[Callable[..., Any], trees.Structure, tuple[Any, ...]]] = {}
+
+    @wraps(f)
+    def function(*args: Any) -> Any:
+        leaves, structure = trees.flatten(args)
+        if Trace.current() is not None and is_traced(*leaves):
+            return f(*args)
+        key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
+        try:
+            found = known.get(key)
+        except TypeError:
+            raise UsageError("compile: an argument is neither an array nor hashable, so it cannot be static") from None
+        if found is None:
+            traced = trace_call(f, args)
+            found = known[key] = (executable(traced.graph), traced.out, traced.graph.captures)
+        run, out, captures = found
+        arrays = [np.asarray(leaf) for leaf in leaves if is_array(leaf)]
+        return trees.unflatten(out, [np.asarray(r)[()] for r in run([*arrays, *captures])])
+
+    return function
+
+
+def _compile_key(leaf: Any) -> Any:
+    if type(leaf) is float:
+        return float
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return (leaf.shape, leaf.dtype.str)
+    return (type(leaf), leaf)

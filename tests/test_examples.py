@@ -1,0 +1,44 @@
+"""The example data is what its README says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chainrule import examples
+from chainrule.data.table import numbers
+
+
+def test_xor() -> None:
+    x, y = examples.xor()
+    np.testing.assert_array_equal(y, x[:, 0] != x[:, 1])
+
+
+def test_digits() -> None:
+    x, y = examples.digits()
+    assert x.shape == (1797, 64)
+    assert (x.min(), x.max()) == (0, 1)
+    assert x.dtype == np.float32
+    assert np.bincount(y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_tumours() -> None:
+    x, y = examples.tumours()
+    assert x.shape == (569, 30)
+    assert np.bincount(y).tolist() == [357, 212]
+    assert x[y == 1, 0].mean() > x[y == 0, 0].mean(), "malignant ones are larger"
+
+
+def test_houses() -> None:
+    table = examples.houses()
+    value, tax = (numbers(table.column(name))[0] for name in ("TOTAL VALUE", "TAX"))
+    assert (table.rows, len(table.columns)) == (5802, 14)
+    assert round(value.mean(), 1) == 392.7
+    assert round(value.std(ddof=1), 1) == 99.2
+    assert np.corrcoef(value, tax)[0, 1] > 0.9999999
+    assert (table.column("REMODEL") == "None").sum() == 4346
+    assert not any(name != name.strip() for name in table.columns)
+    assert numbers(table.column("YR BUILT"))[0].min() == 0
+
+
+def test_the_licence_travels_with_the_data() -> None:
+    assert "MIT License" in (examples.HOUSES_FILE.parent / "WestRoxbury.LICENSE").read_text(encoding="utf-8")
