@@ -5,7 +5,7 @@
 6.0
 """
 
-from . import initializers, losses, metrics, ops, optim, schedules
+from . import initializers, losses, metrics, nn, ops, optim, schedules
 from .errors import (
     BusyError,
     ChainruleError,
@@ -22,6 +22,7 @@ from .errors import (
     UsageError,
 )
 from .gradcheck import check_gradients
+from .nn import load
 from .optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, Optimizer, RAdam, RMSprop, Rprop
 from .ops import random
 from .ops.activations import elu, gelu, leaky_relu, mish, relu, selu, sigmoid, silu, softplus, softsign
@@ -30,6 +31,7 @@ from .ops.index import one_hot, scatter_add
 from .ops.loop import scan
 from .ops.reduce import log_softmax, logsumexp, softmax
 from .ops.window import windows
+from .train.history import EarlyStopping, Run
 from .transforms import compile, custom_gradient, grad, hvp, jacobian, jvp, stop_gradient, value_and_grad, vjp
 
 __version__ = "0.1.0"

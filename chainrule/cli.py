@@ -6,6 +6,7 @@ In: arguments. Out: tables on the terminal, run folders and files; a mistake pri
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ import numpy as np
 from .data import Table, read_table
 from .data.read import original_rows
 from .data.understand import Understanding, understand
-from .errors import ChainruleError, UsageError
+from .errors import ChainruleError, GradientMismatch, UsageError
 from .report import number, run_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ SHOWN = 40  # columns that the table of what was understood lists
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 a demo or a check fell short, 2 a mistake in the call or the data, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no "≥" shows "?"
     try:
         code = commands.main(args=arguments, prog_name="chainrule", standalone_mode=False)
     except click.ClickException as problem:
@@ -91,7 +95,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
     return widths
 
 
-@commands.command()
+@commands.command(short_help="Trains a network on a table or on images.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--target", metavar="COLUMN", help="The column to predict. Default: label, for IDX images.")
 @click.option("--task", type=click.Choice(["regression", "classification"]), help="Default: decided by the target.")
@@ -110,7 +114,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 256.")
 @click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most.")
 @click.option(
-    "--patience", type=click.IntRange(1), default=15, show_default=True, help="Epochs without improvement before it stops."
+    "--patience", type=click.IntRange(1), default=20, show_default=True, help="Epochs without improvement before it stops."
 )
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
 @click.option(
@@ -187,7 +191,7 @@ def _free(folder: Path) -> Path:
     return choice
 
 
-@commands.command()
+@commands.command(short_help="Adds predictions to the rows of a file.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
@@ -255,7 +259,7 @@ def sample_options(command: F) -> F:
     return command
 
 
-@commands.command()
+@commands.command(short_help="Prints a network's forward pass, backward pass and update as equations.")
 @click.argument("run", type=click.Path(path_type=Path))
 @sample_options
 @click.option("--form", type=click.Choice(["text", "latex", "html"]), default="text", show_default=True)
@@ -274,10 +278,10 @@ def explain(run: Path, data: Path | None, rows: int, form: str) -> None:
     click.echo(getattr(explained(known.network, x, y), form))
 
 
-@commands.command()
+@commands.command(short_help="Compares a network's gradients with central differences.")
 @click.argument("run", type=click.Path(path_type=Path))
 @sample_options
-def check(run: Path, data: Path | None, rows: int) -> None:
+def check(run: Path, data: Path | None, rows: int) -> int:
     """Compares the gradients of a network with central differences, in double precision.
 
     \b
@@ -288,7 +292,12 @@ def check(run: Path, data: Path | None, rows: int) -> None:
 
     known = experiment.read_run(run)
     x, y = _sample(known, data, rows)
-    click.echo(str(known.network.check_gradients(x, y, loss=known.preparation.target.loss)))
+    try:
+        click.echo(str(known.network.check_gradients(x, y, loss=known.preparation.target.loss)))
+    except GradientMismatch as found:
+        click.echo(str(found))
+        return 1
+    return 0
 
 
 def _sample(run: Run, data: Path | None, rows: int) -> tuple[Any, Any]:
@@ -304,7 +313,7 @@ def _sample(run: Run, data: Path | None, rows: int) -> tuple[Any, Any]:
     return x, y
 
 
-@commands.command()
+@commands.command(short_help="Trains networks on XOR, digits, tumours and houses.")
 @click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "all"]), default="all")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for the run folders."
@@ -326,17 +335,22 @@ def demo(name: str, out: Path, quiet: bool) -> int:
 
     chosen = list(DEMOS.values()) if name == "all" else [DEMOS[name]]
     results = [run_demo(one, out, say=say, verbose=not quiet) for one in chosen]
-    grid = Grid("", "score", "network", "linear model", "simplest", "to reach", "seconds", title="Scores beside their baselines")
+    grid = Grid(
+        "", "score", "network", "linear model", "simplest", "to reach", "seconds", title="Held-out scores beside their baselines"
+    )
     for result in results:
         values = [number(v) for v in result.scores.values()]
         over = f", mean of {len(result.folders)}" if len(result.folders) > 1 else ""
         mark = Text(values[0], style="bold green" if result.reached else "bold red")
         sign = "≤" if result.demo.smaller else "≥"
         reach = f"{sign} {number(result.demo.reach)}"
-        grid.add_row(result.demo.title, result.demo.metric + over, mark, *values[1:], reach, number(result.seconds))
+        grid.add_row(result.demo.name, result.demo.metric + over, mark, *values[1:], reach, f"{result.seconds:.1f}")
     console.print()
     console.print(grid)
-    console.print("simplest: always the mean or the most frequent class. Run folders, each with report.html:", highlight=False)
+    console.print(
+        "simplest: always the mean or the most frequent class; xor has no other rows than the four it learns", highlight=False
+    )
+    console.print("run folders, each with a report.html:", highlight=False)
     for result in results:
         for folder in result.folders:
             console.print(f"  {folder}", highlight=False, markup=False, soft_wrap=True)

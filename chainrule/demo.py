@@ -20,10 +20,10 @@ from .report import run_folder
 
 @dataclass(frozen=True)
 class Demo:
-    """A task. `reach`: what the mean over `seeds` of `metric` must be, at most if `smaller`, else at least."""
+    """A task. `about`: one line on it. `reach`: the least mean of `metric` over `seeds`, or the most if `smaller`."""
 
     name: str
-    title: str
+    about: str
     table: Callable[[], Table]
     target: str
     recipe: Recipe
@@ -74,7 +74,7 @@ DEMOS = {
     for demo in (
         Demo(
             "xor",
-            "XOR, a 2-8-1 network",
+            "exclusive or, all four rows",
             _xor,
             "a xor b",
             Recipe(hidden=(8,), activation="tanh", dropout=0.0, learning_rate=0.05, weight_decay=0.0, batch_size=4, epochs=300),
@@ -84,28 +84,28 @@ DEMOS = {
         ),
         Demo(
             "digits",
-            "handwritten digits, held-out quarter",
+            "handwritten digits, a quarter held out",
             _digits,
             "digit",
-            Recipe(test=0.25),
+            Recipe(dropout=0.3, test=0.25),
             "accuracy",
             0.97,
         ),
         Demo(
             "tumours",
-            "breast tumours, held-out quarter",
+            "breast tumours, a quarter held out",
             _tumours,
             "diagnosis",
-            Recipe(hidden=(32, 16), test=0.25),
+            Recipe(test=0.25),
             "AUC",
             0.985,
         ),
         Demo(
             "houses",
-            "house values, held-out fifth",
+            "house values in thousands of dollars, a fifth held out",
             examples.houses,
             "TOTAL VALUE",
-            Recipe(weight_decay=0.3, log_target=True),
+            Recipe(weight_decay=0.3, batch_size=64, patience=30, log_target=True),
             "RMSE",
             40.0,
             smaller=True,
@@ -124,7 +124,7 @@ def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool
     folders = []
     for seed in demo.seeds:
         folder = run_folder(out / (demo.name if len(demo.seeds) == 1 else f"{demo.name}-seed-{seed}"), overwrite=True)
-        say(f"{demo.title}: {facts.rows:,} rows, {facts.task}" + (f", seed {seed}" if len(demo.seeds) > 1 else ""))
+        say(f"{demo.name}: {demo.about}; {facts.rows:,} rows, {facts.task}" + (f", seed {seed}" if len(demo.seeds) > 1 else ""))
         outcome = train(table, facts, replace(demo.recipe, seed=seed), everything=demo.everything, verbose=verbose)
         write(folder, outcome)
         outcomes.append(outcome)

@@ -54,7 +54,7 @@ class Recipe:
     weight_decay: float = 0.1
     batch_size: int | None = None
     epochs: int = 100
-    patience: int = 15
+    patience: int = 20
     validation: float = 0.1
     test: float = 0.2
     seed: int = 0
@@ -133,13 +133,13 @@ def train(
     answers, chances = predictions(network, code, x_judge)
     true = judge.column(facts.target)
     scores = {"this network": score(code, true, answers, chances), **baselines(preparation, learn, judge)}
-    history = {"loss": [float(v) for v in run.loss]}
-    if len(run.validation_loss):
-        history["validation_loss"] = [float(v) for v in run.validation_loss]
-    best = None if everything or not run.validation_loss else int(np.nanargmin(run.validation_loss)) + 1
+    # without times: the history of a seed is the same bytes on every machine that computes the same bits
+    history = {name: values for name, values in run.table().items() if name not in ("epoch", "seconds")}
     notes = [f"training rows: {line}" for line in filled.lines()] + [f"held-out rows: {line}" for line in met.lines()]
+    if run.interrupted:
+        notes.append(f"interrupted in epoch {len(run.loss) + 1} of {recipe.epochs}")
     rows = (len(training), len(testing))
-    return Outcome(facts, recipe, preparation, network, history, best, scores, true, answers, rows, seconds, notes)
+    return Outcome(facts, recipe, preparation, network, history, run.best_epoch, scores, true, answers, rows, seconds, notes)
 
 
 def predictions(network: nn.Sequential, code: TargetCode, x: Values) -> tuple[Values, Values | None]:
@@ -238,6 +238,7 @@ def write(folder: Path, outcome: Outcome) -> None:
 def summary(outcome: Outcome) -> list[tuple[str, str]]:
     """(name, value) pairs on data, network and training."""
     facts, recipe = outcome.facts, outcome.recipe
+    blocks = [column for column in facts.features if column.kind == "block"]
     kinds: dict[str, int] = {}
     for column in facts.features:
         kinds[column.kind] = kinds.get(column.kind, 0) + 1
@@ -247,7 +248,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     return [
         ("data", f"{facts.source}: {facts.rows:,} rows, {outcome.rows[0]:,} to learn from, {outcome.rows[1]:,} held out"),
         ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
-        ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
+        ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "".join(f", {c.remark}" for c in blocks)),
         ("network", f"{' → '.join(map(str, widths))}, {recipe.activation}, {outcome.preparation.target.loss}"),
         ("training", f"{steps} epochs in {number(outcome.seconds)} s{kept}; seed {recipe.seed}"),
     ]

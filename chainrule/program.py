@@ -95,25 +95,29 @@ class ProgramBuilder:
         self.entries: dict[str, Entry] = {}
 
     def entry(self, name: str, function: Callable[..., tuple[Mapping[str, Any], Mapping[str, Any]]], inputs: Sequence[str],
-              key: str | None = None) -> None:  # fmt: skip
+              key: Callable[[Mapping[str, Any]], Any] | None = None) -> None:  # fmt: skip
         """Record `function(state, inputs) -> (results, writes)`, all of them mappings from names to arrays.
 
-        Only state that the graph reads becomes part of the entry. `key` names the input that random numbers start from.
+        Only state that the graph reads becomes part of the entry. `key(inputs)` is the key that random numbers start from.
         """
         names = list(self.state)
         types = [*(v.type for v in self.state.values()), *(self.inputs[i].type for i in inputs)]
         made: list[tuple[list[str], list[str]]] = []
-        at: dict[str, Any] = {}
+        at: dict[str, Any] = {}  # the key, made when the first random numbers are asked for
 
         def flat(*values: Any) -> list[Any]:
             state = dict(zip(names, values, strict=False))
             given = dict(zip(inputs, values[len(names) :], strict=True))
-            at["key"] = given.get(key) if key else None
+            at["inputs"] = given
             results, writes = function(state, given)
             made.append((list(results), list(writes)))
             return [*results.values(), *writes.values()]
 
-        graph = normalize(build(flat, types, key=(lambda: at["key"]) if key else None))
+        def random_key() -> Any:
+            assert key is not None
+            return key(at["inputs"])
+
+        graph = normalize(build(flat, types, key=random_key if key else None))
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
             wanted = self.state[write].type

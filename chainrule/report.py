@@ -191,8 +191,9 @@ def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
         total = max(int(counts[i].sum()), 1)
         cells = ""
         for j in shown:
-            color = "31, 95, 168" if i == j else "194, 84, 27"
-            shade = f"background: rgba({color}, {0.45 * counts[i, j] / total:.2f})"
+            share = counts[i, j] / total
+            color, strength = ("31, 95, 168", 0.45 * share) if i == j else ("194, 84, 27", bool(share) * (0.12 + 0.6 * share))
+            shade = f"background: rgba({color}, {strength:.2f})"
             cells += f'<td class="n" style="{shade}">{counts[i, j]:,}</td>'
         rows.append(f"<tr><th>{escape(str(classes[i]))}</th>{cells}</tr>")
     note = f"<p>The {MAX_CLASSES} largest of {len(classes)} classes.</p>" if len(shown) < len(classes) else ""
@@ -292,7 +293,7 @@ def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mar
         at = x.at(mark)
         side, anchor = (5, "start") if at < WIDTH / 2 else (-5, "end")
         out.append(f'<line x1="{at:.1f}" y1="{y.start}" x2="{at:.1f}" y2="{y.end}" stroke="#777" stroke-dasharray="4 4"/>')
-        out.append(f'<text x="{at + side:.1f}" y="{HEIGHT - BOTTOM - 8}" fill="#555" text-anchor="{anchor}">best</text>')
+        out.append(f'<text x="{at + side:.1f}" y="{TOP + 12}" fill="#555" text-anchor="{anchor}">best</text>')
     for i, (name, values) in enumerate(series.items()):
         color = COLORS[i % len(COLORS)]
         points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start=1)]

@@ -102,3 +102,25 @@ def evaluate(graph: Graph, arrays: Sequence[Array]) -> list[Any]:
     if missing > len(graph.captures):
         raise ChainruleError(f"this graph takes {len(graph.inputs) - len(graph.captures)} arrays, got {len(arrays)}")
     return plan_of(graph)([*arrays, *captured])
+
+
+def first_not_finite(graph: Graph, arrays: Sequence[Array], names: Sequence[str]) -> str:
+    """Where NaN or infinity first appears, in words: an input by its name, or the layer and operator of a node; "" if nowhere
+    in what the graph returns."""
+    values: dict[Node, Any] = dict(zip(graph.inputs, (*arrays, *graph.captures), strict=True))
+    for name, value in zip(names, arrays, strict=False):
+        if value.dtype.kind == "f" and not np.all(np.isfinite(value)):
+            return f'"{name}" already holds values that are not finite'
+    if all(np.all(np.isfinite(r)) for r in evaluate(graph, arrays) if np.asarray(r).dtype.kind == "f"):
+        return ""  # infinities on the way, such as in a branch not taken, do no harm
+    with np.errstate(all="ignore"):
+        for node in graph.nodes():
+            if node in values:
+                continue
+            result = _function(node, {})(*(values[a] for a in node.args))
+            values[node] = result
+            parts = result if isinstance(result, tuple) else (result,)
+            if any(np.asarray(p).dtype.kind == "f" and not np.all(np.isfinite(p)) for p in parts):
+                where = f'layer "{node.scope}"' if node.scope else "the loss or the update"
+                return f"the first value that is not finite arises in {where}, in {node.op} of shape {node.shape}"
+    return ""

@@ -1,0 +1,32 @@
+"""Layers and networks: `from chainrule import nn`."""
+
+from .layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    Reshape,
+    Residual,
+    Sequential,
+)
+from .module import Module
+from .saving import layers, load
+
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "LayerNorm",
+    "Module",
+    "Reshape",
+    "Residual",
+    "Sequential",
+    "layers",
+    "load",
+]

@@ -1,0 +1,239 @@
+"""Networks in files: safetensors with a description in JSON. No pickle, no code.
+
+In: a network. Out: a file with its layers and their arguments, parameters, statistics, optimizer state and counters, so that a
+network that is loaded goes on as if it had never stopped. Reading makes only layers that are known by name, the built-in ones and
+those given in `layers`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import initializers, losses, optim
+from ..errors import ChainruleError, FileFormatError, UsageError
+from ..graph.node import Array, Type
+from ..graph.trace import FUNCTIONS, build
+from ..ops.activations import activations
+from ..registry import Registry, nearest
+from ..train.model import Model
+
+FORMAT, VERSION = "chainrule network", 1
+
+layers: Registry[type[Model]] = Registry("layer")
+
+
+def save(net: Model, path: str | os.PathLike[str]) -> None:
+    """Write a network; the file appears whole or not at all.
+
+    Raises: `UsageError` for a part that no file can describe: a lambda or local function as activation or loss, layers that were
+    changed after they were made.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    described = _describe(net, {})
+    again = _make(described, {name: type(layer) for layer in net._layers().values() for name in [type(layer).__name__]}, {})
+    if list(again._layers()) != list(net._layers()):
+        raise UsageError(
+            f"this {type(net).__name__} was changed after it was made, so its arguments no longer describe it: "
+            "give all parts to __init__ (layers in the file: " + ", ".join(filter(None, again._layers())) + ")"
+        )
+    built = net._built
+    record: dict[str, Any] = {"network": described, "trainable": {p: layer.trainable for p, layer in net._layers().items()}}
+    if built:
+        record["built"] = {
+            "dtype": str(built["dtype"]), "seed": built["seed"], "outputs": list(built["outputs"]), "keys": list(built["keys"]),
+            "inputs": {n: [list(t.shape), str(t.dtype)] for n, t in built["inputs"].items()},
+        }  # fmt: skip
+        record["counters"], record["schedule_state"] = dict(net._counters), dict(net._schedule_state)
+        record["loss"] = _setting(losses.config, net._loss)
+        record["optimizer"] = _setting(optim.config, net._optimizer)
+    arrays = {f"{kind}/{n}": v for kind in ("parameter", "statistic") for n, v in net._arrays(kind).items()}  # type: ignore[arg-type]
+    arrays |= net._slots
+    data = to_bytes({n: np.ascontiguousarray(v) for n, v in arrays.items()}, {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)})
+    write_whole(path, data)
+
+
+def _setting(config: Any, thing: Any) -> Any:
+    """The loss or optimizer as plain values; a user's own function cannot be kept, and is asked for again."""
+    if thing is None:
+        return None
+    try:
+        settings = config(thing)
+        json.dumps(settings)
+    except (ChainruleError, TypeError, ValueError):
+        return None
+    return settings if settings.get("name") in losses.losses or settings.get("name") in optim.optimizers else None
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that it is there whole or, after a crash, as it was before."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str], layers: Iterable[type[Model]] = ()) -> Any:
+    """Read a network that `net.save` wrote.
+
+    Args: layers: the classes of your own layers that the network uses.
+    Raises: `FileFormatError` for a file that is truncated, forged or of another kind, and for layers that are not known;
+    `FileNotFoundError`. Nothing in the file is run.
+    """
+    arrays, record = _read(Path(path))
+    own = {cls.__name__: cls for cls in layers}
+    try:
+        net = _make(record["network"], own, {})
+        _restore(net, record, arrays)
+    except FileFormatError:
+        raise
+    except (ChainruleError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: the description of the network does not fit together: {error}") from None
+    return net
+
+
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            about = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FileFormatError(f"{path} is no readable safetensors file: {error}") from None
+    if about.get("format") != FORMAT:
+        raise FileFormatError(f"{path} is a safetensors file, but no network of chainrule; load_parameters takes bare arrays")
+    if about.get("version") != str(VERSION):
+        raise FileFormatError(f"{path} has version {about.get('version')} of the format, and this chainrule reads {VERSION}: update chainrule")
+    try:
+        record = json.loads(about["record"])
+    except (KeyError, ValueError, RecursionError):
+        raise FileFormatError(f"{path}: its description is damaged") from None
+    if not isinstance(record, dict) or "network" not in record:
+        raise FileFormatError(f"{path}: its description is damaged")
+    return arrays, record
+
+
+def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """State and counters into a network that was just made."""
+    parts = net._layers()
+    for path, trainable in record["trainable"].items():
+        parts[path].trainable = bool(trainable)
+    if "built" not in record:
+        return
+    built = record["built"]
+    dtype = np.dtype(built["dtype"])
+    for name, value in arrays.items():
+        kind, _, full = name.partition("/")
+        if kind == "slot":
+            net._slots[name] = value
+            continue
+        if kind not in ("parameter", "statistic") or value.dtype != dtype:
+            raise FileFormatError(f'the array "{name}" of type {value.dtype} has no place in a network of {dtype}')
+        path, _, local = full.rpartition(".")
+        parts[path]._values[local], parts[path]._kinds[local] = value, kind  # type: ignore[assignment]
+    net._built = {
+        "dtype": dtype, "seed": int(built["seed"]), "outputs": tuple(built["outputs"]), "keys": tuple(built["keys"]),
+        "inputs": {n: Type(tuple(int(k) for k in shape), np.dtype(kind)) for n, (shape, kind) in built["inputs"].items()},
+    }  # fmt: skip
+    net._counters = {k: int(record["counters"][k]) for k in ("steps", "epochs")}
+    net._schedule_state = {str(k): float(v) for k, v in record["schedule_state"].items()}
+    net._loss = losses.from_config(record["loss"]) if record["loss"] else None
+    net._optimizer = optim.from_config(record["optimizer"]) if record["optimizer"] else None
+    _check_whole(net)
+
+
+def _check_whole(net: Model) -> None:
+    """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for."""
+    inputs: dict[str, Type] = net._built["inputs"]
+    state = {**net._arrays("parameter"), **net._arrays("statistic")}
+    asked = build(
+        lambda *values: [net._forward(state, dict(zip(inputs, values, strict=True)), False)[0]],
+        [Type((2, *t.shape), t.dtype) for t in inputs.values()],
+    )
+    if asked.outputs[0].shape[1:] != net._built["outputs"]:
+        raise FileFormatError(f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}")
+
+
+# ---- layers as plain values --------------------------------------------------------------------------------------------------
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    """A layer or an argument of one as JSON. A layer that stands twice is described once."""
+    if isinstance(value, Model):
+        if id(value) in seen:
+            return {"same": seen[id(value)]}
+        seen[id(value)] = len(seen)
+        args, kwargs = value._config
+        number = seen[id(value)]
+        return {
+            "layer": type(value).__name__,
+            "number": number,
+            "args": [_describe(a, seen) for a in args],
+            "kwargs": {k: _describe(v, seen) for k, v in kwargs.items()},
+        }
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_describe(v, seen) for v in value]}
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {"dict": {k: _describe(v, seen) for k, v in value.items()}}
+    if isinstance(value, initializers.Initializer):
+        return {"initializer": initializers.config(value)}
+    for name, function in activations.items():
+        if value is function:
+            return {"activation": name}
+    if isinstance(value, np.ufunc) and value in FUNCTIONS:
+        return {"numpy": value.__name__}
+    raise UsageError(
+        f"a file cannot describe {value!r} as an argument of a layer: use an activation by name, or write a layer class that holds the function"
+    )
+
+
+def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any]) -> Any:
+    """What `_describe` described."""
+    if not isinstance(described, dict):
+        return described
+    if "layer" in described:
+        name = described["layer"]
+        cls = own.get(name) or (layers[name] if name in layers else None)
+        if cls is None:
+            raise FileFormatError(f'the file holds a layer "{name}", which is not known.{nearest(str(name), layers)} If it is yours, pass layers=[{name}]')
+        args = [_make(a, own, made) for a in described["args"]]
+        kwargs = {k: _make(v, own, made) for k, v in described["kwargs"].items()}
+        layer = made[described["number"]] = cls(*args, **kwargs)
+        return layer
+    ((kind, value),) = described.items()
+    if kind == "same":
+        return made[value]
+    if kind in ("list", "tuple"):
+        items = [_make(v, own, made) for v in value]
+        return tuple(items) if kind == "tuple" else items
+    if kind == "dict":
+        return {k: _make(v, own, made) for k, v in value.items()}
+    if kind == "initializer":
+        return initializers.from_config(value)
+    if kind == "activation":
+        return activations[value]
+    if kind == "numpy" and isinstance(getattr(np, value, None), np.ufunc):
+        return getattr(np, value)
+    raise FileFormatError(f'the description of the network holds "{kind}", which this version does not know')

@@ -1,0 +1,147 @@
+"""From what a user passes to the arrays that a program reads.
+
+In: arrays, lists, tables; one input, a tuple of several or a dict of named ones. Out: a flat mapping from input name to array, with
+all lengths equal and all numbers finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, ShapeError
+from ..graph.node import Array
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The network's inputs by name. `keys`: "" for one array, positions for a tuple, names for a dict."""
+
+    arrays: Mapping[str, Array]
+    keys: tuple[Any, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the network's call."""
+        if self.keys and isinstance(self.keys[0], str) and self.keys[0]:
+            return (), {k: values[name_of(k)] for k in self.keys}
+        return tuple(values[name_of(k)] for k in self.keys), {}
+
+
+def name_of(key: Any) -> str:
+    """"x" for the only input, "x.0" or "x.name" for one of several."""
+    return "x" if key == "" else f"x.{key}"
+
+
+def inputs_of(x: Any) -> Inputs:
+    """`x` as named arrays: a tuple or a dict holds several inputs, anything else is one.
+
+    Raises: `DataError` for what is not numeric, empty or not finite, `ShapeError` for different lengths.
+    """
+    if isinstance(x, Inputs):
+        return x
+    parts: dict[Any, Any] = dict(enumerate(x)) if isinstance(x, tuple) else dict(x) if isinstance(x, dict) else {"": x}
+    if not parts:
+        raise DataError("x holds no input: pass an array, a tuple of arrays, or a dict of named arrays")
+    if any(not isinstance(k, (str, int)) or (isinstance(x, dict) and (not isinstance(k, str) or not k.isidentifier())) for k in parts):
+        raise DataError(f"the keys of x name the arguments of the network's call, so they must be words: {list(parts)}")
+    arrays = {name_of(k): numeric(v, name_of(k)) for k, v in parts.items()}
+    same_length(arrays)
+    return Inputs(arrays, tuple(parts))
+
+
+def numeric(value: Any, name: str) -> Array:
+    """`value` as an array of numbers, at least one row.
+
+    Raises: `DataError` that says where the trouble is: text, ragged rows, NaN or infinity with column, count and first row.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise DataError(f"{name}: its rows differ in length, so it is no array; pad them or pass arrays of one shape") from None
+    if array.dtype == object:
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"{name} holds {_first_odd(array)}, not numbers only; encode categories and text first") from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} holds {array.dtype} ({_first_odd(array)}), not numbers; encode categories and text first")
+    if array.dtype in (np.float16, np.longdouble):
+        array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+    if array.ndim == 0:
+        raise DataError(f"{name} is a single number; the first axis of data is the samples")
+    if array.shape[0] == 0 or array.size == 0:
+        raise DataError(f"{name} is empty (shape {array.shape}); there is nothing to learn from")
+    if array.dtype.kind == "f":
+        finite(array, name)
+    return array
+
+
+def finite(array: Array, name: str) -> None:
+    """Refuse NaN and infinity."""
+    if np.isfinite(np.sum(array)):  # one pass decides the common case; a sum that overflows is looked at closely
+        return
+    bad = ~np.isfinite(array)
+    if not bad.any():
+        return
+    first = np.unravel_index(int(np.argmax(bad)), array.shape)
+    column = f", column {first[1]}" if array.ndim == 2 else f", at {tuple(int(i) for i in first[1:])}" if array.ndim > 2 else ""
+    total = int(bad.sum())
+    raise DataError(
+        f"{name} holds {total} value{'s' if total > 1 else ''} that {'are' if total > 1 else 'is'} NaN or infinite, first in row "
+        f"{int(first[0])}{column} ({array[first]}); impute or drop such rows first (the command line imputes by itself)"
+    )
+
+
+def _first_odd(array: Array) -> str:
+    for value in array.reshape(-1)[:10000]:
+        if not isinstance(value, (int, float, bool, np.number, np.bool_)):
+            return f"{str(value)!r:.40}"
+    return f"values of {array.dtype}"
+
+
+def same_length(arrays: Mapping[str, Array]) -> None:
+    """All arrays must have one number of rows."""
+    lengths = {name: len(a) for name, a in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ShapeError(f"data of different length: {', '.join(f'{n} has {k} rows' for n, k in lengths.items())}")
+
+
+def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array, classes: bool) -> Array | None:
+    """One weight for each row, or None where all are 1.
+
+    class_weight: a mapping from class to weight, or "balanced": rows / (classes · rows of that class).
+    """
+    weight = None
+    if sample_weight is not None:
+        weight = np.asarray(sample_weight, np.float64)
+        if weight.shape != (rows,):
+            raise ShapeError(f"sample_weight must hold one number for each of the {rows} rows, not shape {weight.shape}")
+        if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
+            raise DataError("sample_weight must hold finite numbers, none negative and not all 0")
+    if class_weight is None:
+        return weight
+    labels = target.reshape(rows, -1)[:, 0] if target.ndim <= 2 and (target.ndim == 1 or target.shape[1] == 1) else None
+    if not classes or labels is None:
+        raise DataError("class_weight needs one class for each row as target")
+    found, counts = np.unique(labels, return_counts=True)
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise DataError(f'class_weight is a mapping from class to weight, or "balanced", not "{class_weight}"')
+        table = {float(c): rows / (len(found) * n) for c, n in zip(found, counts, strict=True)}
+    else:
+        table = {float(k): float(v) for k, v in dict(class_weight).items()}
+        missing = [c for c in found if float(c) not in table]
+        if missing:
+            raise DataError(f"class_weight says nothing of class {missing[0]:g}; the data holds {', '.join(f'{c:g}' for c in found)}")
+    each = np.array([table[float(c)] for c in labels])
+    return each if weight is None else weight * each
+
+
+__all__ = ["Inputs", "inputs_of", "numeric", "row_weights", "same_length"]

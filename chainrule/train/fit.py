@@ -1,0 +1,271 @@
+"""The training loop: epochs of steps on a backend, validation, early stopping, and what happens when things go wrong.
+
+In: a `Task` with data. Out: a new state, and the history in a `Run`. Python is entered once an epoch and for progress; the steps of
+an epoch are one call of the backend.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import DivergenceError, UsageError
+from ..graph.interpret import first_not_finite
+from ..graph.node import Array
+from ..metrics import Metric
+from ..ops.random import key_of
+from ..program import Program
+from ..run.backend import Backend, Session, Steps
+from ..run.batches import epoch_order, step_sizes
+from ..schedules import Schedule
+from .history import Callback, EarlyStopping, Run
+from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task
+from .progress import Progress
+
+EVALUATION_ROWS = 512  # rows that are evaluated at once; results do not depend on it
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to learn from or to be judged by. weight None: all 1."""
+
+    inputs: Mapping[str, Array]
+    target: Array
+    weight: Array | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.target)
+
+    def arrays(self) -> dict[str, Array]:
+        weight = {} if self.weight is None else {WEIGHT: self.weight}
+        return {**self.inputs, TARGET: self.target, **weight}
+
+    def take(self, rows: Array) -> Data:
+        return Data({k: v[rows] for k, v in self.inputs.items()}, self.target[rows], None if self.weight is None else self.weight[rows])
+
+    def total(self, rows: Array) -> float:
+        """The divisor of a loss over these rows. Rows of weight 0 alone cost nothing and move nothing."""
+        total = float(len(rows)) if self.weight is None else float(np.sum(self.weight[rows]))
+        return total if total > 0 else 1.0
+
+
+@dataclass
+class Training:
+    """One `fit`. `programs` makes (or finds) the program for a number of rows; `counters` holds the steps and epochs that the
+    network has behind it."""
+
+    task: Task
+    data: Data
+    validation: Data | None
+    programs: Callable[[Task, int, tuple[str, ...]], Program]
+    backend: Backend
+    epochs: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    metrics: Sequence[Metric]
+    callbacks: Sequence[Callback]
+    early_stopping: EarlyStopping | None
+    verbose: bool
+    run: Run
+    counters: dict[str, int]
+    schedule_state: dict[str, float]
+    save: Callable[[Mapping[str, Array]], None]
+    _best: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, state: Mapping[str, Array]) -> None:
+        """Train from this state; `save` receives the state after every epoch, whatever happens."""
+        started = time.perf_counter()
+        session = self._session(state)
+        good = dict(state)
+        progress = Progress(self.run, self.epochs, self.verbose)
+        try:
+            for _ in range(self.epochs):
+                good = self._epoch(session, good, progress)
+                self.save(good)
+                self.run.seconds = time.perf_counter() - started
+                progress.epoch()
+                for callback in self.callbacks:
+                    callback(self.run)
+                if self.worse_for_long(good) or self.run.stopped:
+                    break
+        except KeyboardInterrupt:
+            self.save(session.state())
+            self.run.interrupted, self.run.stopped = True, "interrupted"
+        finally:
+            self.run.seconds = time.perf_counter() - started
+            progress.close(self.run.stopped)
+        self.restore_best()
+
+    def restore_best(self) -> None:
+        """Bring back the weights of the best epoch, if early stopping is to."""
+        best = self._best.get("state")
+        if best is not None and self.early_stopping is not None and self.early_stopping.restore_best:
+            self.run.best_epoch = self._best["epoch"]
+            self.save(best)
+
+    # ---- one epoch -----------------------------------------------------------------------------------------------------------
+
+    def _session(self, state: Mapping[str, Array]) -> Session:
+        wanted: dict[int, tuple[str, ...]] = dict.fromkeys(step_sizes(self.data.rows, self.batch_size), self._entries)
+        if self.validation is not None:
+            for size in step_sizes(self.validation.rows, EVALUATION_ROWS):
+                wanted[size] = (*wanted.get(size, ()), "evaluate")
+        return self.backend.session({rows: self.programs(self.task, rows, entries) for rows, entries in wanted.items()}, state)
+
+    @property
+    def _accumulate(self) -> int:
+        return self.task.optimizer.accumulate if self.task.optimizer is not None else 1
+
+    def _steps(self) -> Steps:
+        """All steps of the epoch at hand."""
+        optimizer = self.task.optimizer
+        assert optimizer is not None
+        order = epoch_order(self.data.rows, shuffle=self.shuffle, seed=self.seed, epoch=self.counters["epochs"])
+        sizes = step_sizes(self.data.rows, self.batch_size)
+        count, group = len(sizes), self._accumulate
+        edges = np.cumsum([0, *sizes])
+        divisors = np.empty(count)
+        entries = []
+        for i in range(count):
+            first, last = i - i % group, min(i - i % group + group, count)  # the batches that make one update
+            divisors[i] = self.data.total(order[edges[first] : edges[last]])
+            entries.append("step" if i == last - 1 else "accumulate")
+        taken = self.counters["steps"] + np.arange(count)
+        rates = self._rates(optimizer.schedule, taken, self.run.steps + np.arange(count), self.epochs * count)
+        numbers = {
+            DIVISOR: divisors,
+            SEED: np.broadcast_to(key_of(self.seed), (count, 2)),
+            STEP: taken.astype(np.uint32),
+            RATE: rates,
+            **{f"hyper.{k}": np.full(count, v) for k, v in optimizer.hyper().items()},
+        }
+        keep = ("loss", "penalty", *(("scores",) if self.metrics else ()))
+        return Steps(entries, self.data.arrays(), order, sizes, numbers, keep)
+
+    def _rates(self, schedule: Schedule, taken: Array, in_run: Array, total: int) -> Array:
+        """Learning rates. A schedule that depends on the run's length counts the steps of this run; any other goes on counting
+        where the last run ended, so that two short runs equal a long one."""
+        rates = schedule(in_run, total)
+        tied = not np.array_equal(rates, schedule(in_run, 2 * total))
+        return (rates if tied else schedule(taken, total)) * self.schedule_state.get("scale", 1.0)
+
+    def _epoch(self, session: Session, good: dict[str, Array], progress: Progress) -> dict[str, Array]:
+        """One epoch; returns the state after it. `good` is the state before it, in which everything was finite."""
+        begun = time.perf_counter()
+        steps = self._steps()
+        count = len(steps.sizes)
+        taken = 0
+
+        def pulse(done: int) -> bool:
+            nonlocal taken
+            taken = done
+            progress.step(done, count)
+            return True
+
+        try:
+            kept = session.run(steps, pulse)
+        finally:
+            self.run.steps += taken
+            self.counters["steps"] += taken
+        state = session.state()
+        losses = kept["loss"].astype(np.float64)
+        if not np.all(np.isfinite(losses)) or not all(np.all(np.isfinite(v)) for v in state.values()):
+            self._diverged(steps, losses, good)
+        self.counters["epochs"] += 1
+        divisors = steps.numbers[DIVISOR]
+        updates = np.array([e == "step" for e in steps.entries])
+        self.run.loss.append(float(np.sum(losses * divisors) / np.sum(divisors[updates])))
+        self.run.penalty.append(float(kept["penalty"][updates][-1]))
+        self.run.learning_rate.append(float(steps.numbers[RATE][-1]))
+        self.measure("", kept.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
+        if self.validation is not None:
+            value, scores = evaluate(session, self.validation, bool(self.metrics))
+            self.run.validation_loss.append(value)
+            self.measure("validation_", scores, self.validation)
+        optimizer = self.task.optimizer
+        assert optimizer is not None
+        watched = (self.run.validation_loss or self.run.loss)[-1]
+        self.schedule_state.update(optimizer.schedule.observe(watched, self.schedule_state))
+        self.run.epoch_seconds.append(time.perf_counter() - begun)
+        return state
+
+    def measure(self, prefix: str, scores: Array | None, data: Data) -> None:
+        for metric in self.metrics:
+            assert scores is not None and self.task.loss is not None
+            value = metric(self.task.loss, scores, data.target, data.weight)
+            self.run.metrics.setdefault(prefix + metric.name, []).append(value)
+
+    # ---- when to stop --------------------------------------------------------------------------------------------------------
+
+    def worse_for_long(self, state: dict[str, Array]) -> bool:
+        stopping = self.early_stopping
+        if stopping is None:
+            return False
+        name = stopping.monitor or ("validation_loss" if self.run.validation_loss else "loss")
+        sign, values = self._watched(name)
+        value = sign * values[-1]
+        if not self._best or value < self._best["value"] - stopping.min_delta:
+            self._best.update(value=value, epoch=self.run.epochs, state=state)
+        elif self.run.epochs - self._best["epoch"] >= stopping.patience:
+            self.run.stop(f"no better {name.replace('_', ' ')} for {stopping.patience} epochs")
+            return True
+        return False
+
+    def _watched(self, name: str) -> tuple[float, list[float]]:
+        if name in ("loss", "validation_loss") and getattr(self.run, name):
+            return 1.0, getattr(self.run, name)
+        if name in self.run.metrics:
+            metric = next(m for m in self.metrics if m.name == name.removeprefix("validation_"))
+            if metric.greater_is_better is None:
+                raise UsageError(f'early stopping cannot tell whether more or less of "{name}" is better: give the function greater_is_better')
+            return (-1.0 if metric.greater_is_better else 1.0), self.run.metrics[name]
+        known = ["loss", *(["validation_loss"] if self.validation else []), *self.run.metrics]
+        raise UsageError(f'early stopping monitors "{name}", but this run records {", ".join(known)}')
+
+    def _diverged(self, steps: Steps, losses: Array, good: dict[str, Array]) -> None:
+        """Go through the epoch again from its beginning, step by step, and find the first value that is not finite."""
+        self.run.stopped = "diverged"
+        session = self._session(good)
+        edges = np.cumsum([0, *steps.sizes])
+        place, at, state = "", 0, good
+        for at in range(len(steps.sizes)):
+            place = self._first_not_finite(steps, at, steps.order[edges[at] : edges[at + 1]], state)
+            if place:
+                break
+            numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
+            order = steps.order[edges[at] : edges[at + 1]]
+            session.run(replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers))
+            state = session.state()
+        raise DivergenceError(
+            f"training diverged in epoch {self.counters['epochs'] + 1}, step {at + 1} of {len(steps.sizes)} (loss {losses[at]:.4g}): {place}. "
+            "The network keeps the weights from before this epoch, and the error's .run the history. Use a smaller learning rate, "
+            "clip_norm=1.0 in the optimizer, or scale the data to zero mean and unit variance",
+            self.run,
+        )
+
+    def _first_not_finite(self, steps: Steps, at: int, rows: Array, state: Mapping[str, Array]) -> str:
+        program = self.programs(self.task, steps.sizes[at], self._entries)
+        entry = program.entries[steps.entries[at]]
+        values = {**{k: v[rows] for k, v in steps.data.items()}, **{k: v[at] for k, v in steps.numbers.items()}}
+        arrays = [*(state[r] for r in entry.reads), *(np.asarray(values[i], program.inputs[i].type.dtype) for i in entry.inputs)]
+        return first_not_finite(entry.graph, arrays, (*entry.reads, *entry.inputs))
+
+    @property
+    def _entries(self) -> tuple[str, ...]:
+        return ("step", "accumulate") if self._accumulate > 1 else ("step",)
+
+
+def evaluate(session: Session, data: Data, want_scores: bool = True) -> tuple[float, Array | None]:
+    """Loss over all rows as one, and the scores, from a session with "evaluate" programs."""
+    sizes = step_sizes(data.rows, EVALUATION_ROWS)
+    divisors = np.full(len(sizes), data.total(np.arange(data.rows)))
+    steps = Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisors}, ("loss", "scores"))
+    kept = session.run(steps)
+    return float(math.fsum(kept["loss"].tolist())), kept["scores"] if want_scores else None

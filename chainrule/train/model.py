@@ -1,0 +1,631 @@
+"""What every network can do: learn, predict, be judged, show its gradients.
+
+In: a subclass that says how scores come from inputs (`nn.Module`). Out: `fit`, `predict`, `evaluate`, `gradients`, `parameters`, ...
+State lives here in logical layout, on the layer it belongs to, so backend and threads may change between calls.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import losses, metrics, optim
+from ..errors import BusyError, DataError, NotBuiltError, ShapeError, UnknownNameError, UsageError
+from ..gradcheck import GradientReport, check_graph
+from ..graph.node import Array, Graph, Type
+from ..graph.trace import Tracer, build
+from ..losses import Loss
+from ..ops.random import fold_in, key_of
+from ..optim import Optimizer
+from ..program import Kind, Program
+from ..registry import nearest
+from ..run.backend import Steps, backends
+from ..run.batches import split_rows, step_sizes
+from ..transforms import DEFAULT_BACKEND
+from .data import Inputs, inputs_of, name_of, numeric, row_weights, same_length
+from .fit import EVALUATION_ROWS, Data, Training, evaluate
+from .fullbatch import fit_full_batch
+from .history import Callback, EarlyStopping, Run, early_stopping_of
+from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, initial_slots, make_program, objective
+from .scope import Scope, initial
+
+DTYPES = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The objective of a network on given data, as a graph with everything needed to read and to evaluate it."""
+
+    graph: Graph
+    names: list[str]
+    values: list[Array]
+    wrt: list[int]
+    layers: dict[str, str]
+
+
+class Model(ABC):
+    """The part of a network that is the same for all."""
+
+    # ---- what a subclass says ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _scores(self, *inputs: Any, **named: Any) -> Any:
+        """The forward pass, inside an active `Scope`."""
+
+    @abstractmethod
+    def _layers(self) -> dict[str, Any]:
+        """Dotted name -> layer for this network ("") and all layers in it, each once, in order."""
+
+    # ---- state ---------------------------------------------------------------------------------------------------------------
+    # Each layer keeps its arrays in `_values` (name -> array) and what they are in `_kinds` (name -> Kind). The network that is
+    # trained keeps the rest: dtype, input types, optimizer slots, counters.
+
+    def _init_state(self) -> None:
+        self._values: dict[str, Array] = {}
+        self._kinds: dict[str, Kind] = {}
+        self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, outputs, seed
+        self._slots: dict[str, Array] = {}
+        self._optimizer: Optimizer | None = None
+        self._loss: Loss | None = None
+        self._counters = {"steps": 0, "epochs": 0}
+        self._schedule_state: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._programs: dict[Any, Program] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        state.pop("_lock", None)
+        state["_programs"] = {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
+    @property
+    def built(self) -> bool:
+        """Whether the network has seen data, and so has shapes and parameters."""
+        return bool(self._built)
+
+    def _require_built(self, what: str) -> None:
+        if not self.built:
+            raise NotBuiltError(f"{what}: this network has not seen data yet, so it has no shapes; call fit first (fit(x, y, epochs=0) only builds it)")
+
+    @contextmanager
+    def _busy(self, what: str) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(f"{what}: another thread is training this network at this moment; wait for it, or train a copy (copy.deepcopy)")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _arrays(self, kind: Kind) -> dict[str, Array]:
+        """Full name -> array of this kind."""
+        return {
+            f"{path}.{name}" if path else name: value
+            for path, layer in self._layers().items()
+            for name, value in layer._values.items()
+            if layer._kinds[name] == kind
+        }
+
+    def _store(self, state: Mapping[str, Array]) -> None:
+        """Put new values of parameters, statistics and slots in place."""
+        for path, layer in self._layers().items():
+            for name in layer._values:
+                full = f"{path}.{name}" if path else name
+                if full in state:
+                    layer._values[name] = state[full]
+        self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
+
+    def _frozen_paths(self) -> Callable[[str], bool]:
+        frozen = [path for path, layer in self._layers().items() if not layer.trainable]
+        return lambda path: any(path == f or f == "" or path.startswith(f + ".") for f in frozen)
+
+    def _trainable(self) -> list[str]:
+        frozen = self._frozen_paths()
+        return [n for n in self._arrays("parameter") if not frozen(n.rpartition(".")[0])]
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """Full name -> read-only copy of each parameter; empty before the network is built.
+
+        Weights of dense layers are (in, out), so that y = x @ weight + bias.
+        """
+        copies = {n: np.array(v) for n, v in self._arrays("parameter").items()}
+        for copy in copies.values():
+            copy.flags.writeable = False
+        return copies
+
+    @property
+    def statistics(self) -> dict[str, Array]:
+        """Full name -> copy of each running statistic (batch norm)."""
+        return {n: np.array(v) for n, v in self._arrays("statistic").items()}
+
+    def load_parameters(self, values: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Set parameters and statistics by full name.
+
+        Args: values: name -> array of the same shape; strict: all parameters must be there (False sets those that are).
+        Raises: `UnknownNameError` for a name that the network lacks, `ShapeError` for another shape, `DataError` for missing
+        names or values that are not finite.
+        """
+        self._require_built("load_parameters")
+        known = {**self._arrays("parameter"), **self._arrays("statistic")}
+        new = {}
+        for name, value in values.items():
+            if name not in known:
+                raise UnknownNameError(f'this network has no parameter "{name}".{nearest(name, known)} It has {", ".join(known)}')
+            array = np.array(numeric(value, name) if np.ndim(value) else value, self._built["dtype"])
+            if array.shape != known[name].shape:
+                raise ShapeError(f'"{name}" has shape {known[name].shape}; the given array has {array.shape}')
+            new[name] = array
+        missing = [n for n in self._arrays("parameter") if n not in values]
+        if strict and missing:
+            raise DataError(f"load_parameters: no value for {', '.join(missing)}; pass strict=False to set only those that are given")
+        with self._busy("load_parameters"):
+            self._store({**self._slots, **new})
+
+    def reset(self) -> None:
+        """Forget everything learnt: parameters, statistics, optimizer state, shapes. The next use builds the network anew."""
+        with self._busy("reset"):
+            lock = self._lock
+            for layer in self._layers().values():
+                layer._init_state()
+            self._lock = lock
+
+    # ---- building ------------------------------------------------------------------------------------------------------------
+
+    def _forward(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
+        """Scores and new statistics, while tracing."""
+        names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
+        inputs = Inputs({}, self._built["keys"])
+        args, named = inputs.arguments(given)
+        scope = Scope(names, state, training=training, frozen=self._frozen_paths())
+        with scope.active():
+            scores = self._scores(*args, **named)
+        self._check_scores(scores)
+        return scores, scope.updates
+
+    def _check_scores(self, scores: Any) -> None:
+        if not isinstance(scores, Tracer) or scores.ndim == 0 or scores.dtype.kind != "f":
+            raise ShapeError(f"the network must return one array of numbers with the rows first, not {scores!r}")
+
+    def _build(self, x: Inputs, seed: int, dtype: np.dtype[Any]) -> None:
+        """Create parameters by tracing the forward pass once on the data's shapes."""
+        layers = self._layers()
+        names = {id(layer): path for path, layer in reversed(list(layers.items()))}
+        fresh: list[Any] = []
+
+        def create(layer: Any, path: str, name: str, kind: Kind, shape: tuple[int, ...], init: Any) -> Array:
+            value = initial(init, f"{path}.{name}", shape, seed, dtype)
+            layer._values[name], layer._kinds[name] = value, kind
+            known[f"{path}.{name}" if path else name] = value
+            fresh.append((layer, name))
+            return value
+
+        known: dict[str, Any] = {**self._arrays("parameter"), **self._arrays("statistic")}
+        rows = min(x.rows, 2)
+        scores: list[Any] = []
+
+        def run(*values: Any) -> list[Any]:
+            scope = Scope(names, known, training=False, create=create)
+            args, named = x.arguments(dict(zip(x.arrays, values, strict=True)))
+            with scope.active():
+                scores[:] = [self._scores(*args, **named)]
+            self._check_scores(scores[0])
+            return scores
+
+        def types(index: Sequence[str]) -> dict[str, Type]:
+            return {n: Type((rows, *a.shape[1:]), np.dtype(np.int64) if n in index else dtype) for n, a in x.arrays.items()}
+
+        whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
+        try:
+            graph = build(run, list(types(whole).values()))
+            index = [n for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole and _used_as_index(graph, node)]
+            if index != whole:
+                graph = build(run, list(types(index).values()))
+        except BaseException:
+            for layer, name in fresh:
+                layer._values.pop(name, None)
+                layer._kinds.pop(name, None)
+            raise
+        if graph.outputs[0].shape[:1] != (rows,):
+            raise ShapeError(f"the network must keep the rows of a batch on the first axis; it turned {rows} rows into shape {graph.outputs[0].shape}")
+        self._built = {
+            "dtype": dtype,
+            "inputs": {n: Type(t.shape[1:], t.dtype) for n, t in types(index).items()},
+            "keys": x.keys,
+            "outputs": graph.outputs[0].shape[1:],
+            "seed": seed,
+        }
+
+    def _inputs(self, x: Any) -> Inputs:
+        """Data checked against what the network was built for."""
+        inputs = inputs_of(x)
+        expected: dict[str, Type] = self._built["inputs"]
+        if set(inputs.arrays) != set(expected):
+            raise ShapeError(f"this network takes the inputs {', '.join(expected)}; got {', '.join(inputs.arrays)}")
+        for name, array in inputs.arrays.items():
+            if array.shape[1:] != expected[name].shape:
+                raise ShapeError(
+                    f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
+                    "net.reset() lets it be built anew"
+                )
+            if expected[name].dtype.kind == "i" and array.dtype.kind == "f":
+                if not np.array_equal(array, np.floor(array)):
+                    raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
+        return inputs
+
+    def _ready(self, x: Any, seed: int, dtype: Any) -> Inputs:
+        """Build if needed; the inputs, checked."""
+        if not self.built:
+            self._build(inputs_of(x), seed, _dtype(dtype))
+        return self._inputs(x)
+
+    def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
+              dtype: Any = None) -> Task:  # fmt: skip
+        kind = np.dtype(dtype) if dtype is not None else self._built["dtype"]
+
+        def typed(types: Mapping[str, Any]) -> dict[str, Type]:
+            return {n: Type(tuple(t.shape), kind if t.dtype.kind == "f" else t.dtype) for n, t in types.items()}
+
+        target_type = None
+        if target is not None:
+            target_type = Type(target.shape[1:], kind if target.dtype.kind == "f" else np.dtype(np.int64))
+        return Task(
+            self._forward, typed(self._arrays("parameter")), tuple(self._trainable()), typed(self._arrays("statistic")),
+            typed(self._built["inputs"]), kind, loss, target_type, weighted, optimizer,
+        )  # fmt: skip
+
+    def _program(self, task: Task, rows: int, entries: tuple[str, ...]) -> Program:
+        """The program, kept for the next call. Layers that change are seen by what they say of themselves."""
+        optimizer = task.optimizer
+        recipe = None if optimizer is None else (type(optimizer), tuple(optimizer.hyper()), optimizer.accumulate > 1, optimizer)
+        key = (rows, entries, task.loss, task.weighted, task.target, task.dtype, tuple(task.trainable), recipe, repr(self))
+        try:
+            found = self._programs.get(key)
+        except TypeError:
+            return make_program(task, rows, entries)
+        if found is None:
+            if len(self._programs) > 64:
+                self._programs.clear()
+            found = self._programs[key] = make_program(task, rows, entries)
+        return found
+
+    # ---- learning ------------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        loss: str | Loss | Callable[[Any, Any], Any] = "mse",
+        optimizer: str | Optimizer | None = None,
+        epochs: int = 20,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        validation: float | tuple[Any, Any] | None = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        metrics: Sequence[Any] = (),
+        callbacks: Sequence[Callback] = (),
+        early_stopping: EarlyStopping | int | bool | None = None,
+        seed: int | None = 0,
+        threads: int | None = None,
+        dtype: str = "float32",
+        backend: str = DEFAULT_BACKEND,
+        memory: str | int | None = None,
+        verbose: bool = True,
+    ) -> Run:
+        """Train by backpropagation. Called again, it goes on where it ended.
+
+        Args:
+            x: inputs, rows first; a tuple of arrays for several inputs, a dict for named ones.
+            y: targets, one row for each row of x. `cross_entropy` takes class numbers 0..C-1 or rows of probabilities.
+            loss: a name, a `Loss` with options (`cr.losses.huber(2.0)`), or a function (scores, target) -> elements.
+            optimizer: a name or an optimizer; None is the optimizer of the last call, at first `Adam()`.
+            epochs: passes over the data; 0 only builds the network.
+            batch_size: rows of a step; the last one may be shorter and is exact. `LBFGS` takes all rows at once.
+            shuffle: take the rows of each epoch in a new order.
+            validation: a fraction of the rows, chosen at random by the seed (the last rows without shuffle), or (x, y).
+            sample_weight: (rows,), each row's weight in the loss. class_weight: class -> weight, or "balanced".
+            metrics: names ("accuracy", "r2", "rmse", "mae", "auc", "log_loss") or functions (prediction, target) -> number.
+            callbacks: functions of the `Run`, called after each epoch; `run.stop()` ends it.
+            early_stopping: a patience in epochs, or `cr.EarlyStopping`; the best weights come back.
+            seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
+            threads, memory: for compiled backends; the reference backend takes NumPy's threads and all memory it needs.
+            dtype: "float32" or "float64", fixed when the network is built.
+            backend: "reference". verbose: a progress line, if standard error is a terminal.
+        Returns: a `Run` with the history.
+        Raises: `DataError`, `ShapeError`, `UsageError` before anything is changed; `DivergenceError` if the loss is no longer
+        finite, with the last good weights kept; `BusyError` if another thread is training this network.
+        Ctrl-C ends the run after the step at hand and returns what has been learnt; `run.interrupted` says so.
+
+        >>> import numpy as np
+        >>> from chainrule import nn
+        >>> x = np.linspace(-1, 1, 64)[:, None]
+        >>> net = nn.Sequential(nn.Dense(16, "tanh"), nn.Dense(1))
+        >>> run = net.fit(x, x ** 2, epochs=200, optimizer="adam", batch_size=16)
+        >>> run.loss[-1] < 0.01
+        True
+        """
+        with self._busy("fit"):
+            options = _Options(epochs, batch_size, seed, threads, memory)
+            run = Run(options.seed, planned_epochs=epochs, network=self)
+            chosen, rule = losses.resolve(loss), self._rule(optimizer)
+            measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
+            stopping = early_stopping_of(early_stopping)
+            if self.built and _dtype(dtype) != self._built["dtype"] and dtype != "float32":
+                raise UsageError(f"this network was built with {self._built['dtype']}; net.reset() lets it be built with {dtype}")
+            built_before = self.built
+            try:
+                inputs = self._ready(x, options.seed, dtype)
+                data, held = self._split(inputs, y, chosen, validation, sample_weight, class_weight, shuffle, options.seed)
+            except BaseException:
+                if not built_before:
+                    self._unbuild()
+                raise
+            self._loss = chosen
+            self._take_optimizer(rule)
+            task = self._task(chosen, data.target, data.weight is not None, rule)
+            state = {**self._arrays("parameter"), **self._arrays("statistic"), **self._slots}
+            driver = fit_full_batch if getattr(rule, "driver", False) else Training.__call__
+            training = Training(
+                task, data, held, self._program, backends[backend], epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
+                tuple(callbacks), stopping, verbose, run, self._counters, self._schedule_state, self._store,
+            )  # fmt: skip
+            if epochs:
+                driver(training, state)
+            return run
+
+    def _unbuild(self) -> None:
+        self._built = {}
+        for layer in self._layers().values():
+            layer._values, layer._kinds = {}, {}
+
+    def _rule(self, optimizer: str | Optimizer | None) -> Optimizer:
+        if optimizer is None:
+            return self._optimizer or optim.Adam()
+        return optim.resolve(optimizer)
+
+    def _take_optimizer(self, rule: Optimizer) -> None:
+        """Slots go on if the optimizer is the same but for its numbers; a different one starts anew."""
+        before = self._optimizer
+        arrays = {n: self._arrays("parameter")[n] for n in self._trainable()}
+        fresh = {} if getattr(rule, "driver", False) else initial_slots(rule, arrays, self._built["dtype"])
+        same = before is not None and type(before) is type(rule)
+        if not same or (fresh and {n: v.shape for n, v in fresh.items()} != {n: v.shape for n, v in self._slots.items()}):
+            self._slots = fresh
+            self._schedule_state.clear()
+        if not self._schedule_state or before is None or before.schedule != rule.schedule:
+            self._schedule_state.clear()
+            self._schedule_state.update(rule.schedule.start())
+        self._optimizer = rule
+
+    def _split(self, inputs: Inputs, y: Any, loss: Loss, validation: Any, sample_weight: Any, class_weight: Any, shuffle: bool,
+               seed: int) -> tuple[Data, Data | None]:  # fmt: skip
+        """Checked data for training and for validation."""
+        target = self._target(inputs, y, loss)
+        weight = row_weights(inputs.rows, sample_weight, class_weight, target, loss.is_classification)
+        data = Data(inputs.arrays, target, weight)
+        if validation is None or (isinstance(validation, (int, float)) and validation == 0):
+            return data, None
+        if isinstance(validation, (int, float)):
+            if not 0 < validation < 1 or inputs.rows < 2:
+                raise UsageError(f"validation is a fraction between 0 and 1 of at least 2 rows, or a pair (x, y), not {validation!r}")
+            train, held = split_rows(inputs.rows, float(validation), shuffle=shuffle, seed=seed)
+            return data.take(train), data.take(held)
+        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+            raise UsageError("validation is a fraction of the rows, or a pair (x, y)")
+        other = self._inputs(validation[0])
+        return data, Data(other.arrays, self._target(other, validation[1], loss), None)
+
+    def _target(self, inputs: Inputs, y: Any, loss: Loss) -> Array:
+        if y is None:
+            raise DataError(f"the loss {loss.name} needs a target y")
+        given = np.asarray(y)
+        if given.ndim == 0:
+            raise DataError("y is a single number; it needs one target for each row of x")
+        same_length({**inputs.arrays, "y": given})
+        return loss.check_target(y if given.dtype != object else given, self._built["outputs"])
+
+    # ---- using ---------------------------------------------------------------------------------------------------------------
+
+    def predict(self, x: Any, *, backend: str = DEFAULT_BACKEND) -> Array:
+        """Raw outputs (scores) for each row of x, in evaluation mode: (rows, *outputs).
+
+        Raises: `NotBuiltError` before the first fit; `ShapeError` for rows of another shape.
+        """
+        self._require_built("predict")
+        inputs = self._inputs(x)
+        task = self._task()
+        sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
+        programs = {n: self._program(task, n, ("forward",)) for n in sizes}
+        session = backends[backend].session(programs, {**self._arrays("parameter"), **self._arrays("statistic")})
+        steps = Steps(["forward"] * len(sizes), inputs.arrays, np.arange(inputs.rows), sizes, {}, ("scores",))
+        return session.run(steps)["scores"]
+
+    def predict_proba(self, x: Any) -> Array:
+        """Probabilities by the output link of the last loss: (rows, classes); for one sigmoid output two columns, [1 - p, p].
+
+        Raises: `UsageError` if the network was not trained as a classifier.
+        """
+        loss = self._loss
+        if loss is None or not loss.is_classification or loss.link == "identity":
+            raise UsageError("predict_proba: the last loss gives no probabilities; train with cross_entropy or binary_cross_entropy")
+        p = loss.apply_link(self.predict(x))
+        return np.concatenate([1 - p, p], axis=1) if p.ndim == 2 and p.shape[1] == 1 and loss.link == "sigmoid" else p
+
+    def evaluate(self, x: Any, y: Any, *, loss: Any = None, metrics: Sequence[Any] = (), sample_weight: Any = None,
+                 backend: str = DEFAULT_BACKEND) -> dict[str, float]:  # fmt: skip
+        """Loss and metrics over all rows: {"loss": ..., "accuracy": ...}. loss None: that of the last fit."""
+        self._require_built("evaluate")
+        chosen = self._known_loss(loss, "evaluate")
+        inputs = self._inputs(x)
+        target = self._target(inputs, y, chosen)
+        data = Data(inputs.arrays, target, row_weights(inputs.rows, sample_weight, None, target, chosen.is_classification))
+        task = self._task(chosen, target, data.weight is not None)
+        programs = {n: self._program(task, n, ("evaluate",)) for n in step_sizes(data.rows, EVALUATION_ROWS)}
+        session = backends[backend].session(programs, {**self._arrays("parameter"), **self._arrays("statistic")})
+        value, scores = evaluate(session, data)
+        measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
+        assert scores is not None
+        return {"loss": value, **{m.name: m(chosen, scores, target, data.weight) for m in measures}}
+
+    def _known_loss(self, loss: Any, what: str) -> Loss:
+        if loss is None and self._loss is None:
+            raise UsageError(f'{what}: this network has not been trained, so name the loss: loss="mse"')
+        return losses.resolve(loss) if loss is not None else self._loss  # type: ignore[return-value]  # one of the two is there
+
+    def gradients(self, x: Any, y: Any, *, loss: Any = None, training: bool = True, seed: int = 0, dtype: Any = None,
+                  backend: str | None = None, memory: str | int | None = None) -> dict[str, Array]:  # fmt: skip
+        """The gradient of the mean loss over these rows by every trainable parameter: full name -> array.
+
+        Args: loss None: that of the last fit; training: with batch statistics and the dropout of `seed` (running statistics stay
+        untouched), else in evaluation mode; dtype: "float64" for another precision than the network's.
+        """
+        o = self._objective(x, y, loss, training=training, seed=seed, dtype=dtype, backend=backend or DEFAULT_BACKEND)
+        return {n.removeprefix("gradient."): v for n, v in o.items() if n.startswith("gradient.")}
+
+    def _objective(self, x: Any, y: Any, loss: Any, *, training: bool, seed: int, dtype: Any, backend: str) -> dict[str, Array]:
+        chosen = self._known_loss(loss, "gradients")
+        inputs = self._ready(x, seed, dtype or "float32")
+        target = self._target(inputs, y, chosen)
+        task = self._task(chosen, target, dtype=None if dtype is None else _dtype(dtype))
+        if not training:
+            task = replace(task, forward=lambda state, given, _: self._forward(state, given, False))
+        program = make_program(task, inputs.rows, ("gradient",))
+        state = {n: np.asarray(v, task.dtype) for n, v in {**self._arrays("parameter"), **self._arrays("statistic")}.items()}
+        session = backends[backend].session({inputs.rows: program}, state)
+        numbers = {DIVISOR: np.asarray(inputs.rows), SEED: key_of(seed), STEP: np.asarray(0)}
+        return session.call(inputs.rows, "gradient", {**inputs.arrays, TARGET: target, **numbers})
+
+    def check_gradients(self, x: Any, y: Any, *, loss: Any = None, seed: int = 0, tolerance: float = 1e-6, most: int = 50) -> GradientReport:
+        """Compare every gradient of this network with central differences in float64, in training and in evaluation mode.
+
+        Args: x, y a few rows (the cost is two forward passes for each element checked); most: elements checked of each parameter.
+        Returns: a report to print. Raises: `GradientMismatch` if a gradient is wrong.
+        """
+        reports = []
+        for training in (True, False):
+            o = self._explained(x, y, loss, seed=seed, training=training, dtype="float64")
+            graph = Graph(o.graph.inputs, o.graph.outputs[:1], o.graph.captures)
+            label = "training" if training else "evaluation"
+            names = [f"{o.names[i]} ({label})" for i in o.wrt]
+            reports.append(check_graph(graph, list(o.values), o.wrt, names, tolerance=tolerance, most=most, seed=seed))
+        return GradientReport([c for r in reports for c in r.comparisons], tolerance)
+
+    def _explained(self, x: Any, y: Any, loss: Any = None, *, seed: int = 0, training: bool = True, dtype: Any = None) -> Objective:
+        """The objective as a graph: outputs [objective, scores], inputs named, with their values."""
+        chosen = self._known_loss(loss, "explain")
+        inputs = self._ready(x, seed, dtype or "float32")
+        target = self._target(inputs, y, chosen)
+        task = self._task(chosen, target, dtype=None if dtype is None else _dtype(dtype))
+        rows = inputs.rows
+        state = {**self._arrays("parameter"), **self._arrays("statistic")}
+        target_type = target.dtype if target.dtype.kind == "i" else task.dtype
+        given: dict[str, Array] = {n: np.asarray(a, task.inputs[n].dtype) for n, a in inputs.arrays.items()}
+        given |= {TARGET: np.asarray(target, target_type), DIVISOR: np.asarray(rows, task.dtype), SEED: key_of(seed)}
+        given[STEP] = np.asarray(0, np.uint32)
+        names = [*state, *given]
+        values = [*(np.asarray(v, task.dtype) for v in state.values()), *given.values()]
+        at: dict[str, Any] = {}
+
+        def flat(*tracers: Any) -> list[Any]:
+            at.update(zip(given, tracers[len(state) :], strict=True))
+            value, scores, _ = objective(task, rows, at, dict(zip(state, tracers, strict=False)), training)
+            return [value, scores]
+
+        graph = build(flat, [Type(v.shape, v.dtype) for v in values], key=lambda: fold_in(at[SEED], at[STEP]))
+        trainable = self._trainable()
+        layers = {path: repr(layer) for path, layer in self._layers().items() if path}
+        return Objective(graph, names, values, [i for i, n in enumerate(state) if n in trainable], layers)
+
+    # ---- looking -------------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """A table of layers: name, kind, parameters. Printed by `print(net.summary())`."""
+        rows = [("layer", "kind", "parameters", "shapes")]
+        total = frozen_total = 0
+        frozen = self._frozen_paths()
+        for path, layer in self._layers().items():
+            count = sum(v.size for n, v in layer._values.items() if layer._kinds[n] == "parameter")
+            total += count
+            frozen_total += count if frozen(path) else 0
+            shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in layer._values.items())
+            if path or layer._values:
+                rows.append((path or "(network)", repr(layer).replace("\n", " ")[:50], f"{count:,}" + (" frozen" if frozen(path) and count else ""), shapes))
+        widths = [max(len(r[i]) for r in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        inputs = ", ".join(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in self._built.get("inputs", {}).items()) or "not built yet"
+        lines.append(f"{total:,} parameters, {frozen_total:,} of them frozen; a row of input: {inputs}; of output: {self._built.get('outputs', '-')}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Run options, checked before anything is changed."""
+
+    epochs: int
+    batch_size: int
+    seed_given: int | None
+    threads: int | None
+    memory: Any
+
+    def __post_init__(self) -> None:
+        whole = (("epochs", self.epochs, 0), ("batch_size", self.batch_size, 1), ("threads", self.threads, 1))
+        for name, value, least in whole:
+            if value is None and name == "threads":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise UsageError(f"{name} is a whole number of at least {least}, not {value!r}")
+        if self.memory is not None:
+            raise UsageError("memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out")
+        seed = secrets.randbits(32) if self.seed_given is None else self.seed_given
+        key_of(seed)
+        object.__setattr__(self, "seed_given", int(seed))
+
+    @property
+    def seed(self) -> int:
+        assert self.seed_given is not None
+        return self.seed_given
+
+
+def _metric(thing: Any, loss: Loss) -> metrics.Metric:
+    metric = metrics.resolve(thing)
+    metric.check(loss)
+    return metric
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    name = str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype
+    if name not in DTYPES:
+        raise UsageError(f'dtype is "float32" or "float64", not {dtype!r}')
+    return DTYPES[name]
+
+
+def _used_as_index(graph: Graph, node: Any) -> bool:
+    """Whether an integer input reaches a `take`, a `scatter_add` or a comparison as integers."""
+    whole = {node}
+    for n in graph.nodes():
+        if not any(a in whole for a in n.args):
+            continue
+        if n.op in ("take", "scatter_add") and n.args[1] in whole:
+            return True
+        if n.op == "equal":
+            return True
+        if n.op == "call" and any(t.dtype.kind in "iu" for t in n.types):
+            whole.add(n)
+        elif n.dtype.kind in "iu":
+            whole.add(n)
+    return False
+
+
+__all__ = ["Model", "Objective", "WEIGHT", "name_of"]

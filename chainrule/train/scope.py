@@ -1,0 +1,109 @@
+"""What a layer can ask for while a network is traced.
+
+In: the network's names and state. Out: a `Scope` that hands out parameters and statistics and collects new statistics. There is one
+at a time; layers reach it through `Scope.current()`, so their `__call__` takes arrays only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError, UsageError
+from ..graph.node import Array
+from ..graph.trace import Tracer, here, located
+from ..program import Kind
+from ..run.batches import INITIALIZE, generator
+
+_current: ContextVar[Scope | None] = ContextVar("chainrule_scope", default=None)
+
+
+class Scope:
+    """One tracing of a network.
+
+    names: the dotted path of each layer, by identity. state: what to hand out under a full name. training: whether layers behave as
+    in training. create: called for a name that `state` lacks, while building; otherwise such a name is an error.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        state: Mapping[str, Any],
+        *,
+        training: bool,
+        frozen: Callable[[str], bool] = lambda path: False,
+        create: Callable[[Any, str, str, Kind, tuple[int, ...], Any], Array] | None = None,
+    ) -> None:
+        self.names = names
+        self.state = state
+        self.training = training
+        self.frozen = frozen
+        self.updates: dict[str, Any] = {}
+        self._create = create
+
+    @staticmethod
+    def current() -> Scope | None:
+        return _current.get()
+
+    @contextmanager
+    def active(self) -> Iterator[Scope]:
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    def path(self, layer: Any) -> str:
+        """The layer's dotted name.
+
+        Raises: `UsageError` for a layer that the network does not hold in an attribute: it could not be saved or named.
+        """
+        if id(layer) not in self.names:
+            raise UsageError(located(
+                f"{type(layer).__name__} is used inside a network that does not hold it: make it in __init__ and keep it in an "
+                "attribute (or in a list or dict of layers there)"
+            ))  # fmt: skip
+        return self.names[id(layer)]
+
+    def ask(self, layer: Any, name: str, kind: Kind, shape: tuple[int, ...], init: Any) -> Any:
+        """The traced array of this name, made on the first use."""
+        path = self.path(layer)
+        full = f"{path}.{name}" if path else name
+        if full in self.state:
+            value = self.state[full]
+            if np.shape(value) != shape:
+                raise ShapeError(located(
+                    f'"{full}" has shape {np.shape(value)}, but this input needs {shape}: a layer used twice must see inputs of one '
+                    "width, and data must keep the width that the network was built with (net.reset() starts over)"
+                ))  # fmt: skip
+        elif self._create is not None:
+            value = self._create(layer, path, name, kind, shape, init)
+        else:
+            raise UsageError(located(f'"{full}" appears only now: a layer must ask for the same parameters on every call'))
+        if isinstance(value, Tracer):
+            return value
+        trace = here(full)
+        return Tracer(trace.lift(value), trace)
+
+    def update(self, layer: Any, name: str, value: Any) -> None:
+        """The new value of a statistic; kept only in training, and not in a frozen layer."""
+        path = self.path(layer)
+        full = f"{path}.{name}" if path else name
+        if full not in self.state and self._create is None:
+            raise UsageError(located(f'update of "{full}", which is no statistic: declare it with self.statistic(name, shape) first'))
+        if self.training and not self.frozen(path):
+            self.updates[full] = value
+
+
+def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype: Any) -> Array:
+    """The first value of a parameter: a pure function of seed and name, so that it does not depend on other layers."""
+    random = generator(seed, INITIALIZE, zlib.crc32(full_name.encode()))
+    value = np.asarray(init(random, shape), dtype)
+    if value.shape != shape:
+        raise ShapeError(f'the initializer of "{full_name}" gave shape {value.shape}, not {shape}')
+    return value
