@@ -23,7 +23,6 @@ from .errors import (
 )
 from .gradcheck import check_gradients
 from .nn import load
-from .optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, Optimizer, RAdam, RMSprop, Rprop
 from .ops import random
 from .ops.activations import elu, gelu, leaky_relu, mish, relu, selu, sigmoid, silu, softplus, softsign
 from .ops.elementwise import erf
@@ -31,6 +30,7 @@ from .ops.index import one_hot, scatter_add
 from .ops.loop import scan
 from .ops.reduce import log_softmax, logsumexp, softmax
 from .ops.window import windows
+from .optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, Optimizer, RAdam, RMSprop, Rprop
 from .train.history import EarlyStopping, Run
 from .transforms import compile, custom_gradient, grad, hvp, jacobian, jvp, stop_gradient, value_and_grad, vjp
 

@@ -21,9 +21,9 @@ from .data.table import Table, Values, numbers
 from .data.target import TargetCode
 from .data.understand import Understanding
 from .errors import DataError, FileFormatError
+from .nn.saving import load
 from .optim import AdamW
 from .report import Report, number, write_report
-from .save import load
 
 Scores = dict[str, float]
 

@@ -53,9 +53,15 @@ class GradientReport:
         width = max((len(c.name) for c in self.comparisons), default=4)
         lines = [f"{'array':<{width}}  {'shape':<14} {'checked':>8} {'kinks':>6} {'largest relative error':>23}"]
         for c in self.comparisons:
-            mark = "" if c.error <= self.tolerance else f"   <- at {c.worst}: derivative {c.derivative:.9g}, difference {c.difference:.9g}"
+            mark = (
+                ""
+                if c.error <= self.tolerance
+                else f"   <- at {c.worst}: derivative {c.derivative:.9g}, difference {c.difference:.9g}"
+            )
             lines.append(f"{c.name:<{width}}  {c.shape!s:<14} {c.checked:>8} {c.kinks:>6} {c.error:>23.2e}{mark}")
-        verdict = "all derivatives agree with central differences" if self.ok else "NOT all derivatives agree with central differences"
+        verdict = (
+            "all derivatives agree with central differences" if self.ok else "NOT all derivatives agree with central differences"
+        )
         return "\n".join([*lines, f"{verdict} (tolerance {self.tolerance:g}, float64)"])
 
 
@@ -128,11 +134,14 @@ def _compare(name: str, x: Array, derivative: Array, value: Callable[[], float],
     if len(places) > most:
         places = [places[i] for i in np.sort(random.choice(len(places), most, replace=False))]
     middle = value()
-    scale = max(float(np.sqrt(np.mean(derivative**2))) if derivative.size else 0.0, 1e-3 * max(1.0, abs(middle)), 1e-8)
-    kinks, worst = 0, (0.0, (), 0.0, 0.0)
+    typical = float(np.sqrt(np.mean(derivative**2))) if derivative.size else 0.0
+    # A difference of two values near f carries their rounding, about 1e-16 |f| / epsilon: below that scale it says nothing.
+    scale = max(typical, 1e-3 * max(1.0, abs(middle)), 1e-8)
+    kinks = 0
+    worst: tuple[float, tuple[int, ...], float, float] = (0.0, (), 0.0, 0.0)
     for place in places:
         kept = x[place]
-        step = epsilon * max(1.0, abs(kept))
+        step = epsilon * max(1.0, abs(float(kept)))
         x[place] = kept + step
         above = value()
         x[place] = kept - step
@@ -141,7 +150,11 @@ def _compare(name: str, x: Array, derivative: Array, value: Callable[[], float],
         difference, exact = (above - below) / (2 * step), float(derivative[place])
         error = abs(difference - exact) / max(scale, abs(difference))
         left, right = (middle - below) / step, (above - middle) / step
-        if error > 1e-6 and abs(right - left) > 1e-2 * max(scale, abs(difference)) and min(left, right) <= exact <= max(left, right):
+        if (
+            error > 1e-6
+            and abs(right - left) > 1e-2 * max(scale, abs(difference))
+            and min(left, right) <= exact <= max(left, right)
+        ):
             kinks += 1
         elif not error <= worst[0]:
             worst = (error if error == error else np.inf, place, exact, difference)

@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import DataError, ShapeError, UsageError
+from .ops.activations import sigmoid
+from .ops.call import composition
+from .ops.index import one_hot
+from .ops.reduce import log_softmax, softmax
 from .registry import Registry
 
 Array = Any  # a NumPy array or a traced array: both answer NumPy's protocols
@@ -237,6 +241,19 @@ class quantile(Loss):
 # ------------------------------------------------------------------------------------------------------------ classification
 
 
+@composition(
+    "logistic_loss",
+    derivative=(lambda g, y, s, t: g * (sigmoid(s) - t), lambda g, y, s, t: -g * s),
+    elementwise=True,
+    examples=lambda r: [([r.normal(size=(3, 2)), r.uniform(size=(3, 2))], {})],
+)
+def logistic_loss(scores: Array, target: Array) -> Array:
+    """-t log σ(s) - (1 - t) log(1 - σ(s)), without overflow or cancellation; its derivative by s is σ(s) - t."""
+    positive = scores > 0
+    linear = np.where(positive, (1 - target) * scores, -target * scores)
+    return linear + np.log1p(np.exp(np.where(positive, -scores, scores)))
+
+
 @losses.declare("binary_cross_entropy")
 @dataclass(frozen=True)
 class binary_cross_entropy(Loss):
@@ -266,9 +283,7 @@ class binary_cross_entropy(Loss):
     def __call__(self, scores: Array, target: Array) -> Array:
         if self.label_smoothing:
             target = (1 - self.label_smoothing) * target + 0.5 * self.label_smoothing
-        positive = scores > 0
-        linear = np.where(positive, (1 - target) * scores, -target * scores)
-        return linear + np.log1p(np.exp(np.where(positive, -scores, scores)))
+        return logistic_loss(scores, target)
 
     def check_target(self, target: Any, outputs: tuple[int, ...]) -> np.ndarray:
         """As for any number, and between 0 and 1."""
@@ -278,14 +293,35 @@ class binary_cross_entropy(Loss):
         return checked
 
 
-def _shift(scores: Array) -> tuple[Array, Array]:
-    """(z, log Σ exp z over the last axis, kept), where z = s minus the whole number below the largest score of the row.
+# These are named functions with a written derivative, because that is the shorter one: δ = softmax(s) - t, which nobody would
+# guess from the derivative of its parts. Its own derivative, and so every higher one, follows from it.
 
-    Any shift is right as long as no exponential overflows. `floor` has derivative 0, so the shift takes no part in the chain
-    rule, whereas one by the maximum itself would add a derivative that is zero only up to rounding.
-    """
-    shifted = scores - np.floor(np.max(scores, axis=-1, keepdims=True))
-    return shifted, np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+def _example_rows(r: np.random.Generator) -> list[Any]:
+    return [([r.normal(size=(3, 4)), r.dirichlet(np.ones(4), 3)], {})]
+
+
+@composition(
+    "cross_entropy_of_rows",
+    derivative=(
+        lambda g, y, s, t: np.expand_dims(g, -1) * (softmax(s) * np.sum(t, axis=-1, keepdims=True) - t),
+        lambda g, y, s, t: -np.expand_dims(g, -1) * log_softmax(s),
+    ),
+    examples=_example_rows,
+)
+def cross_entropy_of_rows(scores: Array, target: Array) -> Array:
+    """-Σ_c t_c log softmax(s)_c over the last axis, for rows t of probabilities."""
+    return np.sum(target * -log_softmax(scores), axis=-1)
+
+
+@composition(
+    "cross_entropy_of_classes",
+    derivative=(lambda g, y, s, t: np.expand_dims(g, -1) * (softmax(s) - one_hot(t, s.shape[-1], s.dtype)), None),
+    examples=lambda r: [([r.normal(size=(3, 4)), np.array([3, 0, 1])], {})],
+)
+def cross_entropy_of_classes(scores: Array, target: Array) -> Array:
+    """-log softmax(s)_t over the last axis, for classes t."""
+    return np.sum(np.where(one_hot(target, scores.shape[-1], bool), -log_softmax(scores), 0.0), axis=-1)
 
 
 _LOGITS = np.array([[0.3, -1.2, 2.0], [2.5, 0.7, 0.1], [-0.4, 4.0, 1.0]])
@@ -321,17 +357,14 @@ class cross_entropy(Loss):
         _option(self, "label_smoothing", "a number of at least 0 and less than 1", lambda x: 0 <= x < 1)
 
     def __call__(self, scores: Array, target: Array) -> Array:
-        classes = scores.shape[-1]
-        shifted, total = _shift(scores)
+        share = self.label_smoothing / scores.shape[-1]
         if target.ndim == scores.ndim:
-            if self.label_smoothing:
-                target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
-            return np.sum(target * (total - shifted), axis=-1)
-        surprise = total - shifted
-        taken = np.sum(np.where(target[..., None] == np.arange(classes), surprise, 0.0), axis=-1)
-        if not self.label_smoothing:
-            return taken
-        return (1 - self.label_smoothing) * taken + self.label_smoothing * np.mean(surprise, axis=-1)
+            return cross_entropy_of_rows(scores, (1 - self.label_smoothing) * target + share if share else target)
+        if share:
+            return (1 - self.label_smoothing) * cross_entropy_of_classes(scores, target) - share * np.sum(
+                log_softmax(scores), axis=-1
+            )
+        return cross_entropy_of_classes(scores, target)
 
     def check_target(self, target: Any, outputs: tuple[int, ...]) -> np.ndarray:
         """Integers 0..C-1 (B, ...) as int64, or rows of probabilities (B, ..., C) that add up to 1."""
@@ -406,9 +439,8 @@ class kl_divergence(Loss):
     examples = (Example({}, _LOGITS, _ROWS), Example({}, np.stack([_LOGITS, -_LOGITS]), np.stack([_ROWS, _ROWS[::-1]])))
 
     def __call__(self, scores: Array, target: Array) -> Array:
-        shifted, total = _shift(scores)
         entropy = np.where(target > 0, target * np.log(np.where(target > 0, target, 1.0)), 0.0)
-        return np.sum(entropy + target * (total - shifted), axis=-1)
+        return np.sum(entropy, axis=-1) + cross_entropy_of_rows(scores, target)
 
     def check_target(self, target: Any, outputs: tuple[int, ...]) -> np.ndarray:
         """Rows of probabilities (B, ..., C) that add up to 1."""
@@ -504,21 +536,11 @@ def from_config(settings: Mapping[str, Any]) -> Loss:
 # ------------------------------------------------------------------------------------------------------------- links and checks
 
 
-def _sigmoid(scores: np.ndarray) -> np.ndarray:
-    small = np.exp(-np.abs(scores))
-    return np.asarray(np.where(scores > 0, 1.0, small) / (1 + small))
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    powers = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-    return np.asarray(powers / np.sum(powers, axis=-1, keepdims=True))
-
-
 LINKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "identity": lambda scores: scores,
     "exp": np.exp,
-    "sigmoid": _sigmoid,
-    "softmax": _softmax,
+    "sigmoid": sigmoid,
+    "softmax": softmax,
 }
 
 

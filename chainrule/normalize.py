@@ -116,7 +116,12 @@ def _trim(node: Node, args: tuple[Node, ...], read: set[int]) -> tuple[Node, dic
     if len(outputs) == len(body.outputs) and len(kept) == len(body.inputs) and args == node.args:
         return node, {i: i for i in range(len(body.outputs))}
     new_body = Graph(tuple(body.inputs[i] for i in kept), tuple(body.outputs[i] for i in outputs))
-    attrs = {**node.attrs, "body": new_body, "states": len(live), "sequences": sum(states <= i < states + sequences for i in kept)}
+    attrs = {
+        **node.attrs,
+        "body": new_body,
+        "states": len(live),
+        "sequences": sum(states <= i < states + sequences for i in kept),
+    }
     types: Sequence[Type] = [node.types[i] for i in outputs]
     new = Node("scan", tuple(args[i] for i in kept), attrs, tuple(types), node.source, node.scope)
     return new, {old: at for at, old in enumerate(outputs)}

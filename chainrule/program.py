@@ -74,7 +74,9 @@ class Program:
     def text(self) -> str:
         """All entries, readable."""
         parts = [f"{v.kind} {v.name} {v.type}" for v in self.state.values()]
-        parts += [f"input {i.name} {i.type}" + ("" if i.rows is None else f" rows on axis {i.rows}") for i in self.inputs.values()]
+        parts += [
+            f"input {i.name} {i.type}" + ("" if i.rows is None else f" rows on axis {i.rows}") for i in self.inputs.values()
+        ]
         for entry in self.entries.values():
             parts.append(f"\n{entry.name}: reads {', '.join(entry.reads) or '-'}; inputs {', '.join(entry.inputs) or '-'}")
             parts.append(graph_text(entry.graph, indent="    "))

@@ -53,7 +53,9 @@ def is_array(leaf: Any) -> bool:
 
 def trace_call(f: Callable[..., Any], args: Sequence[Any]) -> Traced:
     """Record `f(*args)`."""
-    structures, leaves, spans = [], [], []
+    structures: list[trees.Structure] = []
+    leaves: list[Any] = []
+    spans: list[tuple[int, int]] = []
     for arg in args:
         more, structure = trees.flatten(arg)
         spans.append((len(leaves), len(leaves) + len(more)))
@@ -317,8 +319,11 @@ def _jacobian_of(back: Graph, inputs: list[Any], output: Type, shapes: list[tupl
 
     values = [*inputs, *captures]
     numbers = np.arange(output.size)
-    types = [*(Type(n.shape, n.dtype, n.type.weak) for n in (*back.inputs[:seed_at], *back.inputs[seed_at + 1 :])), type_of(numbers)]
-    stacked = execute(build(lambda *v: all_rows(*v), types), [*values, numbers])
+    types = [
+        *(Type(n.shape, n.dtype, n.type.weak) for n in (*back.inputs[:seed_at], *back.inputs[seed_at + 1 :])),
+        type_of(numbers),
+    ]
+    stacked = execute(build(all_rows, types), [*values, numbers])
     return [np.reshape(s, (*output.shape, *shape))[()] for s, shape in zip(stacked, shapes, strict=True)]
 
 

@@ -30,18 +30,18 @@ LAYERS: tuple[tuple[str, str], ...] = (
         ),
     ),
     ("6 run", "run/batches run/backend run/reference run/native run/xla run/"),
-    ("7 transforms", "transforms"),
+    ("7 transforms", "transforms gradcheck"),
     (
         "8 train",
         (
-            "initializers losses metrics schedules optim train/data train/scope train/history train/objective train/progress "
-            "train/fit train/ nn/* save health"
+            "initializers losses metrics schedules optim health train/data train/scope train/history train/objective "
+            "train/progress train/fit train/fullbatch train/model train/ nn/saving nn/module nn/layers nn/"
         ),
     ),
     (
         "9 user",
         (
-            "gradcheck explain sklearn data/table data/parse data/read data/understand data/target data/prepare data/ examples/ "
+            "explain/* explain sklearn data/table data/parse data/read data/understand data/target data/prepare data/ examples/ "
             "report experiment demo cli"
         ),
     ),

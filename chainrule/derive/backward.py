@@ -75,16 +75,16 @@ def _gradients(trace: Trace, node: Node, g: list[Any], needed: set[Node]) -> lis
         return [rule(g[0], y, *args, **node.attrs) if n and rule else None for n, rule in zip(need, rules, strict=True)]
     if len(node.types) == 1:
         return rules(need, g[0], Tracer(node, trace), *args, **node.attrs)
-    y = [Tracer(output_node(node, i), trace) for i in range(len(node.types))]
+    ys = [Tracer(output_node(node, i), trace) for i in range(len(node.types))]
     loop = {"sweep": backward} if node.op == "scan" else {}
-    return rules(need, g, y, *args, **node.attrs, **loop)
+    return rules(need, g, ys, *args, **node.attrs, **loop)
 
 
 def _depends_on(order: Sequence[Node], wrt: set[Node]) -> set[Node]:
     """The nodes that depend on `wrt` through floating-point values only: no gradient flows through integers."""
     needed: set[Node] = set()
     for node in order:
-        if node in wrt or any(a in needed for a in node.args):
-            if any(t.dtype.kind == "f" for t in node.types):
-                needed.add(node)
+        reached = node in wrt or any(a in needed for a in node.args)
+        if reached and any(t.dtype.kind == "f" for t in node.types):
+            needed.add(node)
     return needed

@@ -47,7 +47,7 @@ class Plan:
         node = None
         try:
             with np.errstate(all="ignore"):
-                for slot, function, args, dead, node in self._steps:
+                for slot, function, args, dead, node in self._steps:  # noqa: B007  # named in the message below
                     values[slot] = function(*[values[a] for a in args])
                     for d in dead:
                         values[d] = None

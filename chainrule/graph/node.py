@@ -124,6 +124,7 @@ def make(op: str, args: tuple[Node, ...], attrs: dict[str, Any], source: str = "
 
 
 def input_node(type: Type, name: str = "", source: str = "") -> Node:
+    """A new input; every one is different."""
     return Node("input", (), {"name": name}, (type,), source)
 
 

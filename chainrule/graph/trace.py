@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ChainruleError, DtypeError, ShapeError, TraceError
 from ..registry import nearest
 from . import tree as trees
-from .node import DTYPES, OPS, Array, Graph, Node, Type, constant_node, input_node, make, output_node
+from .node import DTYPES, OPS, Graph, Node, Type, constant_node, input_node, make, output_node
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
@@ -46,7 +46,7 @@ def answers(*numpy_functions: Any, method: str = "") -> Callable[[Callable[..., 
 
 
 def user_line() -> str:
-    """"file:line" of the nearest caller outside chainrule and NumPy."""
+    """ "file:line" of the nearest caller outside chainrule and NumPy."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -176,6 +176,7 @@ class Trace:
 
 
 def is_traced(*values: Any) -> bool:
+    """Whether any of the values is a traced array."""
     return any(isinstance(v, Tracer) for v in values)
 
 
@@ -186,6 +187,12 @@ def apply(op: str, *args: Any, **attrs: Any) -> Any:
     trace = here(op)
     results = trace.record(op, [trace.lift(a) for a in args], attrs)
     return results[0] if len(results) == 1 else results
+
+
+def apply_many(op: str, args: Sequence[Any], **attrs: Any) -> list[Any]:
+    """`apply` that always returns a list."""
+    trace = here(op)
+    return list(trace.record(op, [trace.lift(a) for a in args], attrs))
 
 
 def here(what: str = "this") -> Trace:
@@ -210,7 +217,9 @@ def type_of(value: Any) -> Type:
     return Type(array.shape, array.dtype)
 
 
-def build(f: Callable[..., Sequence[Any]], types: Sequence[Type], *, name: str = "", key: Callable[[], Any] | None = None) -> Graph:
+def build(
+    f: Callable[..., Sequence[Any]], types: Sequence[Type], *, name: str = "", key: Callable[[], Any] | None = None
+) -> Graph:
     """Record `f(*tracers) -> list of results` on fresh inputs of these types."""
     trace = Trace(key, name)
     inputs = [input_node(t) for t in types]
@@ -219,7 +228,9 @@ def build(f: Callable[..., Sequence[Any]], types: Sequence[Type], *, name: str =
         return trace.close(inputs, results)
 
 
-def trace_function(f: Callable[..., Any], args: Sequence[Any], *, key: Callable[[], Any] | None = None) -> tuple[Graph, trees.Structure]:
+def trace_function(
+    f: Callable[..., Any], args: Sequence[Any], *, key: Callable[[], Any] | None = None
+) -> tuple[Graph, trees.Structure]:
     """Record `f(*args)`, where arguments are nests of arrays (or `Type`s); the graph's inputs are their leaves in order."""
     leaves, structure = trees.flatten(tuple(args))
     types = [leaf if isinstance(leaf, Type) else type_of(leaf) for leaf in leaves]
@@ -266,7 +277,13 @@ def no_global_random() -> Iterator[None]:
 def _random_position(random: Any) -> tuple[Any, ...]:
     state = random.get_state(legacy=False)
     inner = state["state"]
-    return (state.get("bit_generator"), state.get("has_gauss"), state.get("gauss"), inner.get("pos"), bytes(np.asarray(inner.get("key", 0)))[:16])
+    return (
+        state.get("bit_generator"),
+        state.get("has_gauss"),
+        state.get("gauss"),
+        inner.get("pos"),
+        bytes(np.asarray(inner.get("key", 0)))[:16],
+    )
 
 
 # ---- the symbol --------------------------------------------------------------------------------------------------------------
@@ -371,7 +388,9 @@ class Tracer(np.lib.mixins.NDArrayOperatorsMixin):
     __int__ = _refuse("Python asks for the number in", _CONVERT)
     __complex__ = _refuse("Python asks for the number in", _CONVERT)
     __index__ = _refuse("Python asks for an index from", "index with np.take(array, indices, axis=...)")
-    __array__ = _refuse("NumPy asks for the numbers in", "this function is not recorded, or got a list of traced arrays: use np.stack")
+    __array__ = _refuse(
+        "NumPy asks for the numbers in", "this function is not recorded, or got a list of traced arrays: use np.stack"
+    )
     __contains__ = _refuse("`in` asks for the numbers in", "use np.any(x == value) and np.where")
     __setitem__ = _refuse("items are assigned in", "use np.where, np.concatenate or cr.scatter_add, which make a new array")
     item = _refuse(".item() asks for the number in", _CONVERT)
@@ -391,7 +410,9 @@ def _dispatch(known: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]
     function = FUNCTIONS.get(known)
     if function is None:
         names = sorted({f.__name__ for f in FUNCTIONS})
-        raise TraceError(located(f"{name} is not recorded on traced arrays.{nearest(name[3:], names)} Recorded: {', '.join(names)}"))
+        raise TraceError(
+            located(f"{name} is not recorded on traced arrays.{nearest(name[3:], names)} Recorded: {', '.join(names)}")
+        )
     try:
         return function(*args, **kwargs)
     except TypeError as error:

@@ -33,7 +33,9 @@ def verify(graph: Graph, *, normal: bool = False) -> Graph:
             raise GraphError(f"{node!r} {node.source}: {problem}")
     for node, value in zip(graph.inputs[len(graph.inputs) - len(graph.captures) :], graph.captures, strict=True):
         if tuple(np.shape(value)) != node.shape or value.dtype != node.dtype:
-            raise GraphError(f"the captured value of shape {np.shape(value)} and type {value.dtype} stands for an input {node.type}")
+            raise GraphError(
+                f"the captured value of shape {np.shape(value)} and type {value.dtype} stands for an input {node.type}"
+            )
     return graph
 
 
@@ -41,7 +43,9 @@ def _problem(node: Node, inputs: set[Node], normal: bool) -> str:
     if node.op == "input":
         return "" if node in inputs else "an input that is not one of this graph: it was recorded elsewhere"
     if node.op == "constant":
-        return "" if node.shape == () and node.attrs["value"].dtype == node.dtype else "a constant must be a scalar of its own type"
+        return (
+            "" if node.shape == () and node.attrs["value"].dtype == node.dtype else "a constant must be a scalar of its own type"
+        )
     if any(len(a.types) > 1 for a in node.args) and node.op != "output":
         return "reads a node with several results without choosing one"
     if node.op == "output":

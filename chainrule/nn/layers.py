@@ -35,7 +35,11 @@ class Dense(Module):
     Dense(2, 'relu')
     """
 
-    examples = ({"args": (3, "tanh"), "input": (4, 5)}, {"args": (2,), "input": (2, 3, 4)}, {"args": (2, "gelu", "orthogonal", False), "input": (4, 3)})
+    examples = (
+        {"args": (3, "tanh"), "input": (4, 5)},
+        {"args": (2,), "input": (2, 3, 4)},
+        {"args": (2, "gelu", "orthogonal", False), "input": (4, 3)},
+    )
 
     def __init__(self, units: int, activation: Any = None, init: Any = None, bias: bool = True) -> None:
         self.units = positive(units, "Dense: units")
@@ -45,7 +49,9 @@ class Dense(Module):
 
     def __call__(self, x: Any) -> Any:
         if x.ndim < 2:
-            raise ShapeError(located(f"Dense needs rows of features, shape (B, ..., I); it got {x.shape}: give a column as x[:, None]"))
+            raise ShapeError(
+                located(f"Dense needs rows of features, shape (B, ..., I); it got {x.shape}: give a column as x[:, None]")
+            )
         z = x @ self.parameter("weight", (x.shape[-1], self.units), self.init)
         if self.bias:
             z = z + self.parameter("bias", (self.units,), "zeros")
@@ -199,7 +205,10 @@ class Reshape(Module):
 
     def __init__(self, *shape: Any) -> None:
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or (n < 1 and n != -1) for n in sizes) or list(sizes).count(-1) > 1:
+        if (
+            any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or (n < 1 and n != -1) for n in sizes)
+            or list(sizes).count(-1) > 1
+        ):
             raise UsageError(f"Reshape: lengths of at least 1, one of them perhaps -1, not {sizes!r}")
         self.shape = tuple(int(n) for n in sizes)
 
@@ -207,7 +216,9 @@ class Reshape(Module):
         size, known = prod(x.shape[1:]), prod(n for n in self.shape if n != -1)
         full = tuple(size // known if n == -1 else n for n in self.shape)
         if prod(full) != size:
-            raise ShapeError(located(f"Reshape: a row of shape {x.shape[1:]} ({size} numbers) cannot take the shape {self.shape}"))
+            raise ShapeError(
+                located(f"Reshape: a row of shape {x.shape[1:]} ({size} numbers) cannot take the shape {self.shape}")
+            )
         return np.reshape(x, (x.shape[0], *full))
 
 
@@ -233,7 +244,11 @@ class Embedding(Module):
 
     def __call__(self, x: Any) -> Any:
         if x.dtype.kind not in "iu":
-            raise ShapeError(located(f"Embedding needs integers 0..{self.entries - 1}, not {x.dtype}; it must be the first layer, on integer data"))
+            raise ShapeError(
+                located(
+                    f"Embedding needs integers 0..{self.entries - 1}, not {x.dtype}; it must be the first layer, on integer data"
+                )
+            )
         return np.take(self.parameter("weight", (self.entries, self.units), self.init), x, axis=0)
 
 
@@ -255,7 +270,9 @@ class Residual(Module):
     def __call__(self, x: Any) -> Any:
         y = self.layer(x)
         if y.shape != x.shape:
-            raise ShapeError(located(f"Residual: its layer turned shape {x.shape} into {y.shape}; to be added to x it must keep the shape"))
+            raise ShapeError(
+                located(f"Residual: its layer turned shape {x.shape} into {y.shape}; to be added to x it must keep the shape")
+            )
         return x + y
 
 

@@ -49,7 +49,6 @@ class Module(Model):
     """
 
     trainable: bool = True
-    _config: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Module:
         self = super().__new__(cls)
@@ -172,7 +171,9 @@ def _traced_call(call: Callable[..., Any]) -> Callable[..., Any]:
 def _scope(layer: Module, name: str) -> Scope:
     scope = Scope.current()
     if scope is None:
-        raise UsageError(located(f'"{name}" is asked for outside a forward pass; call self.parameter and self.statistic in __call__'))
+        raise UsageError(
+            located(f'"{name}" is asked for outside a forward pass; call self.parameter and self.statistic in __call__')
+        )
     return scope
 
 

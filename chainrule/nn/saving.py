@@ -23,6 +23,7 @@ from ..graph.trace import FUNCTIONS, build
 from ..ops.activations import activations
 from ..registry import Registry, nearest
 from ..train.model import Model
+from ..train.objective import initial_slots
 
 FORMAT, VERSION = "chainrule network", 1
 
@@ -54,9 +55,14 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
         record["counters"], record["schedule_state"] = dict(net._counters), dict(net._schedule_state)
         record["loss"] = _setting(losses.config, net._loss)
         record["optimizer"] = _setting(optim.config, net._optimizer)
-    arrays = {f"{kind}/{n}": v for kind in ("parameter", "statistic") for n, v in net._arrays(kind).items()}  # type: ignore[arg-type]
+    arrays = {f"parameter/{n}": v for n, v in net._arrays("parameter").items()}
+    arrays |= {f"statistic/{n}": v for n, v in net._arrays("statistic").items()}
     arrays |= net._slots
-    data = to_bytes({n: np.ascontiguousarray(v) for n, v in arrays.items()}, {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)})
+    record["arrays"] = list(arrays)  # in this order; the file itself sorts them
+    data = to_bytes(
+        {n: np.asarray(v, order="C") for n, v in arrays.items()},
+        {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)},
+    )
     write_whole(path, data)
 
 
@@ -121,7 +127,9 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if about.get("format") != FORMAT:
         raise FileFormatError(f"{path} is a safetensors file, but no network of chainrule; load_parameters takes bare arrays")
     if about.get("version") != str(VERSION):
-        raise FileFormatError(f"{path} has version {about.get('version')} of the format, and this chainrule reads {VERSION}: update chainrule")
+        raise FileFormatError(
+            f"{path} has version {about.get('version')} of the format, and this chainrule reads {VERSION}: update chainrule"
+        )
     try:
         record = json.loads(about["record"])
     except (KeyError, ValueError, RecursionError):
@@ -140,7 +148,10 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
         return
     built = record["built"]
     dtype = np.dtype(built["dtype"])
-    for name, value in arrays.items():
+    if sorted(record["arrays"]) != sorted(arrays):
+        raise FileFormatError("arrays are missing, or there are more than the description names")
+    for name in record["arrays"]:
+        value = arrays[name]
         kind, _, full = name.partition("/")
         if kind == "slot":
             net._slots[name] = value
@@ -148,7 +159,7 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
         if kind not in ("parameter", "statistic") or value.dtype != dtype:
             raise FileFormatError(f'the array "{name}" of type {value.dtype} has no place in a network of {dtype}')
         path, _, local = full.rpartition(".")
-        parts[path]._values[local], parts[path]._kinds[local] = value, kind  # type: ignore[assignment]
+        parts[path]._values[local], parts[path]._kinds[local] = value, kind
     net._built = {
         "dtype": dtype, "seed": int(built["seed"]), "outputs": tuple(built["outputs"]), "keys": tuple(built["keys"]),
         "inputs": {n: Type(tuple(int(k) for k in shape), np.dtype(kind)) for n, (shape, kind) in built["inputs"].items()},
@@ -157,7 +168,18 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
     net._schedule_state = {str(k): float(v) for k, v in record["schedule_state"].items()}
     net._loss = losses.from_config(record["loss"]) if record["loss"] else None
     net._optimizer = optim.from_config(record["optimizer"]) if record["optimizer"] else None
+    _check_slots(net)
     _check_whole(net)
+
+
+def _check_slots(net: Model) -> None:
+    rule = net._optimizer
+    if rule is None or getattr(rule, "driver", False):
+        return
+    trainable = {n: net._arrays("parameter")[n] for n in net._trainable()}
+    wanted = {n: v.shape for n, v in initial_slots(rule, trainable, net._built["dtype"]).items()}
+    if {n: v.shape for n, v in net._slots.items()} != wanted:
+        raise FileFormatError(f"the state of the optimizer {rule.name} does not fit the parameters")
 
 
 def _check_whole(net: Model) -> None:
@@ -169,7 +191,9 @@ def _check_whole(net: Model) -> None:
         [Type((2, *t.shape), t.dtype) for t in inputs.values()],
     )
     if asked.outputs[0].shape[1:] != net._built["outputs"]:
-        raise FileFormatError(f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}")
+        raise FileFormatError(
+            f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}"
+        )
 
 
 # ---- layers as plain values --------------------------------------------------------------------------------------------------
@@ -205,7 +229,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, np.ufunc) and value in FUNCTIONS:
         return {"numpy": value.__name__}
     raise UsageError(
-        f"a file cannot describe {value!r} as an argument of a layer: use an activation by name, or write a layer class that holds the function"
+        f"a file cannot describe {value!r} as an argument of a layer: use an activation by name, "
+        "or write a layer class that holds the function"
     )
 
 
@@ -215,9 +240,11 @@ def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any]) 
         return described
     if "layer" in described:
         name = described["layer"]
-        cls = own.get(name) or (layers[name] if name in layers else None)
+        cls = own.get(name) or dict(layers).get(name)
         if cls is None:
-            raise FileFormatError(f'the file holds a layer "{name}", which is not known.{nearest(str(name), layers)} If it is yours, pass layers=[{name}]')
+            raise FileFormatError(
+                f'the file holds a layer "{name}", which is not known.{nearest(str(name), layers)} If it is yours, pass layers=[{name}]'
+            )
         args = [_make(a, own, made) for a in described["args"]]
         kwargs = {k: _make(v, own, made) for k, v in described["kwargs"].items()}
         layer = made[described["number"]] = cls(*args, **kwargs)

@@ -135,5 +135,3 @@ def softsign(x: Any) -> Any:
     Source: Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
     """
     return x / (1.0 + np.abs(x))
-
-

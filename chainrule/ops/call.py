@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DtypeError
+from ..errors import DtypeError, ShapeError
 from ..graph.interpret import evaluate
 from ..graph.node import OPS, Array, Graph, Node, Op, Rows, Rule, Type
 from ..graph.rows import propagate_rows
@@ -78,7 +78,9 @@ def composition(
                 values = common(np.tanh if len(values) == 1 else np.arctan2, values)
             options = tuple(sorted((k, _static(name, v)) for k, v in bound.arguments.items()))
             body_graph = graph_of(tuple(type_of(v) for v in values), options)
-            return apply("call", *values, *body_graph.captures, body=body_graph, derivative=derivative, options=options, notation=notation)
+            return apply(
+                "call", *values, *body_graph.captures, body=body_graph, derivative=derivative, options=options, notation=notation
+            )
 
         COMPOSITIONS.add(name, Composition(name, function, derivative, examples, smooth, notation))
         return answers(*numpy, method=method)(function)
@@ -93,6 +95,8 @@ def _static(name: str, value: Any) -> Any:
 
 
 def _infer(*types: Type, body: Graph, **attrs: Any) -> tuple[Type, ...]:
+    if [(t.shape, t.dtype) for t in types] != [(i.shape, i.dtype) for i in body.inputs]:
+        raise ShapeError(f"a call with {[str(t) for t in types]} of a body that takes {[str(i.type) for i in body.inputs]}")
     return tuple(o.type for o in body.outputs)
 
 
@@ -101,12 +105,15 @@ def _value(*arrays: Array, body: Graph, **attrs: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _derivative(need: Sequence[bool], g: Any, y: Any, *args: Any, body: Graph, derivative: Any, options: Any = (), **attrs: Any) -> list[Any]:
+def _derivative(
+    need: Sequence[bool], g: Any, y: Any, *args: Any, body: Graph, derivative: Any, options: Any = (), **attrs: Any
+) -> list[Any]:
     """By the rules that were written; without rules, `expand` has put the body in place before the sweep."""
     if callable(derivative):
         return list(derivative(need, g, y, *args))
-    rules = (*derivative, *[None] * (len(args) - len(derivative)))
-    return [rule(g, y, *args, **dict(options)) if n and rule else None for n, rule in zip(need, rules, strict=True)]
+    own = args[: len(derivative)]  # what follows are arrays that the body took from outside
+    gradients = [rule(g, y, *own, **dict(options)) if n and rule else None for n, rule in zip(need, derivative, strict=False)]
+    return [*gradients, *[None] * (len(args) - len(own))]
 
 
 def _rows(rows: Sequence[Rows], types: Sequence[Type], *, body: Graph, **attrs: Any) -> Any:

@@ -22,7 +22,7 @@ from .layout import expand_dims, reshape, transpose
 
 
 def parse(spec: str) -> tuple[str, str, str]:
-    """"ij,jk->ik" as its three words."""
+    """ "ij,jk->ik" as its three words."""
     arguments, out = spec.split("->")
     a, b = arguments.split(",")
     return a, b, out
@@ -56,7 +56,7 @@ def _plan(spec: str) -> tuple[Any, ...]:
     return order_a, order_b, tuple(made.index(c) for c in out), len(batch), len(free_a), len(summed), len(free_b)
 
 
-def _value(a: Array, b: Array, *, spec: str) -> Array:
+def _value(a: Array, b: Array, *, spec: str) -> Any:
     order_a, order_b, order_y, batch, free_a, summed, free_b = _plan(spec)
     a, b = a.transpose(order_a), b.transpose(order_b)
     if (free_a, summed, free_b) == (1, 1, 1):
@@ -110,7 +110,9 @@ def contract(spec: str, a: Any, b: Any) -> Any:
 def matmul(a: Any, b: Any) -> Any:
     """Matrix product over the last axis of `a` and the second to last of `b`; leading axes are a batch and broadcast."""
     if not np.ndim(a) or not np.ndim(b):
-        raise ShapeError(located(f"a matrix product needs axes on both sides, got shapes {np.shape(a)} and {np.shape(b)}; use * for numbers"))
+        raise ShapeError(
+            located(f"a matrix product needs axes on both sides, got shapes {np.shape(a)} and {np.shape(b)}; use * for numbers")
+        )
     left, right = np.ndim(a) == 1, np.ndim(b) == 1
     batch_a, batch_b = np.shape(a)[:-2], np.shape(b)[:-2]
     inner_a, inner_b = np.shape(a)[-1], np.shape(b)[-1 if right else -2]
@@ -122,7 +124,9 @@ def matmul(a: Any, b: Any) -> Any:
     try:
         batch = np.broadcast_shapes(batch_a, batch_b)
     except ValueError:
-        raise ShapeError(located(f"a product of shapes {np.shape(a)} and {np.shape(b)}: the leading axes do not fit together")) from None
+        raise ShapeError(
+            located(f"a product of shapes {np.shape(a)} and {np.shape(b)}: the leading axes do not fit together")
+        ) from None
     letters = ascii_letters[: len(batch)]
     words = []
     operands = []
@@ -204,7 +208,9 @@ def _letters(subscripts: str, operands: Sequence[Any]) -> tuple[list[str], str]:
         n = np.ndim(x) - len(word.replace("...", ""))
         word = word.replace("...", batch[longest - n :] if n > 0 else "")
         if len(word) != np.ndim(x):
-            raise ShapeError(located(f'einsum "{subscripts}": "{word}" does not name the {np.ndim(x)} axes of shape {np.shape(x)}'))
+            raise ShapeError(
+                located(f'einsum "{subscripts}": "{word}" does not name the {np.ndim(x)} axes of shape {np.shape(x)}')
+            )
         full.append(word)
     if not arrow:
         joined = "".join(full)
@@ -222,7 +228,9 @@ def _diagonals(word: str, x: Any) -> tuple[str, Any]:
             at = word.rindex(letter)
             n = x.shape[at]
             if x.shape[word.index(letter)] != n:
-                raise ShapeError(located(f'einsum: the repeated letter "{letter}" stands for axes of different length in shape {x.shape}'))
+                raise ShapeError(
+                    located(f'einsum: the repeated letter "{letter}" stands for axes of different length in shape {x.shape}')
+                )
             spare = next(c for c in ascii_letters if c not in word)
             renamed = word[:at] + spare + word[at + 1 :]
             word = word[:at] + word[at + 1 :]

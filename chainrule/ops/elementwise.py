@@ -67,7 +67,9 @@ def common(ufunc: np.ufunc, args: Sequence[Any]) -> list[Any]:
         raise DtypeError(located(f"np.{ufunc.__name__} of {', '.join(map(str, types))}: {error}")) from None
     wanted = list(resolved[: len(args)])
     if any(d not in DTYPES for d in wanted):
-        raise DtypeError(located(f"np.{ufunc.__name__} of {', '.join(map(str, types))} would give {wanted[0]}, which is not known"))
+        raise DtypeError(
+            located(f"np.{ufunc.__name__} of {', '.join(map(str, types))} would give {wanted[0]}, which is not known")
+        )
     if all(t.weak for t in types) and is_traced(*args):  # the result stays a number that takes on the type of what it meets
         return [a if type_of(a).dtype == d else apply("cast", a, dtype=d, weak=True) for a, d in zip(args, wanted, strict=True)]
     return spread([convert(a, d) for a, d in zip(args, wanted, strict=True)], f"np.{ufunc.__name__}")
@@ -157,13 +159,13 @@ def _strong_divide(g: Any, b: Any) -> Any:
     return np.where(g == 0, np.zeros_like(g), g / b)
 
 
-strong_multiply = elementwise(
+strong_multiply: Callable[..., Any] = elementwise(
     "strong_multiply",
     _strong_multiply,
     (lambda g, y, a, b: strong_multiply(g, b), lambda g, y, a, b: strong_multiply(g, a)),
     like=np.multiply,
 )
-strong_divide = elementwise(
+strong_divide: Callable[..., Any] = elementwise(
     "strong_divide",
     _strong_divide,
     (lambda g, y, a, b: strong_divide(g, b), lambda g, y, a, b: -strong_multiply(strong_divide(g, b), y)),
@@ -187,7 +189,7 @@ divide = elementwise(
     kind=FLOAT,
     low=0.5,
 )
-_power = elementwise(
+_power: Callable[..., Any] = elementwise(
     "power",
     np.power,
     (
@@ -247,9 +249,7 @@ def _erf(x: Any) -> Any:
     return np.copysign(np.where(np.isnan(a), a, result), x).astype(x.dtype)
 
 
-erf = elementwise(
-    "erf", _erf, (lambda g, y, x: g * (2 / math.sqrt(math.pi) * np.exp(-(x * x))),), kind=FLOAT, like=np.tanh
-)
+erf = elementwise("erf", _erf, (lambda g, y, x: g * (2 / math.sqrt(math.pi) * np.exp(-(x * x))),), kind=FLOAT, like=np.tanh)
 
 # ---- tests and choices -------------------------------------------------------------------------------------------------------
 
@@ -281,14 +281,16 @@ def _bit_operator(ufunc: Any, on_booleans: Callable[..., Any]) -> None:
     @answers(ufunc)
     def function(*args: Any) -> Any:
         if any(type_of(a).dtype != bool for a in args):
-            raise DtypeError(located(f"np.{ufunc.__name__} is recorded for booleans only, not {', '.join(str(type_of(a)) for a in args)}"))
+            raise DtypeError(
+                located(f"np.{ufunc.__name__} is recorded for booleans only, not {', '.join(str(type_of(a)) for a in args)}")
+            )
         return on_booleans(*args)
 
 
 _bit_operator(np.bitwise_and, logical_and)
 _bit_operator(np.bitwise_or, logical_or)
 _bit_operator(np.invert, logical_not)
-_bit_operator(np.bitwise_xor, lambda a, b: np.not_equal(a, b))
+_bit_operator(np.bitwise_xor, np.not_equal)
 
 
 def _infer_where(condition: Type, a: Type, b: Type) -> Type:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..graph.trace import answers, located, type_of
 from ..errors import ShapeError, UsageError
+from ..graph.trace import answers, located, type_of
 from .call import composition
 from .elementwise import _power, common, convert, divide, equal, floor, less, less_equal, logical_and, logical_not, logical_or
 
@@ -127,7 +127,9 @@ answers(np.deg2rad, np.radians)(lambda x: x * (math.pi / 180))
 answers(np.rad2deg, np.degrees)(lambda x: x * (180 / math.pi))
 
 
-@composition("logaddexp", numpy=(np.logaddexp,), elementwise=True, examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})])
+@composition(
+    "logaddexp", numpy=(np.logaddexp,), elementwise=True, examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})]
+)
 def logaddexp(a: Any, b: Any) -> Any:
     """log(exp a + exp b), without overflow."""
     return np.maximum(a, b) + np.log1p(np.exp(-np.abs(a - b)))
@@ -154,7 +156,9 @@ def average(x: Any, axis: Any = None, weights: Any = None) -> Any:
     if weights is None:
         return np.mean(x, axis=axis)
     if np.shape(weights) != np.shape(x):
-        raise ShapeError(located(f"np.average on traced arrays needs weights of the shape {np.shape(x)}, not {np.shape(weights)}"))
+        raise ShapeError(
+            located(f"np.average on traced arrays needs weights of the shape {np.shape(x)}, not {np.shape(weights)}")
+        )
     return np.sum(x * weights, axis=axis) / np.sum(weights, axis=axis)
 
 
@@ -175,5 +179,3 @@ def _roll(x: Any, shift: int, axis: int | None) -> Any:
     cut = -shift % n if n else 0
     before = (slice(None),) * (axis % x.ndim)
     return np.concatenate([x[(*before, slice(cut, None))], x[(*before, slice(None, cut))]], axis=axis)
-
-

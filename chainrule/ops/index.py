@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError, DtypeError, ShapeError, TraceError
 from ..graph.node import OPS, Array, Op, Rows, Type
-from ..graph.trace import answers, apply, is_traced, located, type_of
+from ..graph.trace import answers, apply, apply_many, is_traced, located, type_of
 from .elementwise import convert
 from .layout import flip, normal_axis, ravel, reshape, transpose
 
@@ -65,7 +65,9 @@ def _infer_scatter(x: Type, indices: Type, updates: Type, *, axis: int) -> Type:
     _integers(indices, "scatter_add")
     wanted = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     if updates.shape != wanted or updates.dtype != x.dtype:
-        raise ShapeError(f"scatter_add into {x} at indices of shape {indices.shape} needs updates of shape {wanted}, not {updates}")
+        raise ShapeError(
+            f"scatter_add into {x} at indices of shape {indices.shape} needs updates of shape {wanted}, not {updates}"
+        )
     return Type(x.shape, x.dtype)
 
 
@@ -114,7 +116,9 @@ def _counted_from_front(indices: Any, n: int) -> Any:
         if array.dtype.kind not in "iu":
             raise DtypeError(located(f"indices must be integers, not {array.dtype}"))
         if array.size and (array.min() < -n or array.max() >= n):
-            raise IndexError(located(f"index {array.max() if array.max() >= n else array.min()} lies outside an axis of length {n}"))
+            raise IndexError(
+                located(f"index {array.max() if array.max() >= n else array.min()} lies outside an axis of length {n}")
+            )
         return np.where(array < 0, array + n, array)
     if type_of(indices).dtype.kind == "i":
         return np.where(indices < 0, indices + n, indices)
@@ -163,7 +167,8 @@ def one_hot(indices: Any, depth: int, dtype: Any = np.float32) -> Any:
     >>> one_hot(np.array([0, 2]), 3).tolist()
     [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    return np.equal(np.expand_dims(indices, -1), np.arange(depth)).astype(dtype)
+    classes = apply_many("iota", [], length=depth, dtype=np.dtype(np.int64))[0] if is_traced(indices) else np.arange(depth)
+    return np.equal(np.expand_dims(indices, -1), classes).astype(dtype)
 
 
 # ---- Python's indexing -------------------------------------------------------------------------------------------------------
@@ -220,7 +225,9 @@ def getitem(x: Any, index: Any) -> Any:
 
 def _bounds(i: slice, n: int) -> tuple[int, int, int]:
     if is_traced(i.start, i.stop, i.step):
-        raise TraceError(located("a slice with traced bounds has a size that depends on the data; use np.take with an index array"))
+        raise TraceError(
+            located("a slice with traced bounds has a size that depends on the data; use np.take with an index array")
+        )
     return i.indices(n)
 
 
@@ -229,8 +236,10 @@ def _no_masks(index: tuple[Any, ...]) -> None:
         if i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)):
             continue
         dtype = type_of(i).dtype
-        if dtype == bool:
-            raise TraceError(located("indexing with a mask gives a size that depends on the data; use np.where(mask, x, 0) instead"))
+        if dtype.kind == "b":
+            raise TraceError(
+                located("indexing with a mask gives a size that depends on the data; use np.where(mask, x, 0) instead")
+            )
         if dtype.kind not in "iu":
             raise DtypeError(located(f"arrays used as indices must be of integers, not {dtype}"))
 

@@ -6,6 +6,7 @@ In: arrays. Out: the same numbers at other places. All indices are known when tr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -67,9 +68,7 @@ def _examples_broadcast(r: np.random.Generator) -> Examples:
     yield [r.normal(size=())], {"shape": (2,)}
 
 
-OPS.add(
-    "broadcast", Op("broadcast", _infer_broadcast, np.broadcast_to, (_rule_broadcast,), _rows_broadcast, _examples_broadcast)
-)
+OPS.add("broadcast", Op("broadcast", _infer_broadcast, np.broadcast_to, (_rule_broadcast,), _rows_broadcast, _examples_broadcast))
 
 
 @answers(np.broadcast_to)
@@ -361,7 +360,9 @@ def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
     parts = [convert(a if axis is not None else np.ravel(a), dtype) for a in arrays]
     ndim = parts[0].ndim
     if ndim == 0 or any(p.ndim != ndim for p in parts):
-        raise ShapeError(located(f"np.concatenate needs arrays with the same number of axes, at least one: {[p.shape for p in parts]}"))
+        raise ShapeError(
+            located(f"np.concatenate needs arrays with the same number of axes, at least one: {[p.shape for p in parts]}")
+        )
     return apply("concatenate", *parts, axis=normal_axis(axis or 0, ndim))
 
 
@@ -405,7 +406,7 @@ def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
     else:
         cuts = [int(i) for i in indices_or_sections]
     edges = [0, *cuts, n]
-    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in zip(edges, edges[1:], strict=False)]
+    return [x[(slice(None),) * axis + (slice(a, b),)] for a, b in pairwise(edges)]
 
 
 @answers(np.tile)
@@ -424,7 +425,9 @@ def tile(x: Any, reps: Any) -> Any:
 @answers(np.repeat, method="repeat")
 def repeat(x: Any, repeats: int, axis: int | None = None) -> Any:
     if not isinstance(repeats, (int, np.integer)):
-        raise UsageError(located("np.repeat with a different count for each element is not recorded; use np.take with an index array"))
+        raise UsageError(
+            located("np.repeat with a different count for each element is not recorded; use np.take with an index array")
+        )
     if axis is None:
         x, axis = ravel(x), 0
     axis = normal_axis(axis, x.ndim)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DtypeError, ShapeError, UsageError
+from ..errors import ShapeError, UsageError
 from ..graph import tree as trees
 from ..graph.interpret import evaluate, plan_of
 from ..graph.node import OPS, Array, Graph, Op, Rows, Type
 from ..graph.rows import propagate_rows
-from ..graph.trace import Trace, Tracer, answers, apply, build, here, inline, is_traced, located, type_of
+from ..graph.trace import Trace, Tracer, answers, build, here, inline, is_traced, located, type_of
 from .elementwise import convert
 from .layout import moveaxis, normal_axis, ravel
 from .random import fold_in
@@ -34,14 +34,22 @@ def _infer(*types: Type, body: Graph, states: int, sequences: int, length: int, 
     first, xs, constants = _split(types, states, sequences)
     if any(not x.shape or x.shape[0] != length for x in xs):
         raise ShapeError(f"scan over {length} steps got sequences of shapes {[x.shape for x in xs]}")
-    expected = [*((t.shape, t.dtype) for t in first), *((t.shape[1:], t.dtype) for t in xs), *((t.shape, t.dtype) for t in constants)]
+    expected = [
+        *((t.shape, t.dtype) for t in first),
+        *((t.shape[1:], t.dtype) for t in xs),
+        *((t.shape, t.dtype) for t in constants),
+    ]
     if [(i.shape, i.dtype) for i in body.inputs] != expected:
         raise ShapeError(f"the step takes {[str(i.type) for i in body.inputs]}, scan gives {expected}")
     outputs = [o.type for o in body.outputs]
     for before, after in zip(first, outputs, strict=False):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
-            raise ShapeError(f"the state of a scan must keep shape and type: it enters the step as {before} and leaves it as {after}")
-    return tuple([Type(t.shape, t.dtype) for t in outputs[:states]] + [Type((length, *t.shape), t.dtype) for t in outputs[states:]])
+            raise ShapeError(
+                f"the state of a scan must keep shape and type: it enters the step as {before} and leaves it as {after}"
+            )
+    return tuple(
+        [Type(t.shape, t.dtype) for t in outputs[:states]] + [Type((length, *t.shape), t.dtype) for t in outputs[states:]]
+    )
 
 
 def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int, reverse: bool) -> tuple[Array, ...]:
@@ -66,7 +74,7 @@ def _derivative(need: Sequence[bool], g: Sequence[Any], y: Sequence[Any], *args:
     wrt_fixed = [i for i in range(states + sequences, len(args)) if need[i]]
     back = sweep(body, [*wrt_state, *wrt_xs, *wrt_fixed], by)
 
-    first, xs, fixed = _split(args, states, sequences)
+    _, xs, fixed = _split(args, states, sequences)
     entered = y[len(y) - states :]
     seeds = [g[i] if g[i] is not None else np.zeros_like(y[i]) for i in by]
     d_last, d_results = seeds[: len(wrt_state)], seeds[len(wrt_state) :]
@@ -90,13 +98,12 @@ def _rows(rows: Sequence[Rows], types: Sequence[Type], *, body: Graph, states: i
     if 0 in xs:
         return tuple("mixed" for _ in body.outputs)
     inner = [x - 1 if isinstance(x, int) else x for x in xs]
-    for _ in range(2 * states + 2):
+    while True:
         out = propagate_rows(body, [*state, *inner, *constants])
         merged: list[Rows] = [a if a == b or b is None else b if a is None else "mixed" for a, b in zip(state, out, strict=False)]
         if merged == list(state):
-            break
+            return (*state, *(r + 1 if isinstance(r, int) else r for r in out[states:]))
         state = merged
-    return tuple([*state, *(r + 1 if isinstance(r, int) else r for r in out[states:])])
 
 
 def _examples(r: np.random.Generator) -> Iterable[Any]:
@@ -126,7 +133,11 @@ def record_scan(step: Callable[..., Sequence[Any]], first: Sequence[Any], xs: Se
     def with_entry(*values: Any) -> list[Any]:
         return [*step(*values), *values[: len(first)]]
 
-    types = [*(strong(s.node.type) for s in first), *(Type(x.shape[1:], x.dtype) for x in xs), *(strong(c.node.type) for c in constants)]
+    types = [
+        *(strong(s.node.type) for s in first),
+        *(Type(x.shape[1:], x.dtype) for x in xs),
+        *(strong(c.node.type) for c in constants),
+    ]
     body = build(with_entry, types, key=None)
     count = len(body.outputs) - len(first)
     closed = Graph(body.inputs, body.outputs)
@@ -137,17 +148,13 @@ def record_scan(step: Callable[..., Sequence[Any]], first: Sequence[Any], xs: Se
     return results[:count]
 
 
-def apply_many(op: str, args: Sequence[Any], **attrs: Any) -> list[Any]:
-    """`apply` that always returns a list."""
-    trace = here(op)
-    return list(trace.record(op, [trace.lift(a) for a in args], attrs))
-
-
 def strong(t: Type) -> Type:
     return Type(t.shape, t.dtype)
 
 
-def scan(step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, length: int | None = None, reverse: bool = False) -> Any:
+def scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, length: int | None = None, reverse: bool = False
+) -> Any:
     """A loop over the first axis of `xs`: h, y = step(h, x) for each x. It is recorded as a loop, never unrolled.
 
     Args: step(h, x) -> (h, y), any nests of arrays, written in NumPy; h0 first state; xs nest of arrays with a common first axis
@@ -163,7 +170,9 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, lengt
     x_leaves, x_structure = trees.flatten(xs)
     lengths = {np.shape(x)[0] if np.ndim(x) else None for x in x_leaves} | ({length} if length is not None else set())
     if len(lengths) != 1 or None in lengths:
-        raise UsageError(located(f"scan needs one number of steps; the first axes of xs and `length` give {sorted(map(str, lengths))}"))
+        raise UsageError(
+            located(f"scan needs one number of steps; the first axes of xs and `length` give {sorted(map(str, lengths))}")
+        )
     steps = int(next(iter(lengths)))  # type: ignore[arg-type]
     types = [type_of(x) for x in leaves]
     out: list[Any] = []
@@ -179,7 +188,11 @@ def scan(step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, lengt
             raise UsageError(located("the step of a scan returns a pair (state, result); result may be None"))
         new, new_structure = trees.flatten(pair[0])
         if new_structure != structure:
-            raise UsageError(located(f"the state of a scan must keep its structure: {trees.describe(structure)} became {trees.describe(new_structure)}"))
+            raise UsageError(
+                located(
+                    f"the state of a scan must keep its structure: {trees.describe(structure)} became {trees.describe(new_structure)}"
+                )
+            )
         ys, y_structure = trees.flatten(pair[1])
         out[:] = [y_structure]
         return [*(_settle(n, t) for n, t in zip(new, types, strict=True)), *ys]
@@ -258,4 +271,3 @@ def diff(x: Any, n: int = 1, axis: int = -1) -> Any:
         before = (slice(None),) * axis
         x = x[(*before, slice(1, None))] - x[(*before, slice(None, -1))]
     return x
-

@@ -34,7 +34,12 @@ def philox(counter: Sequence[Array], key: Sequence[int]) -> list[Array]:
     k0, k1 = (int(k) for k in key)
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        c0, c1, c2, c3 = (
+            (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return [c0, c1, c2, c3]
 
@@ -128,7 +133,11 @@ def uniform(shape: Any = (), low: Any = 0.0, high: Any = 1.0, *, seed: int | Non
     shape, bits = _shape(shape), _bits(_shape(shape), seed)
     dtype = _float(dtype)
     u = unit_interval64(bits(0), bits(1)) if dtype == np.float64 else unit_interval(bits(0))
-    return _plain(u, dtype) if (type(low), low, type(high), high) == (float, 0.0, float, 1.0) else _plain(low + (high - low) * u, dtype)
+    return (
+        _plain(u, dtype)
+        if (type(low), low, type(high), high) == (float, 0.0, float, 1.0)
+        else _plain(low + (high - low) * u, dtype)
+    )
 
 
 def normal(shape: Any = (), mean: Any = 0.0, std: Any = 1.0, *, seed: int | None = None, dtype: Any = np.float32) -> Any:

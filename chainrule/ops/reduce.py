@@ -95,7 +95,7 @@ def _reduce(op: str, x: Any, axis: Any, keepdims: Any) -> Any:
 
 
 def _no_more(name: str, options: dict[str, Any]) -> None:
-    given = [k for k, v in options.items() if v is not None and v is not np._NoValue and v is not True]  # type: ignore[attr-defined]
+    given = [k for k, v in options.items() if v is not None and v is not np._NoValue and v is not True]
     if given:
         raise UsageError(located(f"np.{name} on traced arrays takes no {', '.join(given)}"))
 
@@ -147,7 +147,9 @@ def count_nonzero(x: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
 
 
 @answers(np.var, method="var")
-def var(x: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: Any = False, **options: Any) -> Any:
+def var(
+    x: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: Any = False, **options: Any
+) -> Any:
     """Mean square deviation from the mean, in two passes: the deviations first, then their squares."""
     _no_more("var", {"out": out, **options})
     axes = normal_axes(axis, x.ndim)
@@ -156,7 +158,9 @@ def var(x: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int 
 
 
 @answers(np.std, method="std")
-def std(x: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: Any = False, **options: Any) -> Any:
+def std(
+    x: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: Any = False, **options: Any
+) -> Any:
     return np.sqrt(var(x, axis, dtype, out, ddof, keepdims, **options))
 
 
@@ -183,7 +187,7 @@ OPS.add(
         _infer_argmax,
         lambda x, *, axis: np.argmax(x, axis=axis),
         (None,),
-        lambda rows, types, *, axis: "mixed" if rows[0] == axis else rows[0] - (axis < rows[0]),  # type: ignore[operator]
+        lambda rows, types, *, axis: "mixed" if rows[0] == axis else rows[0] - (axis < rows[0]),
         lambda r: [([r.normal(size=(3, 4))], {"axis": 1}), ([np.array([1.0, 3.0, 3.0])], {"axis": 0})],
         smooth=False,
     ),

@@ -37,7 +37,7 @@ def _infer_window(x: Type, *, axes: Sizes, size: Sizes, stride: Sizes, dilation:
 
 def _value_window(x: Array, *, axes: Sizes, size: Sizes, stride: Sizes, dilation: Sizes) -> Array:
     reach = tuple((k - 1) * d + 1 for k, d in zip(size, dilation, strict=True))
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)  # type: ignore[call-overload]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)
     picks = [slice(None)] * view.ndim
     for i, (a, s, d) in enumerate(zip(axes, stride, dilation, strict=True)):
         picks[a], picks[x.ndim + i] = slice(None, None, s), slice(None, None, d)

@@ -18,6 +18,8 @@ from .backend import Backend, Session, Steps, backends
 
 
 class ReferenceSession(Session):
+    """A state in logical layout, and a plan for each entry that has run."""
+
     def __init__(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> None:
         self._programs = programs
         self._state = {name: np.array(value) for name, value in state.items()}
@@ -75,6 +77,8 @@ def cast(value: Array, to: Input) -> Array:
 
 
 class ReferenceBackend(Backend):
+    """NumPy, one node at a time."""
+
     name = "reference"
 
     def session(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> Session:

@@ -35,7 +35,7 @@ class Inputs:
 
 
 def name_of(key: Any) -> str:
-    """"x" for the only input, "x.0" or "x.name" for one of several."""
+    """ "x" for the only input, "x.0" or "x.name" for one of several."""
     return "x" if key == "" else f"x.{key}"
 
 
@@ -49,7 +49,9 @@ def inputs_of(x: Any) -> Inputs:
     parts: dict[Any, Any] = dict(enumerate(x)) if isinstance(x, tuple) else dict(x) if isinstance(x, dict) else {"": x}
     if not parts:
         raise DataError("x holds no input: pass an array, a tuple of arrays, or a dict of named arrays")
-    if any(not isinstance(k, (str, int)) or (isinstance(x, dict) and (not isinstance(k, str) or not k.isidentifier())) for k in parts):
+    if any(
+        not isinstance(k, (str, int)) or (isinstance(x, dict) and (not isinstance(k, str) or not k.isidentifier())) for k in parts
+    ):
         raise DataError(f"the keys of x name the arguments of the network's call, so they must be words: {list(parts)}")
     arrays = {name_of(k): numeric(v, name_of(k)) for k, v in parts.items()}
     same_length(arrays)
@@ -139,7 +141,9 @@ def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array,
         table = {float(k): float(v) for k, v in dict(class_weight).items()}
         missing = [c for c in found if float(c) not in table]
         if missing:
-            raise DataError(f"class_weight says nothing of class {missing[0]:g}; the data holds {', '.join(f'{c:g}' for c in found)}")
+            raise DataError(
+                f"class_weight says nothing of class {missing[0]:g}; the data holds {', '.join(f'{c:g}' for c in found)}"
+            )
     each = np.array([table[float(c)] for c in labels])
     return each if weight is None else weight * each
 

@@ -47,7 +47,9 @@ class Data:
         return {**self.inputs, TARGET: self.target, **weight}
 
     def take(self, rows: Array) -> Data:
-        return Data({k: v[rows] for k, v in self.inputs.items()}, self.target[rows], None if self.weight is None else self.weight[rows])
+        return Data(
+            {k: v[rows] for k, v in self.inputs.items()}, self.target[rows], None if self.weight is None else self.weight[rows]
+        )
 
     def total(self, rows: Array) -> float:
         """The divisor of a loss over these rows. Rows of weight 0 alone cost nothing and move nothing."""
@@ -198,7 +200,8 @@ class Training:
 
     def measure(self, prefix: str, scores: Array | None, data: Data) -> None:
         for metric in self.metrics:
-            assert scores is not None and self.task.loss is not None
+            assert scores is not None
+            assert self.task.loss is not None
             value = metric(self.task.loss, scores, data.target, data.weight)
             self.run.metrics.setdefault(prefix + metric.name, []).append(value)
 
@@ -224,7 +227,9 @@ class Training:
         if name in self.run.metrics:
             metric = next(m for m in self.metrics if m.name == name.removeprefix("validation_"))
             if metric.greater_is_better is None:
-                raise UsageError(f'early stopping cannot tell whether more or less of "{name}" is better: give the function greater_is_better')
+                raise UsageError(
+                    f'early stopping cannot tell whether more or less of "{name}" is better: give the function greater_is_better'
+                )
             return (-1.0 if metric.greater_is_better else 1.0), self.run.metrics[name]
         known = ["loss", *(["validation_loss"] if self.validation else []), *self.run.metrics]
         raise UsageError(f'early stopping monitors "{name}", but this run records {", ".join(known)}')
@@ -241,12 +246,14 @@ class Training:
                 break
             numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
             order = steps.order[edges[at] : edges[at + 1]]
-            session.run(replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers))
+            session.run(
+                replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
+            )
             state = session.state()
         raise DivergenceError(
-            f"training diverged in epoch {self.counters['epochs'] + 1}, step {at + 1} of {len(steps.sizes)} (loss {losses[at]:.4g}): {place}. "
-            "The network keeps the weights from before this epoch, and the error's .run the history. Use a smaller learning rate, "
-            "clip_norm=1.0 in the optimizer, or scale the data to zero mean and unit variance",
+            f"training diverged in epoch {self.counters['epochs'] + 1}, step {at + 1} of {len(steps.sizes)} "
+            f"(loss {losses[at]:.4g}): {place}. The network keeps the weights from before this epoch, and the error's .run the history. "
+            "Use a smaller learning rate, clip_norm=1.0 in the optimizer, or scale the data to zero mean and unit variance",
             self.run,
         )
 

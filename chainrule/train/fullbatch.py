@@ -28,7 +28,9 @@ def fit_full_batch(training: Training, state: Mapping[str, Array]) -> None:
     rule = training.task.optimizer
     assert isinstance(rule, LBFGS)
     if training.task.statistics:
-        raise UsageError("LBFGS needs an objective that does not change from call to call; layers with running statistics (BatchNorm) do: use Adam")
+        raise UsageError(
+            "LBFGS needs an objective that does not change from call to call; layers with running statistics (BatchNorm) do: use Adam"
+        )
     started = time.perf_counter()
     run, data, names = training.run, training.data, training.task.trainable
     sizes = step_sizes(data.rows, max(training.batch_size, EVALUATION_ROWS))
@@ -75,7 +77,10 @@ def fit_full_batch(training: Training, state: Mapping[str, Array]) -> None:
             w, value, memory = rule.iterate(objective, w, memory)
             if not np.isfinite(value):
                 run.stopped = "diverged"
-                raise DivergenceError(f"the objective is {value} at the start of epoch {run.epochs + 1}; scale the data, or start from smaller weights", run)
+                raise DivergenceError(
+                    f"the objective is {value} at the start of epoch {run.epochs + 1}; scale the data, or start from smaller weights",
+                    run,
+                )
             moved = unflatten(w)
             kept = {f"slot/{k}": np.asarray(memory[k]) for k in ("s", "y", "evaluations")}
             training.counters["epochs"] += 1
@@ -124,5 +129,9 @@ def _forward_steps(training: Training) -> Steps:
     data = training.data
     sizes = step_sizes(data.rows, max(training.batch_size, EVALUATION_ROWS))
     count = len(sizes)
-    numbers = {DIVISOR: np.full(count, 1.0), SEED: np.broadcast_to(key_of(training.seed), (count, 2)), STEP: np.zeros(count, np.uint32)}
+    numbers = {
+        DIVISOR: np.full(count, 1.0),
+        SEED: np.broadcast_to(key_of(training.seed), (count, 2)),
+        STEP: np.zeros(count, np.uint32),
+    }
     return Steps(["gradient"] * count, data.arrays(), np.arange(data.rows), sizes, numbers, ("scores",))

@@ -36,7 +36,7 @@ from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, initial_slots, make_program, objective
 from .scope import Scope, initial
 
-DTYPES = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class Objective:
 
 class Model(ABC):
     """The part of a network that is the same for all."""
+
+    trainable: bool
+    _config: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments it was made with
 
     # ---- what a subclass says ------------------------------------------------------------------------------------------------
 
@@ -96,12 +99,16 @@ class Model(ABC):
 
     def _require_built(self, what: str) -> None:
         if not self.built:
-            raise NotBuiltError(f"{what}: this network has not seen data yet, so it has no shapes; call fit first (fit(x, y, epochs=0) only builds it)")
+            raise NotBuiltError(
+                f"{what}: this network has not seen data yet, so it has no shapes; call fit first (fit(x, y, epochs=0) only builds it)"
+            )
 
     @contextmanager
     def _busy(self, what: str) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise BusyError(f"{what}: another thread is training this network at this moment; wait for it, or train a copy (copy.deepcopy)")
+            raise BusyError(
+                f"{what}: another thread is training this network at this moment; wait for it, or train a copy (copy.deepcopy)"
+            )
         try:
             yield
         finally:
@@ -168,7 +175,9 @@ class Model(ABC):
             new[name] = array
         missing = [n for n in self._arrays("parameter") if n not in values]
         if strict and missing:
-            raise DataError(f"load_parameters: no value for {', '.join(missing)}; pass strict=False to set only those that are given")
+            raise DataError(
+                f"load_parameters: no value for {', '.join(missing)}; pass strict=False to set only those that are given"
+            )
         with self._busy("load_parameters"):
             self._store({**self._slots, **new})
 
@@ -237,7 +246,9 @@ class Model(ABC):
                 layer._kinds.pop(name, None)
             raise
         if graph.outputs[0].shape[:1] != (rows,):
-            raise ShapeError(f"the network must keep the rows of a batch on the first axis; it turned {rows} rows into shape {graph.outputs[0].shape}")
+            raise ShapeError(
+                f"the network must keep the rows of a batch on the first axis; it turned {rows} rows into shape {graph.outputs[0].shape}"
+            )
         self._built = {
             "dtype": dtype,
             "inputs": {n: Type(t.shape[1:], t.dtype) for n, t in types(index).items()},
@@ -258,9 +269,8 @@ class Model(ABC):
                     f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
                     "net.reset() lets it be built anew"
                 )
-            if expected[name].dtype.kind == "i" and array.dtype.kind == "f":
-                if not np.array_equal(array, np.floor(array)):
-                    raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
+            if expected[name].dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(array, np.floor(array)):
+                raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
         return inputs
 
     def _ready(self, x: Any, seed: int, dtype: Any) -> Inputs:
@@ -349,10 +359,10 @@ class Model(ABC):
         Ctrl-C ends the run after the step at hand and returns what has been learnt; `run.interrupted` says so.
 
         >>> import numpy as np
-        >>> from chainrule import nn
+        >>> from chainrule import nn, optim
         >>> x = np.linspace(-1, 1, 64)[:, None]
         >>> net = nn.Sequential(nn.Dense(16, "tanh"), nn.Dense(1))
-        >>> run = net.fit(x, x ** 2, epochs=200, optimizer="adam", batch_size=16)
+        >>> run = net.fit(x, x ** 2, epochs=100, optimizer=optim.Adam(0.01), batch_size=16)
         >>> run.loss[-1] < 0.01
         True
         """
@@ -419,7 +429,9 @@ class Model(ABC):
             return data, None
         if isinstance(validation, (int, float)):
             if not 0 < validation < 1 or inputs.rows < 2:
-                raise UsageError(f"validation is a fraction between 0 and 1 of at least 2 rows, or a pair (x, y), not {validation!r}")
+                raise UsageError(
+                    f"validation is a fraction between 0 and 1 of at least 2 rows, or a pair (x, y), not {validation!r}"
+                )
             train, held = split_rows(inputs.rows, float(validation), shuffle=shuffle, seed=seed)
             return data.take(train), data.take(held)
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
@@ -459,7 +471,9 @@ class Model(ABC):
         """
         loss = self._loss
         if loss is None or not loss.is_classification or loss.link == "identity":
-            raise UsageError("predict_proba: the last loss gives no probabilities; train with cross_entropy or binary_cross_entropy")
+            raise UsageError(
+                "predict_proba: the last loss gives no probabilities; train with cross_entropy or binary_cross_entropy"
+            )
         p = loss.apply_link(self.predict(x))
         return np.concatenate([1 - p, p], axis=1) if p.ndim == 2 and p.shape[1] == 1 and loss.link == "sigmoid" else p
 
@@ -507,7 +521,9 @@ class Model(ABC):
         numbers = {DIVISOR: np.asarray(inputs.rows), SEED: key_of(seed), STEP: np.asarray(0)}
         return session.call(inputs.rows, "gradient", {**inputs.arrays, TARGET: target, **numbers})
 
-    def check_gradients(self, x: Any, y: Any, *, loss: Any = None, seed: int = 0, tolerance: float = 1e-6, most: int = 50) -> GradientReport:
+    def check_gradients(
+        self, x: Any, y: Any, *, loss: Any = None, seed: int = 0, tolerance: float = 1e-6, most: int = 50
+    ) -> GradientReport:
         """Compare every gradient of this network with central differences in float64, in training and in evaluation mode.
 
         Args: x, y a few rows (the cost is two forward passes for each element checked); most: elements checked of each parameter.
@@ -522,7 +538,9 @@ class Model(ABC):
             reports.append(check_graph(graph, list(o.values), o.wrt, names, tolerance=tolerance, most=most, seed=seed))
         return GradientReport([c for r in reports for c in r.comparisons], tolerance)
 
-    def _explained(self, x: Any, y: Any, loss: Any = None, *, seed: int = 0, training: bool = True, dtype: Any = None) -> Objective:
+    def _explained(
+        self, x: Any, y: Any, loss: Any = None, *, seed: int = 0, training: bool = True, dtype: Any = None
+    ) -> Objective:
         """The objective as a graph: outputs [objective, scores], inputs named, with their values."""
         chosen = self._known_loss(loss, "explain")
         inputs = self._ready(x, seed, dtype or "float32")
@@ -561,11 +579,20 @@ class Model(ABC):
             frozen_total += count if frozen(path) else 0
             shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in layer._values.items())
             if path or layer._values:
-                rows.append((path or "(network)", repr(layer).replace("\n", " ")[:50], f"{count:,}" + (" frozen" if frozen(path) and count else ""), shapes))
+                rows.append(
+                    (
+                        path or "(network)",
+                        repr(layer).replace("\n", " ")[:50],
+                        f"{count:,}" + (" frozen" if frozen(path) and count else ""),
+                        shapes,
+                    )
+                )
         widths = [max(len(r[i]) for r in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         inputs = ", ".join(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in self._built.get("inputs", {}).items()) or "not built yet"
-        lines.append(f"{total:,} parameters, {frozen_total:,} of them frozen; a row of input: {inputs}; of output: {self._built.get('outputs', '-')}")
+        lines.append(
+            f"{total:,} parameters, {frozen_total:,} of them frozen; a row of input: {inputs}; of output: {self._built.get('outputs', '-')}"
+        )
         return "\n".join(lines)
 
 
@@ -587,7 +614,9 @@ class _Options:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, not {value!r}")
         if self.memory is not None:
-            raise UsageError("memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out")
+            raise UsageError(
+                "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
+            )
         seed = secrets.randbits(32) if self.seed_given is None else self.seed_given
         key_of(seed)
         object.__setattr__(self, "seed_given", int(seed))
@@ -605,10 +634,11 @@ def _metric(thing: Any, loss: Loss) -> metrics.Metric:
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
-    name = str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype
-    if name not in DTYPES:
+    name = dtype if isinstance(dtype, str) else str(np.dtype(dtype))
+    found = DTYPES.get(name)
+    if found is None:
         raise UsageError(f'dtype is "float32" or "float64", not {dtype!r}')
-    return DTYPES[name]
+    return found
 
 
 def _used_as_index(graph: Graph, node: Any) -> bool:
@@ -621,11 +651,9 @@ def _used_as_index(graph: Graph, node: Any) -> bool:
             return True
         if n.op == "equal":
             return True
-        if n.op == "call" and any(t.dtype.kind in "iu" for t in n.types):
-            whole.add(n)
-        elif n.dtype.kind in "iu":
+        if (n.op == "call" and any(t.dtype.kind in "iu" for t in n.types)) or n.dtype.kind in "iu":
             whole.add(n)
     return False
 
 
-__all__ = ["Model", "Objective", "WEIGHT", "name_of"]
+__all__ = ["WEIGHT", "Model", "Objective", "name_of"]

@@ -31,7 +31,7 @@ TARGET, WEIGHT, DIVISOR, SEED, STEP, RATE = "target", "weight", "divisor", "seed
 class Forward(Protocol):
     """The network as the programs see it: scores and new statistics from state and inputs."""
 
-    def __call__(self, state: Mapping[str, Any], inputs: Mapping[str, Any], training: bool) -> tuple[Any, dict[str, Any]]: ...
+    def __call__(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool, /) -> tuple[Any, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Task:
 
 
 def slot_name(parameter: str, slot: str) -> str:
+    """The name in the state of what an optimizer keeps for a parameter."""
     return f"slot/{parameter}.{slot}"
 
 
@@ -71,10 +72,14 @@ def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: An
     elements = loss(scores, target)
     if elements.ndim == 0:
         if weight is not None:
-            raise UsageError(f"the loss {loss.name} returns one number for the whole batch, so rows cannot be weighted; return one for each row")
+            raise UsageError(
+                f"the loss {loss.name} returns one number for the whole batch, so rows cannot be weighted; return one for each row"
+            )
         return elements * (rows / divisor)
     if elements.shape[0] != rows:
-        raise ShapeError(located(f"the loss {loss.name} returns shape {elements.shape}; its first axis must be the {rows} rows of the batch"))
+        raise ShapeError(
+            located(f"the loss {loss.name} returns shape {elements.shape}; its first axis must be the {rows} rows of the batch")
+        )
     if weight is not None:
         elements = elements * np.reshape(weight, (rows, *(1,) * (elements.ndim - 1)))
     each = prod(elements.shape[1:])
@@ -82,6 +87,7 @@ def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: An
 
 
 def batch_type(row: Type, rows: int) -> Type:
+    """The type of a batch of such rows."""
     return Type((rows, *row.shape), row.dtype)
 
 
@@ -138,19 +144,26 @@ def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
     def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         scores, _ = task.forward(state, given, False)
         assert task.loss is not None
-        return {"loss": weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows), "scores": scores}, {}
+        return {
+            "loss": weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows),
+            "scores": scores,
+        }, {}
 
     return entry
 
 
-def objective(task: Task, rows: int, given: Mapping[str, Any], state: Mapping[str, Any], training: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+def objective(
+    task: Task, rows: int, given: Mapping[str, Any], state: Mapping[str, Any], training: bool = True
+) -> tuple[Any, Any, dict[str, Any]]:
     """While tracing: the objective of a batch (without penalties), the scores, and the new statistics."""
     scores, statistics = task.forward(state, given, training)
     assert task.loss is not None
     return weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows), scores, statistics
 
 
-def _differentiated(task: Task, rows: int, state: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+def _differentiated(
+    task: Task, rows: int, state: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
     fixed = {n: v for n, v in state.items() if n not in task.trainable}
 
     def of_parameters(moving: dict[str, Any]) -> tuple[Any, Any]:
@@ -169,7 +182,9 @@ def _gradient(task: Task, rows: int) -> Callable[..., Any]:
     return entry
 
 
-def _apply(task: Task, state: Mapping[str, Any], given: Mapping[str, Any], gradients: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _apply(
+    task: Task, state: Mapping[str, Any], given: Mapping[str, Any], gradients: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The optimizer's step: the penalty (reported apart), and all that it writes."""
     optimizer = task.optimizer
     assert optimizer is not None

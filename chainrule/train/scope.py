@@ -95,7 +95,9 @@ class Scope:
         path = self.path(layer)
         full = f"{path}.{name}" if path else name
         if full not in self.state and self._create is None:
-            raise UsageError(located(f'update of "{full}", which is no statistic: declare it with self.statistic(name, shape) first'))
+            raise UsageError(
+                located(f'update of "{full}", which is no statistic: declare it with self.statistic(name, shape) first')
+            )
         if self.training and not self.frozen(path):
             self.updates[full] = value
 
