@@ -19,7 +19,7 @@ from ..graph import tree as trees
 from ..graph.interpret import evaluate, plan_of
 from ..graph.node import OPS, Array, Graph, Op, Rows, Type
 from ..graph.rows import propagate_rows
-from ..graph.trace import Trace, Tracer, answers, build, here, inline, is_traced, located, type_of
+from ..graph.trace import Trace, Tracer, answers, apply_many, build, here, inline, is_traced, located, type_of
 from .elementwise import convert
 from .layout import moveaxis, normal_axis, ravel
 from .random import fold_in
