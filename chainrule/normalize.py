@@ -70,7 +70,8 @@ def _fold(node: Node) -> Node:
         return node
     if node.op == "output" or not OPS[node.op].elementwise:
         return node
-    value = OPS[node.op].value(*(np.asarray(a.attrs["value"]) for a in node.args), **node.attrs)
+    with np.errstate(all="ignore"):
+        value = OPS[node.op].value(*(np.asarray(a.attrs["value"]) for a in node.args), **node.attrs)
     return constant_node(value, node.dtype, node.source, node.type.weak)
 
 

@@ -183,7 +183,8 @@ def is_traced(*values: Any) -> bool:
 def apply(op: str, *args: Any, **attrs: Any) -> Any:
     """One operator on traced or plain arrays. Plain arrays alone are computed at once, by the operator's NumPy definition."""
     if not is_traced(*args):
-        return OPS[op].value(*(np.asarray(a) for a in args), **attrs)
+        with np.errstate(all="ignore"):  # as in a graph: NaN and infinity are values, not warnings
+            return OPS[op].value(*(np.asarray(a) for a in args), **attrs)
     trace = here(op)
     results = trace.record(op, [trace.lift(a) for a in args], attrs)
     return results[0] if len(results) == 1 else results

@@ -7,6 +7,8 @@ where compiled networks flush them to zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,10 @@ class ReferenceSession(Session):
         return dict(zip(entry.results, outputs, strict=False))
 
     def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> dict[str, Array]:
+        with one_thread():
+            return self._run(steps, pulse)
+
+    def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> dict[str, Array]:
         kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
         at = 0
         rows_of: dict[str, bool] = {}
@@ -59,10 +65,26 @@ class ReferenceSession(Session):
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         known = self._programs[rows].inputs
-        return {k: np.asarray(v) for k, v in self._step(rows, entry, {k: cast(v, known[k]) for k, v in inputs.items()}).items()}
+        given = {k: cast(v, known[k]) for k, v in inputs.items()}
+        with one_thread():
+            return {k: np.asarray(v) for k, v in self._step(rows, entry, given).items()}
 
     def state(self) -> dict[str, Array]:
         return {name: np.array(value) for name, value in self._state.items()}
+
+
+@cache
+def _pools() -> Any:
+    from threadpoolctl import ThreadpoolController  # here, for it looks through the loaded libraries
+
+    return ThreadpoolController()
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Products of matrices on one thread: the order of their sums, and so every bit, must not depend on the number of threads.
+    Small products are also slower on several, many times so where other processes compute."""
+    manager: AbstractContextManager[Any] = _pools().limit(limits=1, user_api="blas")
+    return manager
 
 
 def _join(parts: list[Array], by_row: bool) -> Array:
