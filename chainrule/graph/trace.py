@@ -130,9 +130,9 @@ class Trace:
     def lift(self, value: Any) -> Node:
         """The node that stands for `value` here: itself, a constant, or a captured input."""
         if isinstance(value, Tracer):
-            if value.trace is self:
+            if value.home is self:
                 return value.node
-            if value.trace not in _stack.get():
+            if value.home not in _stack.get():
                 raise TraceError(located(
                     f"a traced array ({value.node.type}, recorded at {value.node.source or 'an unknown line'}) is used after the "
                     "function that made it has ended; return it from that function instead of storing it"
@@ -308,13 +308,13 @@ _CONVERT = "keep computing with NumPy functions, and return the value to look at
 class Tracer(np.lib.mixins.NDArrayOperatorsMixin):
     """An array whose numbers are not known yet. It behaves like a NumPy array; each operation on it is recorded."""
 
-    __slots__ = ("node", "trace")
+    __slots__ = ("home", "node")
     __array_priority__ = 1000
     __hash__ = None  # type: ignore[assignment]  # like arrays: == is elementwise
 
     def __init__(self, node: Node, trace: Trace) -> None:
         self.node = node
-        self.trace = trace
+        self.home = trace
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -376,7 +376,7 @@ class Tracer(np.lib.mixins.NDArrayOperatorsMixin):
         raise AttributeError(f'traced arrays have no attribute "{name}".{nearest(name, known)} Known methods: {", ".join(known)}')
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("node", "trace"):
+        if name not in ("node", "home"):
             raise AttributeError(f'traced arrays take no attribute "{name}"')
         object.__setattr__(self, name, value)
 

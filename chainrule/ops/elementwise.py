@@ -51,18 +51,16 @@ def _resolved(ufunc: np.ufunc, kinds: tuple[Any, ...]) -> tuple[np.dtype[Any], .
 
 
 def _weak_kind(type: Type) -> Any:
-    return {"b": bool, "i": int, "u": int, "f": float}[type.dtype.kind] if type.weak else type.dtype
+    """Python's bool is not weak: it is NumPy's."""
+    return {"i": int, "f": float}.get(type.dtype.kind, type.dtype) if type.weak else type.dtype
 
 
 def common(ufunc: np.ufunc, args: Sequence[Any]) -> list[Any]:
     """Arguments brought to the shape they broadcast to and the type in which NumPy would compute `ufunc`."""
     types = [type_of(a) for a in args]
-    kinds = tuple(_weak_kind(t) for t in types)
+    weak = all(t.weak for t in types)
     try:
-        if all(t.weak for t in types):
-            resolved = _resolved(ufunc, tuple(t.dtype for t in types))
-        else:  # ufuncs without a boolean loop take Python's bool as an integer
-            resolved = _resolved(ufunc, tuple(int if k is bool else k for k in kinds))
+        resolved = _resolved(ufunc, tuple(t.dtype if weak else _weak_kind(t) for t in types))
     except TypeError as error:
         raise DtypeError(located(f"np.{ufunc.__name__} of {', '.join(map(str, types))}: {error}")) from None
     wanted = list(resolved[: len(args)])
@@ -70,7 +68,7 @@ def common(ufunc: np.ufunc, args: Sequence[Any]) -> list[Any]:
         raise DtypeError(
             located(f"np.{ufunc.__name__} of {', '.join(map(str, types))} would give {wanted[0]}, which is not known")
         )
-    if all(t.weak for t in types) and is_traced(*args):  # the result stays a number that takes on the type of what it meets
+    if weak and is_traced(*args):  # the result stays a number that takes on the type of what it meets
         return [a if type_of(a).dtype == d else apply("cast", a, dtype=d, weak=True) for a, d in zip(args, wanted, strict=True)]
     return spread([convert(a, d) for a, d in zip(args, wanted, strict=True)], f"np.{ufunc.__name__}")
 
@@ -144,11 +142,12 @@ def _no_options(name: str, args: Sequence[Any], options: dict[str, Any], arity: 
 # ---- zero wins ---------------------------------------------------------------------------------------------------------------
 # A derivative that is not finite meets a gradient of zero wherever `np.where` did not take a branch. 0 * inf would be NaN and
 # spread; these two give 0. Their own derivatives are in terms of themselves, so higher derivatives are right as well, which
-# np.where(g == 0, 0, g * d) would not be.
+# np.where(g == 0, 0, g * d) would not be. In a product zero wins on either side: the second derivative of a branch not taken
+# brings gradients that are not finite to factors that are 0.
 
 
-def _strong_multiply(g: Any, b: Any) -> Any:
-    return np.where(g == 0, np.zeros_like(g), g * b)
+def _strong_multiply(a: Any, b: Any) -> Any:
+    return np.where(np.logical_or(a == 0, b == 0), np.zeros_like(a), a * b)
 
 
 def _strong_divide(g: Any, b: Any) -> Any:
@@ -194,6 +193,13 @@ _power: Callable[..., Any] = elementwise(
     ),
     low=0.5,
 )
+# a - floor(a / b) b, exact: the sign of the divisor, as in Python.
+remainder = elementwise(
+    "remainder",
+    np.remainder,
+    (lambda g, y, a, b: g, lambda g, y, a, b: -strong_multiply(g, np.floor_divide(a, b))),
+    low=0.5,
+)
 # Ties share the gradient half and half, so that the result does not depend on the order of the arguments.
 maximum = elementwise(
     "maximum", np.maximum, (lambda g, y, a, b: _share(g, a > b, a, b), lambda g, y, a, b: _share(g, b > a, a, b))
@@ -216,11 +222,11 @@ log1p = elementwise("log1p", np.log1p, (lambda g, y, x: strong_divide(g, x + 1),
 # At 0 the slope is infinite: the gradient is inf there, and 0 where the incoming gradient is 0.
 sqrt = elementwise("sqrt", np.sqrt, (lambda g, y, x: strong_divide(0.5 * g, y),), kind=FLOAT, low=0.5)
 # At 0 the slope of |x| is taken as 0.
-absolute = elementwise("abs", np.abs, (lambda g, y, x: g * np.sign(x),), numpy=(np.abs, np.fabs))
-sin = elementwise("sin", np.sin, (lambda g, y, x: g * np.cos(x),), kind=FLOAT)
-cos = elementwise("cos", np.cos, (lambda g, y, x: -g * np.sin(x),), kind=FLOAT)
-tanh = elementwise("tanh", np.tanh, (lambda g, y, x: g * (1 - y * y),), kind=FLOAT)
-arctan = elementwise("arctan", np.arctan, (lambda g, y, x: g / (1 + x * x),), kind=FLOAT)
+absolute = elementwise("abs", np.abs, (lambda g, y, x: strong_multiply(g, np.sign(x)),), numpy=(np.abs,))
+sin = elementwise("sin", np.sin, (lambda g, y, x: strong_multiply(g, np.cos(x)),), kind=FLOAT)
+cos = elementwise("cos", np.cos, (lambda g, y, x: -strong_multiply(g, np.sin(x)),), kind=FLOAT)
+tanh = elementwise("tanh", np.tanh, (lambda g, y, x: strong_multiply(g, 1 - y * y),), kind=FLOAT)
+arctan = elementwise("arctan", np.arctan, (lambda g, y, x: strong_divide(g, 1 + x * x),), kind=FLOAT)
 floor = elementwise("floor", np.floor, (None,), kind=SAME, smooth=False)
 
 
@@ -245,7 +251,13 @@ def _erf(x: Any) -> Any:
     return np.copysign(np.where(np.isnan(a), a, result), x).astype(x.dtype)
 
 
-erf = elementwise("erf", _erf, (lambda g, y, x: g * (2 / math.sqrt(math.pi) * np.exp(-(x * x))),), kind=FLOAT, like=np.tanh)
+erf = elementwise(
+    "erf",
+    _erf,
+    (lambda g, y, x: strong_multiply(g, 2 / math.sqrt(math.pi) * np.exp(-(x * x))),),
+    kind=FLOAT,
+    like=np.tanh,
+)
 
 # ---- tests and choices -------------------------------------------------------------------------------------------------------
 
