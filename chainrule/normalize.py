@@ -59,10 +59,19 @@ def _share(graph: Graph) -> Graph:
             continue
         args = tuple(table[a] for a in node.args)
         attrs = {k: normalize(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
-        new = _fold(rebuilt(node, args, attrs))
+        new = _fold(_strong(rebuilt(node, args, attrs)))
         key = _node_key(new, tuple(number.setdefault(a, len(number)) for a in new.args))
         table[node] = known.setdefault(key, new)
     return Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
+
+
+def _strong(node: Node) -> Node:
+    """Types are settled: a number that would have taken on the type of what it met has met it, or has the type it has."""
+    if not any(t.weak for t in node.types):
+        return node
+    types = tuple(Type(t.shape, t.dtype) for t in node.types)
+    attrs = {k: v for k, v in node.attrs.items() if k != "weak"}
+    return Node(node.op, node.args, attrs, types, node.source, node.scope)
 
 
 def _fold(node: Node) -> Node:
@@ -72,7 +81,7 @@ def _fold(node: Node) -> Node:
         return node
     with np.errstate(all="ignore"):
         value = OPS[node.op].value(*(np.asarray(a.attrs["value"]) for a in node.args), **node.attrs)
-    return constant_node(value, node.dtype, node.source, node.type.weak)
+    return constant_node(value, node.dtype, node.source)
 
 
 def _trim_loops(graph: Graph) -> Graph:

@@ -16,7 +16,7 @@ import numpy as np
 from .derive.backward import backward
 from .errors import GraphError
 from .graph import tree as trees
-from .graph.node import Array, Graph, Rows, Type
+from .graph.node import Array, Graph, Node, Rows, Type, constant_node, make, rebuilt
 from .graph.rows import propagate_rows
 from .graph.text import graph_text
 from .graph.trace import build, here, inline, type_of
@@ -27,11 +27,12 @@ Kind = Literal["parameter", "slot", "statistic"]
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One array of the state, in logical layout."""
+    """One array of the state, in logical layout. `rows`: its row axis, for state that belongs to the rows of a batch."""
 
     name: str
     type: Type
     kind: Kind
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,11 @@ class ProgramBuilder:
         self.entries: dict[str, Entry] = {}
 
     def entry(self, name: str, function: Callable[..., tuple[Mapping[str, Any], Mapping[str, Any]]], inputs: Sequence[str],
-              key: Callable[[Mapping[str, Any]], Any] | None = None) -> None:  # fmt: skip
+              key: Callable[[Mapping[str, Any]], Any] | None = None, rows_of: Mapping[str, int] | None = None) -> None:  # fmt: skip
         """Record `function(state, inputs) -> (results, writes)`, all of them mappings from names to arrays.
 
         Only state that the graph reads becomes part of the entry. `key(inputs)` is the key that random numbers start from.
+        `rows_of`: results that are known to carry the rows on this axis, also where their operators cannot tell.
         """
         names = list(self.state)
         types = [*(v.type for v in self.state.values()), *(self.inputs[i].type for i in inputs)]
@@ -119,7 +121,7 @@ class ProgramBuilder:
             assert key is not None
             return key(at["inputs"])
 
-        graph = normalize(build(flat, types, key=random_key if key else None))
+        graph = normalize(_without_patterns(build(flat, types, key=random_key if key else None)))
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
             wanted = self.state[write].type
@@ -130,16 +132,42 @@ class ProgramBuilder:
         used = [i for i, node in zip(inputs, graph.inputs[len(names) :], strict=False) if node in live]
         kept = [n for i, n in enumerate(graph.inputs) if i >= len(names) + len(inputs) or n in live]
         graph = Graph(tuple(kept), graph.outputs, graph.captures, name)
-        rows: list[Rows] = [None] * len(state_read)
+        rows: list[Rows] = [self.state[n].rows for n in state_read]
         rows += [self.inputs[i].rows for i in used] + [None] * len(graph.captures)
-        outputs = propagate_rows(graph, rows)
+        carried = dict(zip(results, propagate_rows(graph, rows), strict=False)) | dict(rows_of or {})
         self.entries[name] = Entry(
-            name, graph, tuple(state_read), tuple(used), tuple(results), tuple(writes), tuple(outputs[: len(results)])
+            name, graph, tuple(state_read), tuple(used), tuple(results), tuple(writes), tuple(carried[r] for r in results)
         )
 
     def build(self) -> Program:
-        key = tuple((e.name, e.reads, e.inputs, e.results, e.writes, graph_key(e.graph)) for e in self.entries.values())
-        return Program(self.state, self.inputs, self.entries, self.rows, key)
+        entries = tuple(
+            (e.name, e.reads, e.inputs, e.results, e.writes, e.result_rows, graph_key(e.graph)) for e in self.entries.values()
+        )
+        state = tuple((v.name, v.type.shape, v.type.dtype.str, v.kind, v.rows) for v in self.state.values())
+        inputs = tuple((i.name, i.type.shape, i.type.dtype.str, i.rows) for i in self.inputs.values())
+        return Program(self.state, self.inputs, self.entries, self.rows, (self.rows, state, inputs, entries))
+
+
+def _without_patterns(graph: Graph) -> Graph:
+    """Captured arrays that are one number or 0, 1, 2, ... become nodes: they often have the batch's size, and no program should
+    hold them as data."""
+    table: dict[Node, Node] = {}
+    kept = []
+    own = len(graph.inputs) - len(graph.captures)
+    for node, value in zip(graph.inputs[own:], graph.captures, strict=True):
+        array = np.asarray(value)
+        if array.size > 1 and bool(np.all(array == array.flat[0])):
+            table[node] = make("broadcast", (constant_node(array.flat[0], array.dtype),), {"shape": array.shape}, node.source)
+        elif array.ndim == 1 and array.size > 1 and array.dtype.kind in "iu" and np.array_equal(array, np.arange(array.size)):
+            table[node] = make("iota", (), {"length": array.size, "dtype": array.dtype}, node.source)
+        else:
+            kept.append((node, value))
+    if not table:
+        return graph
+    for node in graph.nodes():
+        table.setdefault(node, rebuilt(node, tuple(table[a] for a in node.args)))
+    inputs = (*graph.inputs[:own], *(n for n, _ in kept))
+    return Graph(inputs, tuple(table[o] for o in graph.outputs), tuple(v for _, v in kept), graph.name)
 
 
 def differentiate(f: Callable[[Any], tuple[Any, Any]], at: Any) -> tuple[Any, Any, Any]:

@@ -7,10 +7,12 @@ In: a graph. Out: nothing, or a `GraphError` that names the node. Run between al
 3. A node with several results is read only through "output" nodes, whose index exists.
 4. Bodies of loops and calls are legal, and closed: they capture nothing.
 5. There is one captured value for each of the last inputs, of its type.
-6. In normal form there is no call, no two equal nodes, no weak type except at inputs and constants.
+6. In normal form there is no call, no two equal nodes, no weak type except at inputs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +29,10 @@ def verify(graph: Graph, *, normal: bool = False) -> Graph:
     """
     if len(set(graph.inputs)) != len(graph.inputs):
         raise GraphError("an input stands twice")
+    inputs = set(graph.inputs)
+    seen: set[Any] = set()
     for node in graph.nodes():
-        problem = _problem(node, set(graph.inputs), normal)
+        problem = _problem(node, inputs, normal) or (_not_normal(node, seen) if normal else "")
         if problem:
             raise GraphError(f"{node!r} {node.source}: {problem}")
     for node, value in zip(graph.inputs[len(graph.inputs) - len(graph.captures) :], graph.captures, strict=True):
@@ -37,6 +41,19 @@ def verify(graph: Graph, *, normal: bool = False) -> Graph:
                 f"the captured value of shape {np.shape(value)} and type {value.dtype} stands for an input {node.type}"
             )
     return graph
+
+
+def _not_normal(node: Node, seen: set[Any]) -> str:
+    if node.op == "input":
+        return ""
+    if any(t.weak for t in node.types):
+        return "a weak type in normal form"
+    attrs = tuple((k, id(v) if isinstance(v, Graph) else repr(v)) for k, v in sorted(node.attrs.items()))
+    key = (node.op, node.args, attrs)
+    if key in seen:
+        return "an equal node stands before it, in normal form"
+    seen.add(key)
+    return ""
 
 
 def _problem(node: Node, inputs: set[Node], normal: bool) -> str:

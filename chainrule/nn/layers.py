@@ -16,6 +16,7 @@ from .. import initializers
 from ..errors import ShapeError, UsageError
 from ..graph.trace import located
 from ..ops import random
+from ..ops.reduce import standardize
 from .module import Module, activation_of, positive
 from .saving import layers
 
@@ -143,13 +144,12 @@ class BatchNorm(Module):
                     f"BatchNorm needs at least 2 values of each feature in a training batch, got shape {x.shape}; "
                     "choose a batch_size that leaves no single row over"
                 ))  # fmt: skip
-            running_mean, running_variance = mean, variance
-            mean = np.mean(x, axis=axes)
-            variance = np.mean((x - mean) ** 2, axis=axes)
-            m = self.momentum
-            self.update("mean", (1 - m) * running_mean + m * mean)
-            self.update("variance", (1 - m) * running_variance + m * (variance * (count / (count - 1))))
-        y = (x - mean) / np.sqrt(variance + self.eps)
+            m, deviation = self.momentum, x - np.mean(x, axis=axes, keepdims=True)
+            self.update("mean", (1 - m) * mean + m * np.mean(x, axis=axes))
+            self.update("variance", (1 - m) * variance + m * (np.sum(deviation * deviation, axis=axes) / (count - 1)))
+            y = standardize(x, axes=axes, eps=self.eps)
+        else:
+            y = (x - mean) / np.sqrt(variance + self.eps)
         return y * self.parameter("scale", channels, "ones") + self.parameter("shift", channels, "zeros")
 
 
@@ -174,8 +174,7 @@ class LayerNorm(Module):
         self.eps = float(eps)
 
     def __call__(self, x: Any) -> Any:
-        deviation = x - np.mean(x, axis=-1, keepdims=True)
-        y = deviation / np.sqrt(np.mean(deviation**2, axis=-1, keepdims=True) + self.eps)
+        y = standardize(x, axes=(x.ndim - 1,), eps=self.eps)
         return y * self.parameter("scale", (x.shape[-1],), "ones") + self.parameter("shift", (x.shape[-1],), "zeros")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..registry import Registry
 from .call import composition
-from .elementwise import erf
+from .elementwise import erf, strong_multiply
 from .reduce import softmax
 
 activations: Registry[Callable[..., Any]] = Registry("activation")
@@ -89,7 +89,7 @@ def gelu(x: Any) -> Any:
     return 0.5 * x * (1.0 + erf(x * (1 / math.sqrt(2))))
 
 
-@activation("sigmoid", derivative=(lambda g, y, x: g * y * (1 - y),), notation="σ")
+@activation("sigmoid", derivative=(lambda g, y, x: strong_multiply(g, y * (1 - y)),), notation="σ")
 def sigmoid(x: Any) -> Any:
     """σ(x) = 1 / (1 + exp(-x)), from exp(-|x|), so that nothing overflows and small values keep their digits.
 
@@ -101,7 +101,7 @@ def sigmoid(x: Any) -> Any:
     return np.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-@activation("softplus", derivative=(lambda g, y, x: g * sigmoid(x),))
+@activation("softplus", derivative=(lambda g, y, x: strong_multiply(g, sigmoid(x)),))
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)).
 

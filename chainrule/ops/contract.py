@@ -32,6 +32,10 @@ def _infer(a: Type, b: Type, *, spec: str) -> Type:
     left, right, out = parse(spec)
     if len(left) != len(a.shape) or len(right) != len(b.shape) or a.dtype != b.dtype:
         raise ShapeError(f"a product of {a} and {b} by {spec}: axes or types do not fit")
+    if any(len(set(word)) != len(word) for word in (left, right, out)) or not (
+        set(left) - set(right) <= set(out) and set(right) - set(left) <= set(out) and set(out) <= set(left + right)
+    ):
+        raise ShapeError(f"a product by {spec}: a letter may stand once in each word, and one that is summed in both arguments")
     sizes = dict(zip(left, a.shape, strict=True))
     for letter, n in zip(right, b.shape, strict=True):
         if sizes.setdefault(letter, n) != n:
@@ -85,9 +89,7 @@ def _rows(rows: Sequence[Rows], types: Sequence[Type], *, spec: str) -> Rows:
     if len(letters) != 1:
         return "mixed"
     letter = letters.pop()
-    if letter in out:
-        return out.index(letter)
-    return None if None not in rows else "mixed"
+    return out.index(letter) if letter in out else None
 
 
 def _examples(r: np.random.Generator) -> Iterable[Any]:

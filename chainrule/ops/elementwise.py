@@ -191,6 +191,7 @@ _power: Callable[..., Any] = elementwise(
         lambda g, y, a, b: strong_multiply(g, strong_multiply(b, _power(a, b - 1))),
         lambda g, y, a, b: strong_multiply(g, strong_multiply(y, np.log(a))),
     ),
+    kind=FLOAT,
     low=0.5,
 )
 # a - floor(a / b) b, exact: the sign of the divisor, as in Python.

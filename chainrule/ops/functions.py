@@ -6,14 +6,40 @@ In: arrays. Out: arrays. Nothing here needs a line in a backend. Derivatives fol
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError, UsageError
+from ..errors import DtypeError, ShapeError, UsageError
 from ..graph.trace import answers, located, type_of
 from .call import composition
-from .elementwise import _power, common, convert, divide, equal, floor, less, less_equal, logical_and, logical_not, logical_or
+from .elementwise import (
+    _power,
+    common,
+    convert,
+    divide,
+    equal,
+    floor,
+    less,
+    less_equal,
+    logical_and,
+    logical_not,
+    logical_or,
+    remainder,
+)
+
+
+def unary(*ufuncs: Any) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Declare what functions of one array mean. The argument comes in the type in which NumPy would compute."""
+
+    def declare(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        for ufunc in ufuncs:
+            answers(ufunc)(lambda x, ufunc=ufunc: function(*common(ufunc, (x,))))
+        return function
+
+    return declare
+
 
 # ---- comparisons, by turning the arguments around (NaN compares false, as it must) -------------------------------------------
 
@@ -21,6 +47,7 @@ answers(np.greater)(lambda a, b: less(b, a))
 answers(np.greater_equal)(lambda a, b: less_equal(b, a))
 answers(np.not_equal)(lambda a, b: logical_not(equal(a, b)))
 answers(np.logical_xor)(lambda a, b: np.not_equal(convert(a, bool), convert(b, bool)))
+answers(np.fabs)(lambda x: np.abs(*common(np.fabs, (x,))))
 answers(np.isnan)(lambda x: np.not_equal(x, x))
 answers(np.isfinite)(lambda x: less(np.abs(x), np.inf))
 answers(np.isinf)(lambda x: equal(np.abs(x), np.inf))
@@ -33,6 +60,8 @@ def isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> Any:
 
 @answers(np.nan_to_num)
 def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> Any:
+    if x.dtype.kind != "f":
+        return x
     limits = np.finfo(x.dtype)
     y = np.where(np.isnan(x), nan, x)
     y = np.where(equal(y, np.inf), limits.max if posinf is None else posinf, y)
@@ -42,7 +71,7 @@ def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: float | None
 # ---- powers ------------------------------------------------------------------------------------------------------------------
 
 
-@answers(np.power, np.float_power)
+@answers(np.power)
 def power(a: Any, b: Any) -> Any:
     """a ** b. Small whole exponents become products, and 0.5 a square root, as in NumPy."""
     if type(b) in (int, float) and type_of(a).dtype.kind == "f":
@@ -56,15 +85,32 @@ def power(a: Any, b: Any) -> Any:
             return np.sqrt(a)
         if b == -1:
             return divide(1.0, a)
+    if type_of(a).dtype.kind in "iu" and type(b) is int and b >= 0:
+        return _whole_power(a, b)
     return _power(a, b)
 
 
-answers(np.square)(lambda x: x * x)
-answers(np.reciprocal)(lambda x: divide(1.0, x))
-answers(np.cbrt)(lambda x: np.sign(x) * _power(np.abs(x), 1 / 3))
-answers(np.exp2)(lambda x: np.exp(x * math.log(2)))
-answers(np.log2)(lambda x: np.log(x) * (1 / math.log(2)))
-answers(np.log10)(lambda x: np.log(x) * (1 / math.log(10)))
+def _whole_power(a: Any, b: int) -> Any:
+    """Whole numbers to a known exponent, by squaring. To an exponent that is computed there is none: it might be negative."""
+    if b == 0:
+        return np.ones_like(a)
+    half = _whole_power(a, b // 2)
+    return half * half * a if b % 2 else half * half
+
+
+answers(np.float_power)(lambda a, b: power(*common(np.float_power, (a, b))))
+unary(np.square)(lambda x: x * x)
+unary(np.cbrt)(lambda x: np.where(less(x, 0), -_power(-x, 1 / 3), _power(x, 1 / 3)))
+unary(np.exp2)(lambda x: np.exp(x * math.log(2)))
+unary(np.log2)(lambda x: np.log(x) * (1 / math.log(2)))
+unary(np.log10)(lambda x: np.log(x) * (1 / math.log(10)))
+
+
+@unary(np.reciprocal)
+def reciprocal(x: Any) -> Any:
+    if x.dtype.kind != "f":
+        raise DtypeError(located(f"np.reciprocal of {x.dtype} is 0 almost everywhere; write 1 / x"))
+    return divide(1.0, x)
 
 
 @composition("hypot", numpy=(np.hypot,), elementwise=True, examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})])
@@ -76,22 +122,36 @@ def hypot(a: Any, b: Any) -> Any:
 # ---- signs and whole numbers -------------------------------------------------------------------------------------------------
 
 
-@answers(np.sign)
+@unary(np.sign)
 def sign(x: Any) -> Any:
-    return np.where(less(0, x), convert(1, x.dtype), np.where(less(x, 0), convert(-1 if x.dtype.kind != "u" else 0, x.dtype), x)) \
-        if x.dtype.kind != "f" else np.where(less(0, x), 1.0, np.where(less(x, 0), -1.0, np.where(equal(x, 0), 0.0, x)))  # fmt: skip
+    """1, 0, -1, or NaN."""
+    one = np.ones((), x.dtype)
+    return np.where(less(0, x), one, x if x.dtype.kind == "u" else np.where(less(x, 0), -one, np.where(equal(x, 0), 0, x)))
 
 
-answers(np.ceil)(lambda x: -floor(-x))
-answers(np.trunc)(lambda x: np.where(less(x, 0), -floor(-x), floor(x)))
-answers(np.copysign)(lambda a, b: np.where(less(b, 0), -np.abs(a), np.abs(a)))
+unary(np.ceil)(lambda x: -floor(-x) if x.dtype.kind == "f" else x)
+unary(np.trunc)(lambda x: np.where(less(x, 0), -floor(-x), floor(x)) if x.dtype.kind == "f" else x)
 
 
-@answers(np.round, np.rint, method="round")
+@answers(np.copysign)
+def copysign(a: Any, b: Any) -> Any:
+    a, b = common(np.copysign, (a, b))
+    minus = logical_or(less(b, 0), logical_and(equal(b, 0), less(divide(1.0, b), 0)))  # -0.0 is below 0 as well
+    return np.where(minus, -np.abs(a), np.abs(a))
+
+
+@answers(np.round, method="round")
 def round_(x: Any, decimals: int = 0) -> Any:
+    if x.dtype.kind in "iu":
+        return x if decimals >= 0 else convert(round_(convert(x, np.float64), decimals), x.dtype)
+    if decimals > 0:
+        return rint(x * 10.0**decimals) / 10.0**decimals
+    return rint(x / 10.0**-decimals) * 10.0**-decimals if decimals else np.rint(x)
+
+
+@unary(np.rint)
+def rint(x: Any) -> Any:
     """To the nearest whole number, halves to the even one."""
-    if decimals:
-        return round_(x * 10.0**decimals) / 10.0**decimals
     down = floor(x)
     rest = x - down
     odd = np.not_equal(floor(down * 0.5) * 2.0, down)
@@ -100,31 +160,40 @@ def round_(x: Any, decimals: int = 0) -> Any:
 
 @answers(np.floor_divide)
 def floor_divide(a: Any, b: Any) -> Any:
+    """floor(a / b), from the exact remainder: 1.0 // 0.1 is 9. Whole numbers are exact up to 2**53; divided by 0 they give 0."""
     a, b = common(np.floor_divide, (a, b))
+    whole = a - remainder(a, b)
     if a.dtype.kind == "f":
-        return floor(a / b)
-    return convert(floor(convert(a, np.float64) / convert(b, np.float64)), a.dtype)
-
-
-@answers(np.remainder, np.mod)
-def remainder(a: Any, b: Any) -> Any:
-    """a - floor(a / b) b: the sign of the divisor, as in Python."""
-    a, b = common(np.remainder, (a, b))
-    return a - floor_divide(a, b) * b
+        return np.where(equal(b, 0), a / b, rint(whole / b))
+    return np.where(equal(b, 0), 0, convert(rint(convert(whole, np.float64) / convert(b, np.float64)), a.dtype))
 
 
 # ---- functions ---------------------------------------------------------------------------------------------------------------
 
-answers(np.tan)(lambda x: np.sin(x) / np.cos(x))
-answers(np.sinh)(lambda x: 0.5 * (np.expm1(x) - np.expm1(-x)))
-answers(np.cosh)(lambda x: 0.5 * (np.exp(x) + np.exp(-x)))
-answers(np.arcsin)(lambda x: np.arctan(x / np.sqrt((1 - x) * (1 + x))))
-answers(np.arccos)(lambda x: 0.5 * math.pi - np.arcsin(x))
-answers(np.arctanh)(lambda x: 0.5 * (np.log1p(x) - np.log1p(-x)))
-answers(np.arcsinh)(lambda x: np.sign(x) * np.log1p(np.abs(x) + x * x / (1 + np.sqrt(x * x + 1))))
-answers(np.arccosh)(lambda x: np.log(x + np.sqrt((x - 1) * (x + 1))))
-answers(np.deg2rad, np.radians)(lambda x: x * (math.pi / 180))
-answers(np.rad2deg, np.degrees)(lambda x: x * (180 / math.pi))
+unary(np.tan)(lambda x: np.sin(x) / np.cos(x))
+unary(np.sinh)(lambda x: 0.5 * (np.expm1(x) - np.expm1(-x)))
+unary(np.cosh)(lambda x: 0.5 * (np.exp(x) + np.exp(-x)))
+unary(np.arcsin)(lambda x: np.arctan(x / np.sqrt((1 - x) * (1 + x))))
+unary(np.arccos)(lambda x: 0.5 * math.pi - np.arcsin(x))
+unary(np.arctanh)(lambda x: 0.5 * (np.log1p(x) - np.log1p(-x)))
+unary(np.arcsinh)(lambda x: np.where(less(x, 0), -_arcsinh(-x), _arcsinh(x)))
+unary(np.deg2rad, np.radians)(lambda x: x * (math.pi / 180))
+unary(np.rad2deg, np.degrees)(lambda x: x * (180 / math.pi))
+
+_LARGE = 1e9  # beyond, x² + 1 and x² - 1 are x² in every type
+
+
+def _arcsinh(x: Any) -> Any:
+    """log(x + sqrt(x² + 1)) for x ≥ 0, without cancellation and without overflow."""
+    y = np.where(less(x, _LARGE), x, 0.0)
+    return np.where(less(x, _LARGE), np.log1p(y + y * y / (1 + np.sqrt(y * y + 1))), np.log(x) + math.log(2))
+
+
+@unary(np.arccosh)
+def arccosh(x: Any) -> Any:
+    """log(x + sqrt(x² - 1)), the same way."""
+    y = np.where(less(x, _LARGE), x - 1, 0.0)
+    return np.where(less(x, _LARGE), np.log1p(y + np.sqrt(y) * np.sqrt(y + 2)), np.log(x) + math.log(2))
 
 
 @composition(
@@ -164,17 +233,23 @@ def average(x: Any, axis: Any = None, weights: Any = None) -> Any:
 
 def _triangle(keep: Any, x: Any, k: int) -> Any:
     rows, columns = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
-    return np.where(keep(columns - rows, k), x, 0)
+    return np.where(keep(columns - rows, k), x, np.zeros((), x.dtype))
 
 
 answers(np.triu)(lambda x, k=0: _triangle(np.greater_equal, x, k))
 answers(np.tril)(lambda x, k=0: _triangle(np.less_equal, x, k))
-answers(np.roll)(lambda x, shift, axis=None: _roll(x, shift, axis))
 
 
-def _roll(x: Any, shift: int, axis: int | None) -> Any:
+@answers(np.roll)
+def roll(x: Any, shift: Any, axis: Any = None) -> Any:
     if axis is None:
-        return np.reshape(_roll(np.ravel(x), shift, 0), x.shape)
+        return np.reshape(roll(np.ravel(x), shift, 0), x.shape)
+    for s, a in np.broadcast(shift, axis):
+        x = _roll(x, int(s), int(a))
+    return x
+
+
+def _roll(x: Any, shift: int, axis: int) -> Any:
     n = x.shape[axis]
     cut = -shift % n if n else 0
     before = (slice(None),) * (axis % x.ndim)

@@ -25,9 +25,10 @@ def _integers(indices: Type, what: str) -> None:
 
 
 def _check(indices: Array, n: int) -> None:
-    if indices.size and (indices.min() < 0 or indices.max() >= n):
-        bad = np.flatnonzero((indices < 0) | (indices >= n))[0]
-        raise DataError(f"index {indices.reshape(-1)[bad]} at position {bad} lies outside 0..{n - 1}")
+    """Indices run from -n to n - 1; negative ones count from the end, as in NumPy."""
+    if indices.size and (indices.min() < -n or indices.max() >= n):
+        bad = np.flatnonzero((indices < -n) | (indices >= n))[0]
+        raise DataError(f"index {indices.reshape(-1)[bad]} at position {bad} lies outside an axis of length {n}")
 
 
 def _infer_take(x: Type, indices: Type, *, axis: int) -> Type:
@@ -109,20 +110,23 @@ OPS.add(
 )
 
 
-def _counted_from_front(indices: Any, n: int) -> Any:
-    """Negative indices count from the end, as in NumPy. Indices known now are checked now."""
-    if not is_traced(indices):
-        array = np.asarray(indices)
-        if array.dtype.kind not in "iu":
-            raise DtypeError(located(f"indices must be integers, not {array.dtype}"))
-        if array.size and (array.min() < -n or array.max() >= n):
-            raise IndexError(
-                located(f"index {array.max() if array.max() >= n else array.min()} lies outside an axis of length {n}")
-            )
-        return np.where(array < 0, array + n, array)
-    if type_of(indices).dtype.kind == "i":
-        return np.where(indices < 0, indices + n, indices)
-    return indices
+def _checked(indices: Any, n: int) -> Any:
+    """Indices that are known now are checked now."""
+    if is_traced(indices):
+        return indices
+    array = np.asarray(indices)
+    if array.dtype.kind not in "iu":
+        raise DtypeError(located(f"indices must be integers, not {array.dtype}"))
+    if array.size and (array.min() < -n or array.max() >= n):
+        bad = array.max() if array.max() >= n else array.min()
+        raise IndexError(located(f"index {bad} lies outside an axis of length {n}"))
+    return array
+
+
+def _from_front(indices: Any, n: int) -> Any:
+    """The same indices as int64, none negative: for arithmetic on them."""
+    whole = convert(_checked(indices, n), np.int64)
+    return np.where(whole < 0, whole + n, whole)
 
 
 @answers(np.take, method="take")
@@ -130,7 +134,7 @@ def take(x: Any, indices: Any, axis: int | None = None, out: Any = None, mode: s
     if out is not None or mode != "raise":
         raise TraceError(located("np.take on traced arrays takes neither out nor mode"))
     x, axis = (ravel(x), 0) if axis is None else (x, normal_axis(axis, np.ndim(x)))
-    return apply("take", x, _counted_from_front(indices, np.shape(x)[axis]), axis=axis)
+    return apply("take", x, _checked(indices, np.shape(x)[axis]), axis=axis)
 
 
 def scatter_add(x: Any, indices: Any, updates: Any, axis: int = 0) -> Any:
@@ -143,7 +147,7 @@ def scatter_add(x: Any, indices: Any, updates: Any, axis: int = 0) -> Any:
     [0.0, 5.0, 0.0]
     """
     axis = normal_axis(axis, np.ndim(x))
-    return apply("scatter_add", x, _counted_from_front(indices, np.shape(x)[axis]), convert(updates, type_of(x).dtype), axis=axis)
+    return apply("scatter_add", x, _checked(indices, np.shape(x)[axis]), convert(updates, type_of(x).dtype), axis=axis)
 
 
 @answers(np.take_along_axis)
@@ -156,7 +160,7 @@ def take_along_axis(x: Any, indices: Any, axis: int = -1) -> Any:
         raise ShapeError(located(f"take_along_axis: shapes {np.shape(x)} and {np.shape(indices)} differ outside axis {axis}"))
     n = y.shape[-1]
     starts = np.arange(int(np.prod(y.shape[:-1]))).reshape(*y.shape[:-1], 1) * n
-    picked = apply("take", np.reshape(y, (-1,)), convert(_counted_from_front(at, n), np.int64) + starts, axis=0)
+    picked = apply("take", np.reshape(y, (-1,)), _from_front(at, n) + starts, axis=0)
     return np.transpose(picked, np.argsort(order))
 
 
@@ -253,7 +257,7 @@ def _take_many(x: Any, axes: list[int], indices: list[Any]) -> Any:
     order = [*axes, *(a for a in range(x.ndim) if a not in axes)]
     flat: Any = 0
     for a, i in zip(axes, indices, strict=True):
-        flat = flat * x.shape[a] + np.broadcast_to(convert(_counted_from_front(i, x.shape[a]), np.int64), shape)
+        flat = flat * x.shape[a] + np.broadcast_to(_from_front(i, x.shape[a]), shape)
     y = transpose(x, order)
     y = reshape(y, (int(np.prod(y.shape[: len(axes)])), *y.shape[len(axes) :]))
     y = apply("take", y, flat, axis=0)

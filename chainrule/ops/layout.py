@@ -395,14 +395,22 @@ def atleast_1d(x: Any) -> Any:
     return x if x.ndim else reshape(x, (1,))
 
 
-@answers(np.split, np.array_split)
+@answers(np.split)
 def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    n = x.shape[normal_axis(axis, x.ndim)]
+    if isinstance(indices_or_sections, (int, np.integer)) and n % int(indices_or_sections):
+        raise ShapeError(located(f"axis {axis} of shape {x.shape} does not divide into {indices_or_sections} equal parts"))
+    return array_split(x, indices_or_sections, axis)
+
+
+@answers(np.array_split)
+def array_split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    """Into parts whose lengths differ by one at most, the longer ones first; or at the given indices."""
     axis = normal_axis(axis, x.ndim)
     n = x.shape[axis]
     if isinstance(indices_or_sections, (int, np.integer)):
-        if n % int(indices_or_sections):
-            raise ShapeError(located(f"axis {axis} of shape {x.shape} does not divide into {indices_or_sections} equal parts"))
-        cuts = [i * (n // int(indices_or_sections)) for i in range(1, int(indices_or_sections))]
+        parts = int(indices_or_sections)
+        cuts = [i * (n // parts) + min(i, n % parts) for i in range(1, parts)]
     else:
         cuts = [int(i) for i in indices_or_sections]
     edges = [0, *cuts, n]
@@ -508,7 +516,7 @@ def apply_constant(value: Any, shape: tuple[int, ...]) -> Any:
 
 
 METHOD_COPY = answers(np.copy, method="copy")(lambda x: x)
-answers(np.positive)(lambda x: x)
+answers(np.positive)(lambda x: common(np.positive, (x,))[0])
 answers(np.shape)(lambda x: x.shape)
 answers(np.ndim)(lambda x: x.ndim)
 answers(np.size)(lambda x, axis=None: x.size if axis is None else x.shape[axis])
@@ -517,4 +525,4 @@ answers(np.result_type)(lambda *args: np.result_type(*(a.dtype if hasattr(a, "dt
 
 @answers(np.array_equal)
 def array_equal(a: Any, b: Any) -> Any:
-    return np.all(np.equal(*common(np.equal, (a, b))))
+    return np.shape(a) == np.shape(b) and np.all(np.equal(*common(np.equal, (a, b))))

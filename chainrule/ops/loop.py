@@ -10,6 +10,7 @@ takes it away. Whether a backend keeps the inner values of a step or computes th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod as product
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from ..graph.node import OPS, Array, Graph, Op, Rows, Type
 from ..graph.rows import propagate_rows
 from ..graph.trace import Trace, Tracer, answers, apply_many, build, here, inline, is_traced, located, type_of
 from .elementwise import convert
-from .layout import moveaxis, normal_axis, ravel
+from .layout import moveaxis, normal_axes, normal_axis, ravel, reshape, transpose
 from .random import fold_in
+from .reduce import kept, wanted
 
 
 def _split(values: Sequence[Any], states: int, sequences: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
@@ -52,7 +54,7 @@ def _infer(*types: Type, body: Graph, states: int, sequences: int, length: int, 
     )
 
 
-def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int, reverse: bool) -> tuple[Array, ...]:
+def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int, reverse: bool) -> Any:
     state, xs, constants = (list(v) for v in _split(arrays, states, sequences))
     plan = plan_of(body)
     stacked = [np.empty((length, *o.shape), o.dtype) for o in body.outputs[states:]]
@@ -61,14 +63,14 @@ def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int
         state = results[:states]
         for place, y in zip(stacked, results[states:], strict=True):
             place[t] = y
-    return (*state, *stacked)
+    return (*state, *stacked) if len(body.outputs) > 1 else [*state, *stacked][0]
 
 
 def _derivative(need: Sequence[bool], g: Sequence[Any], y: Sequence[Any], *args: Any, body: Graph, states: int, sequences: int,
                 length: int, reverse: bool, sweep: Callable[..., Graph]) -> list[Any]:  # fmt: skip
     """Backpropagation through time: from the last step to the first, carrying the gradient of the state and the sums for the
     constants. Each step computes its inner values again from the state it began with, which the forward scan has stacked."""
-    by = [i for i, o in enumerate(body.outputs) if o.dtype.kind == "f"]
+    by = [i for i, o in enumerate(body.outputs) if o.dtype.kind == "f" and (i < states or g[i] is not None)]
     wrt_state = [i for i in range(states) if i in by]
     wrt_xs = [i for i in range(states, states + sequences) if need[i]]
     wrt_fixed = [i for i in range(states + sequences, len(args)) if need[i]]
@@ -233,7 +235,13 @@ def _settle(new: Any, wanted: Type) -> Any:
 # ---- made of scan ------------------------------------------------------------------------------------------------------------
 
 
+def _summable(x: Any) -> Any:
+    """NumPy adds and multiplies small integers in the platform's integer."""
+    return convert(x, np.sum(np.zeros(0, x.dtype)).dtype) if x.dtype.kind in "biu" else x
+
+
 def _cumulate(x: Any, axis: int | None, combine: Callable[[Any, Any], Any], start: float) -> Any:
+    x = _summable(x)
     x, axis = (ravel(x), 0) if axis is None else (x, normal_axis(axis, x.ndim))
     rows = moveaxis(x, axis, 0)
 
@@ -256,12 +264,14 @@ def cumprod(x: Any, axis: int | None = None) -> Any:
 
 
 @answers(np.prod, method="prod")
-def prod(x: Any, axis: int | None = None, keepdims: Any = False) -> Any:
+def prod(x: Any, axis: Any = None, keepdims: Any = False) -> Any:
     """The product, as a loop, so that its derivative is right where factors are 0."""
-    at = None if axis is None else normal_axis(axis, x.ndim)
-    rows = ravel(x) if at is None else moveaxis(x, at, 0)
-    y, _ = scan(lambda h, row: (h * row, None), np.ones(rows.shape[1:], x.dtype), rows)
-    return np.reshape(y, tuple(1 if at in (None, i) else n for i, n in enumerate(x.shape))) if keepdims is True else y
+    x, axes = _summable(x), normal_axes(axis, x.ndim)
+    rest = [i for i in range(x.ndim) if i not in axes]
+    shape = tuple(x.shape[i] for i in rest)
+    rows = reshape(transpose(x, [*axes, *rest]), (product(x.shape[i] for i in axes), *shape))
+    y, _ = scan(lambda h, row: (h * row, None), np.ones(shape, x.dtype), rows)
+    return reshape(y, kept(x.shape, axes)) if wanted(keepdims) else y
 
 
 @answers(np.diff)

@@ -15,7 +15,7 @@ from ..errors import DtypeError, ShapeError, UsageError
 from ..graph.node import OPS, Array, Op, Rows, Type
 from ..graph.trace import answers, apply, located
 from .call import composition
-from .elementwise import convert
+from .elementwise import convert, equal, strong_divide, strong_multiply
 from .layout import normal_axes, normal_axis, ravel, reshape
 
 Examples = Iterable[tuple[Sequence[Any], dict[str, Any]]]
@@ -37,7 +37,7 @@ def _infer_sum(x: Type, *, axes: tuple[int, ...]) -> Type:
 
 
 def _infer_extreme(x: Type, *, axes: tuple[int, ...]) -> Type:
-    if any(x.shape[a] == 0 for a in axes):
+    if x.dtype.kind != "b" and any(x.shape[a] == 0 for a in axes):
         raise ShapeError(f"the largest or smallest of no elements: axes {axes} of shape {x.shape}")
     return Type(_without(x.shape, axes), x.dtype)
 
@@ -55,7 +55,7 @@ def _spread_back(x: Any, like: Any, axes: tuple[int, ...]) -> Any:
 def _rule_extreme(g: Any, y: Any, x: Any, *, axes: tuple[int, ...]) -> Any:
     """Ties share the gradient in equal parts."""
     chosen = convert(np.equal(x, _spread_back(y, x, axes)), x.dtype)
-    return _spread_back(g / np.sum(chosen, axis=axes), x, axes) * chosen
+    return strong_multiply(_spread_back(strong_divide(g, np.sum(chosen, axis=axes)), x, axes), chosen)
 
 
 def _examples(r: np.random.Generator) -> Examples:
@@ -64,9 +64,9 @@ def _examples(r: np.random.Generator) -> Examples:
     yield [r.normal(size=(3,))], {"axes": (0,)}
 
 
-def _value(reduce: Callable[..., Any]) -> Callable[..., Any]:
+def _value(reduce: Callable[..., Any], on_booleans: Callable[..., Any]) -> Callable[..., Any]:
     def value(x: Array, *, axes: tuple[int, ...]) -> Any:
-        return reduce(x, axis=axes)
+        return (on_booleans if x.dtype.kind == "b" else reduce)(x, axis=axes)
 
     return value
 
@@ -82,8 +82,8 @@ OPS.add(
         _examples,
     ),
 )
-OPS.add("max", Op("max", _infer_extreme, _value(np.max), (_rule_extreme,), _rows_reduce, _examples))
-OPS.add("min", Op("min", _infer_extreme, _value(np.min), (_rule_extreme,), _rows_reduce, _examples))
+OPS.add("max", Op("max", _infer_extreme, _value(np.max, np.any), (_rule_extreme,), _rows_reduce, _examples))
+OPS.add("min", Op("min", _infer_extreme, _value(np.min, np.all), (_rule_extreme,), _rows_reduce, _examples))
 
 
 def _reduce(op: str, x: Any, axis: Any, keepdims: Any) -> Any:
@@ -91,7 +91,11 @@ def _reduce(op: str, x: Any, axis: Any, keepdims: Any) -> Any:
     if not axes:
         return x
     y = apply(op, x, axes=axes)
-    return reshape(y, kept(x.shape, axes)) if keepdims is True else y
+    return reshape(y, kept(x.shape, axes)) if wanted(keepdims) else y
+
+
+def wanted(keepdims: Any) -> bool:
+    return keepdims is not np._NoValue and bool(keepdims)  # type: ignore[attr-defined]
 
 
 def _no_more(name: str, options: dict[str, Any]) -> None:
@@ -132,13 +136,13 @@ def min_(x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **opt
 @answers(np.any, method="any")
 def any_(x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
     _no_more("any", {"out": out, **options})
-    return _reduce("max", convert(x, bool), axis, keepdims)
+    return np.not_equal(count_nonzero(x, axis, keepdims=keepdims), 0) if not x.size else _reduce("max", convert(x, bool), axis, keepdims)
 
 
 @answers(np.all, method="all")
 def all_(x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
     _no_more("all", {"out": out, **options})
-    return _reduce("min", convert(x, bool), axis, keepdims)
+    return np.logical_not(any_(np.logical_not(x), axis, keepdims=keepdims))
 
 
 @answers(np.count_nonzero)
@@ -167,10 +171,32 @@ def std(
 @answers(np.linalg.norm)
 def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     """Euclidean norm. At 0 its derivative is taken as 0, the smallest subgradient."""
-    if ord not in (None, 2, "fro") or (ord == 2 and axis is None and x.ndim > 1):
+    if ord not in (None, 2, "fro") or (ord == 2 and len(normal_axes(axis, x.ndim)) > 1):
         raise UsageError(located(f"np.linalg.norm with ord={ord} is not recorded; write it out with np.sum"))
     square = sum_(x * x, axis, keepdims=keepdims)
-    return np.where(square > 0, np.sqrt(np.where(square > 0, square, 1.0)), 0.0)
+    return np.where(equal(square, 0), 0.0, np.sqrt(np.where(equal(square, 0), 1.0, square)))
+
+
+def _mean_kept(x: Any, axes: tuple[int, ...]) -> Any:
+    return np.sum(x, axis=axes, keepdims=True) * (1.0 / prod(x.shape[a] for a in axes))
+
+
+def _rule_standardize(g: Any, y: Any, x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    deviation = x - _mean_kept(x, axes)
+    slope = g - _mean_kept(g, axes) - y * _mean_kept(g * y, axes)
+    return slope / np.sqrt(_mean_kept(deviation * deviation, axes) + eps)
+
+
+@composition(
+    "standardize",
+    derivative=(_rule_standardize,),
+    examples=lambda r: [([r.normal(size=(4, 3))], {"axes": (0,), "eps": 1e-5}), ([r.normal(size=(3, 4))], {"axes": (1,), "eps": 0.1})],
+)
+def standardize(x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    """(x - μ) / sqrt(σ² + eps), μ and σ² the mean and variance over `axes`. The written derivative needs two sums where the derived
+    one needs four, one after the other."""
+    deviation = x - _mean_kept(x, axes)
+    return deviation / np.sqrt(_mean_kept(deviation * deviation, axes) + eps)
 
 
 # ---- argmax ------------------------------------------------------------------------------------------------------------------
@@ -200,12 +226,17 @@ def argmax(x: Any, axis: int | None = None, out: Any = None, *, keepdims: Any = 
     _no_more("argmax", {"out": out})
     x, axis = (ravel(x), 0) if axis is None else (x, normal_axis(axis, x.ndim))
     y = apply("argmax", x, axis=axis)
-    return reshape(y, kept(x.shape, (axis,))) if keepdims is True else y
+    return reshape(y, kept(x.shape, (axis,))) if wanted(keepdims) else y
 
 
 @answers(np.argmin, method="argmin")
 def argmin(x: Any, axis: int | None = None, out: Any = None, *, keepdims: Any = False) -> Any:
-    return argmax(np.negative(x), axis, out, keepdims=keepdims)
+    """Index of the first smallest element."""
+    if x.dtype == bool:
+        turned = np.logical_not(x)
+    else:  # whole numbers: -1 - x, or the largest - x, which cannot overflow
+        turned = -x if x.dtype.kind == "f" else convert(-1 if x.dtype.kind == "i" else np.iinfo(x.dtype).max, x.dtype) - x
+    return argmax(turned, axis, out, keepdims=keepdims)
 
 
 # ---- sums of exponentials ----------------------------------------------------------------------------------------------------
@@ -218,7 +249,7 @@ def _examples_axis(r: np.random.Generator) -> Examples:
 
 @composition(
     "softmax",
-    derivative=(lambda g, y, x, *, axis=-1: y * (g - np.sum(g * y, axis=axis, keepdims=True)),),
+    derivative=(lambda g, y, x, *, axis=-1: strong_multiply(y, g - np.sum(strong_multiply(g, y), axis=axis, keepdims=True)),),
     examples=_examples_axis,
 )
 def softmax(x: Any, axis: int = -1) -> Any:
@@ -229,7 +260,7 @@ def softmax(x: Any, axis: int = -1) -> Any:
 
 @composition(
     "log_softmax",
-    derivative=(lambda g, y, x, *, axis=-1: g - np.exp(y) * np.sum(g, axis=axis, keepdims=True),),
+    derivative=(lambda g, y, x, *, axis=-1: g - strong_multiply(np.exp(y), np.sum(g, axis=axis, keepdims=True)),),
     examples=_examples_axis,
 )
 def log_softmax(x: Any, axis: int = -1) -> Any:
@@ -241,7 +272,7 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
 def _rule_logsumexp(g: Any, y: Any, x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     axes = normal_axes(axis, x.ndim)
     whole = kept(x.shape, axes)
-    return np.exp(x - reshape(y, whole)) * reshape(g, whole)
+    return strong_multiply(np.exp(x - reshape(y, whole)), reshape(g, whole))
 
 
 @composition("logsumexp", derivative=(_rule_logsumexp,), examples=_examples_axis)

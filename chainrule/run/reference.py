@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from ..graph.interpret import Plan, plan_of
-from ..graph.node import Array, Graph
+from ..graph.node import Array, Graph, Rows
 from ..program import Entry, Input, Program
 from .backend import Backend, Session, Steps, backends
 
@@ -46,7 +47,7 @@ class ReferenceSession(Session):
     def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> dict[str, Array]:
         kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
         at = 0
-        rows_of: dict[str, bool] = {}
+        rows_of: dict[str, Rows] = {}
         for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
             program = self._programs[size]
             rows = steps.order[at : at + size]
@@ -55,13 +56,13 @@ class ReferenceSession(Session):
             inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
             results = self._step(size, name, inputs)
             entry = program.entries[name]
-            rows_of.update({k: r is not None for k, r in zip(entry.results, entry.result_rows, strict=True)})
+            rows_of.update(zip(entry.results, entry.result_rows, strict=True))
             for k in kept:
                 if k in results:
                     kept[k].append(np.asarray(results[k]))
             if pulse is not None and not pulse(i + 1):
                 break
-        return {k: _join(v, rows_of.get(k, False)) for k, v in kept.items()}
+        return {k: _join(v, rows_of.get(k)) for k, v in kept.items()}
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         known = self._programs[rows].inputs
@@ -87,15 +88,25 @@ def one_thread() -> AbstractContextManager[Any]:
     return manager
 
 
-def _join(parts: list[Array], by_row: bool) -> Array:
+def _join(parts: list[Array], rows: Rows) -> Array:
+    """The results of all steps: their rows one after the other where they have rows, else one entry a step."""
     if not parts:
         return np.zeros(0)
-    return np.concatenate(parts) if by_row else np.stack(parts)
+    return np.concatenate(parts, rows) if isinstance(rows, int) else np.stack(parts)
 
 
 def cast(value: Array, to: Input) -> Array:
-    """A gathered input in the type that the program wants."""
-    return np.asarray(value, to.type.dtype)
+    """A gathered input in the type that the program wants.
+
+    Raises: `DataError` for numbers that an integer input cannot hold as they are: they may be indices, and are never bent into range.
+    """
+    array = np.asarray(value)
+    if to.type.dtype.kind in "iu" and not np.can_cast(array.dtype, to.type.dtype):
+        whole = array.astype(to.type.dtype)
+        if not np.array_equal(whole, array):
+            raise DataError(f'"{to.name}" takes whole numbers of {to.type.dtype}; the data of {array.dtype} holds others')
+        return whole
+    return np.asarray(array, to.type.dtype)
 
 
 class ReferenceBackend(Backend):
