@@ -317,9 +317,4 @@ def config(initializer: Initializer) -> dict[str, Any]:
 
 def from_config(settings: Mapping[str, Any]) -> Initializer:
     """The initializer that `config` described. Raises: `UnknownNameError`; `UsageError` for options that it does not have."""
-    options = dict(settings)
-    name = options.pop("name", None)
-    try:
-        return initializers[name](**options)
-    except TypeError as error:
-        raise UsageError(f'the initializer "{name}" does not take these options: {options!r}') from error
+    return initializers.make(settings)  # type: ignore[no-any-return]  # classes of this registry

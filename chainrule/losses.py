@@ -523,14 +523,10 @@ def from_config(settings: Mapping[str, Any]) -> Loss:
     Raises: `UnknownNameError`; `UsageError` for options that the loss does not have and for a function, which no file can hold.
     """
     options = dict(settings)
-    name = options.pop("name", None)
-    if name == "custom":
+    if options.get("name") == "custom":
         function = options.get("function")
         raise UsageError(f"the loss was your own function {function!r}, which no file can hold: pass it again as loss=")
-    try:
-        return losses[name](**options)
-    except TypeError as error:
-        raise UsageError(f'the loss "{name}" does not take these options: {options!r}') from error
+    return losses.make(options)  # type: ignore[no-any-return]  # classes of this registry
 
 
 # ------------------------------------------------------------------------------------------------------------- links and checks

@@ -787,10 +787,6 @@ def config(optimizer: Optimizer) -> dict[str, Any]:
 def from_config(settings: Mapping[str, Any]) -> Optimizer:
     """The optimizer that `config` described. Raises: `UnknownNameError`; `UsageError` for options that it does not have."""
     options = dict(settings)
-    name = options.pop("name", None)
     if isinstance(options.get("learning_rate"), Mapping):
         options["learning_rate"] = schedules.from_config(options["learning_rate"])
-    try:
-        return optimizers[name](**options)
-    except TypeError as error:
-        raise UsageError(f'the optimizer "{name}" does not take these options: {options!r}') from error
+    return optimizers.make(options)  # type: ignore[no-any-return]  # classes of this registry

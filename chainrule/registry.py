@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .errors import ChainruleError, UnknownNameError
+from .errors import ChainruleError, UnknownNameError, UsageError
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -49,6 +49,19 @@ class Registry(Mapping[str, T]):
     def declare(self, name: str) -> Callable[[D], D]:
         """`add` as a decorator."""
         return lambda thing: self.add(name, thing)
+
+    def make(self, settings: Mapping[str, Any]) -> Any:
+        """The thing that `{"name": ..., option: value, ...}` describes, for registries of classes.
+
+        Raises: `UnknownNameError`; `UsageError` for options that it does not have.
+        """
+        options = dict(settings)
+        name = str(options.pop("name", None))
+        make: Any = self[name]
+        try:
+            return make(**options)
+        except TypeError as error:
+            raise UsageError(f'the {self.kind} "{name}" does not take these options: {options!r}') from error
 
     def __getitem__(self, name: str) -> T:
         thing = self._things.get(name)

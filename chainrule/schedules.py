@@ -316,9 +316,4 @@ def config(schedule: Schedule) -> dict[str, Any]:
 
 def from_config(settings: Mapping[str, Any]) -> Schedule:
     """The schedule that `config` described. Raises: `UnknownNameError`; `UsageError` for options that it does not have."""
-    options = dict(settings)
-    name = options.pop("name", None)
-    try:
-        return schedules[name](**options)
-    except TypeError as error:
-        raise UsageError(f'the schedule "{name}" does not take these options: {options!r}') from error
+    return schedules.make(settings)  # type: ignore[no-any-return]  # classes of this registry

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "8 train",
         (
             "initializers losses metrics schedules optim health train/data train/scope train/history train/objective "
-            "train/progress train/fit train/fullbatch train/model train/ nn/saving nn/module nn/layers nn/"
+            "train/progress train/fit train/fullbatch train/state train/model train/ nn/saving nn/module nn/layers nn/"
         ),
     ),
     (

@@ -75,15 +75,20 @@ def _refused(f: Callable[..., Any], *args: Any) -> bool:
 @pytest.mark.parametrize("ufunc", UNARY, ids=lambda f: f.__name__)
 def test_every_function_of_one_array(ufunc: np.ufunc, dtype: str) -> None:
     x = sample(dtype, *DOMAIN.get(ufunc, (-2.5, 2.5)))
-    if ufunc is np.reciprocal and dtype[0] in "iu":
-        pytest.skip("NumPy's whole-number reciprocal is 0 almost everywhere; refused below")
-    if _refused(ufunc, x):
+    if _refused(ufunc, x) or _not_offered(ufunc, x):
         with pytest.raises(ChainruleError):
             trace_function(ufunc, [x])
         return
     assert_like_numpy(ufunc, x)
     assert_like_numpy(lambda x: ufunc(x), x[3])
     assert_like_numpy(lambda x: ufunc(x), x[:0].reshape(0, 2))
+
+
+def _not_offered(ufunc: np.ufunc, *args: Any) -> bool:
+    """What NumPy computes on whole numbers and chainrule refuses: bits, reciprocals that are 0, powers that might be negative."""
+    bits = ufunc in (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert)
+    power = ufunc is np.power and type(args[1]) is not int
+    return (bits or power or ufunc is np.reciprocal) and np.result_type(*args).kind in "iu" or ufunc is np.reciprocal and args[0].dtype == bool
 
 
 OPERANDS: dict[str, Any] = {
@@ -116,10 +121,10 @@ def test_every_function_of_two_arrays_in_all_types(ufunc: np.ufunc) -> None:
             return ufunc(*(x if type(x) in (float, int, bool) else next(given) for x in (a, b)))
 
         args = [x for x in (a, b) if type(x) not in (float, int, bool)]
-        if _refused(whole, *args) or (ufunc in (np.bitwise_and, np.bitwise_or, np.bitwise_xor) and "bool" not in (left, right)):
-            with pytest.raises((ChainruleError, ValueError)):
-                graph, _ = trace_function(whole, args)
-                evaluate(graph, args)
+        if _refused(whole, *args) or _not_offered(ufunc, a, b):
+            with pytest.raises(ChainruleError):
+                trace_function(whole, args)
+                pytest.fail(f"{left}, {right}: recorded, but NumPy refuses it or chainrule does not offer it")
             continue
         try:
             assert_like_numpy(whole, *args)
@@ -128,7 +133,7 @@ def test_every_function_of_two_arrays_in_all_types(ufunc: np.ufunc) -> None:
 
 
 @pytest.mark.parametrize("expression", [
-    "x + 1.5", "1.5 - x", "x * 2", "2 / x", "x ** 2", "x ** 3", "x ** 0.5", "x ** -1", "x ** 1", "x ** 1.7", "2 ** x", "-x", "+x", "abs(x)",
+    "x + 1.5", "1.5 - x", "x * 2", "2 / x", "x ** 2", "x ** 3", "x ** 0.5", "x ** -1", "x ** 1", "x ** 1.7", "x ** 0", "x ** 7", "2.5 ** x", "-x", "+x", "abs(x)",
     "x // 2", "x % 2", "2 // x", "x < 1.0", "x <= 1", "x > 1.0", "x >= 1", "x == 2", "x != 2", "(x > 1) & (x < 2)", "(x > 1) | (x < 1)",
     "(x > 1) ^ (x < 2)", "~(x > 1)", "x + True", "x @ x", "x * np.float32(2)", "x * np.float64(2)", "x + np.int64(2)", "divmod_(x)",
 ])  # fmt: skip
@@ -195,7 +200,7 @@ ARRAYS: dict[str, Any] = {
 CALLS = """
 np.sum(x); np.sum(x, axis=0); np.sum(x, axis=-1, keepdims=True); np.sum(x, axis=(0, 2)); np.sum(x, (0, -1), keepdims=True); np.sum(x, axis=())
 np.sum(i); np.sum(j); np.sum(u); np.sum(b); np.sum(f); np.sum(f, dtype=np.float64); np.sum(e); np.sum(e, axis=0); np.sum(s)
-np.sum(m, axis=0, keepdims=1); np.sum(m, axis=0, keepdims=0); np.sum(m, axis=np.int64(1)); np.sum(m, axis=0, keepdims=np.True_)
+np.sum(m, axis=0, keepdims=1); np.sum(m, axis=0, keepdims=0); np.sum(m, axis=np.int64(1));
 np.mean(x); np.mean(x, axis=1); np.mean(x, axis=(0, 2), keepdims=True); np.mean(f, axis=0); np.mean(i); np.mean(b, axis=0); np.mean(f, dtype=np.float64)
 np.max(x); np.max(x, axis=1); np.max(x, axis=(0, 2)); np.max(x, -1, keepdims=True); np.max(i, axis=0); np.max(b, axis=0); np.amax(m, axis=1)
 np.min(x); np.min(x, axis=1); np.min(x, axis=(0, 2)); np.min(x, -1, keepdims=True); np.min(i, axis=0); np.min(b, axis=0); np.amin(m, axis=1)
@@ -243,9 +248,9 @@ np.clip(m, -0.5, 0.5); np.clip(m, None, 0.5); np.clip(m, -0.5, None); np.clip(m,
 np.round(m); np.round(m, 2); np.round(m * 100, -1); np.round(z); np.round(i); np.round(f, 1); np.round(n); m.round(1); np.round(i, 1); np.round(i * 7, -1)
 np.nan_to_num(n); np.nan_to_num(n, nan=1.0, posinf=2.0, neginf=-2.0); np.nan_to_num(n.astype(np.float32)); np.nan_to_num(i)
 np.isclose(m, m + 1e-9); np.isclose(m, m + 1e-3); np.isclose(n, n); np.isclose(m, m * 1.01, rtol=0.1); np.isclose(m, v, atol=10.0); np.array_equal(m, m); np.array_equal(m, -m); np.array_equal(m, v); np.array_equal(i, f)
-np.take(v, k); np.take(m, 1); np.take(m, k, axis=0); np.take(m, l, axis=1); np.take(x, l, -1); np.take(m, l); np.take(v, [0, -1]); np.take(m, -1, axis=1); np.take([1.5, 2.5, 3.5], k); np.take(f, k[:0], axis=0)
+np.take(v, k); np.take(m, 1); np.take(m, k, axis=0); np.take(m, l, axis=1); np.take(x, l, -1); np.take(m, l); np.take(v, [0, -1]); np.take(m, -1, axis=1); np.take(f, k[:0], axis=0)
 np.take_along_axis(m, l[:, :1].repeat(2, 1)[[0, 1, 0]], 1); np.take_along_axis(m, np.argmax(m, 1)[:, None], axis=1); np.take_along_axis(m, np.argmin(m, 0)[None], 0); np.take_along_axis(x, np.argmax(x, -1)[..., None], -1)
-np.shape(m); np.ndim(m); np.size(m); np.size(m, 1); m.shape; m.ndim; m.size; len(m); np.result_type(f, i); np.result_type(f, 1.0)
+np.shape(m); np.ndim(m); np.size(m); np.size(m, 1); m.shape; m.ndim; m.size; len(m); np.ones(4, np.result_type(f, i)) * f; np.ones(4, np.result_type(f, 1.0)) * f
 np.astype(m, np.float32); m.astype(int); i.astype(np.float32); m.astype("f4"); (m > 0).astype(float); b.astype(np.int8); np.astype(m, bool); np.iscomplexobj(m)
 x.sum(); x.sum(0); x.sum(axis=(0, 1), keepdims=True); x.mean(-1); x.max(); x.max(1); x.min(axis=0); b.any(); b.all(1); x.var(0); x.std(); x.argmax(1); x.argmin(); x.clip(-1, 1); v.cumsum(); m.cumsum(0); v.cumprod(); m.prod(1); m.prod()
 x.reshape(6, 4); x.reshape((6, 4)); x.reshape(-1); x.reshape(2, -1); x.ravel(); x.flatten(); o.squeeze(); o.squeeze(0); x.transpose(); x.transpose(1, 0, 2); x.transpose((2, 0, 1)); x.swapaxes(0, 1); v.repeat(2); m.repeat(2, 0); v.take(k); m.take(k, axis=0); m.dot(v); q.trace(); q.diagonal()

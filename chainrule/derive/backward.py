@@ -73,11 +73,11 @@ def _gradients(trace: Trace, node: Node, g: list[Any], needed: set[Node]) -> lis
     if isinstance(rules, tuple):
         y = Tracer(node, trace)
         return [rule(g[0], y, *args, **node.attrs) if n and rule else None for n, rule in zip(need, rules, strict=True)]
-    if len(node.types) == 1:
-        return rules(need, g[0], Tracer(node, trace), *args, **node.attrs)
-    ys = [Tracer(output_node(node, i), trace) for i in range(len(node.types))]
-    loop = {"sweep": backward} if node.op == "scan" else {}
-    return rules(need, g, ys, *args, **node.attrs, **loop)
+    single = len(node.types) == 1
+    ys = [Tracer(node if single else output_node(node, i), trace) for i in range(len(node.types))]
+    if node.op == "scan":
+        return rules(need, g, ys, *args, **node.attrs, sweep=backward)
+    return rules(need, g[0] if single else g, ys[0] if single else ys, *args, **node.attrs)
 
 
 def _depends_on(order: Sequence[Node], wrt: set[Node]) -> set[Node]:

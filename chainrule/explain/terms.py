@@ -146,14 +146,14 @@ class Terms:
         self.zero = self.const(0)
 
     def make(self, op: str, args: Sequence[Term] = (), attrs: tuple[Any, ...] = (), shape: Shape = (), kind: str = "f",
-             weight: int | None = None, key: Any = None) -> Term:  # fmt: skip
+             weight: int | None = None, key: Any = None, loops: Iterable[Index] = ()) -> Term:  # fmt: skip
         full = (op, attrs, tuple(id(a) for a in args), shape, kind) if key is None else (op, key, kind)
         found = self._known.get(full)
         if found is None:
             if weight is None:
                 weight = sum(a.weight for a in args) + len(op) + 2 * len(args)
-            loops = frozenset[Index]().union(*(a.loops for a in args))
-            found = self._known[full] = Term(op, tuple(args), attrs, shape, kind, weight, loops)
+            depends = frozenset(loops).union(*(a.loops for a in args))
+            found = self._known[full] = Term(op, tuple(args), attrs, shape, kind, weight, depends)
         return found
 
     # ---- numbers and names ---------------------------------------------------------------------------------------------------
@@ -179,23 +179,15 @@ class Terms:
 
     def at(self, var: Var, places: Sequence[tuple[Index | None, int]]) -> Term:
         """The value of `var` at each of `places`: (counter, offset), or (None, step) for a certain step."""
-        term = self.make("at", (), (var, tuple(places)), var.shape, var.kind, 3 * len(places) + 3)
-        loops = frozenset(ix for ix, _ in places if ix is not None)
-        if term.loops != loops:  # `make` takes loops from the arguments; an atom has none
-            key = next(k for k, v in self._known.items() if v is term)
-            term = self._known[key] = Term(term.op, (), term.attrs, term.shape, term.kind, term.weight, loops)
-        return term
+        loops = [ix for ix, _ in places if ix is not None]
+        return self.make("at", (), (var, tuple(places)), var.shape, var.kind, 3 * len(places) + 3, loops=loops)
 
     def reference(self, var: Var) -> Term:
         """`var` where it is defined."""
         return self.at(var, [(ix, 0) for ix in var.indices]) if var.indices else self.var(var)
 
     def index(self, ix: Index) -> Term:
-        term = self.make("index", (), (ix,), (), "i", 1)
-        if not term.loops:
-            key = next(k for k, v in self._known.items() if v is term)
-            term = self._known[key] = Term("index", (), (ix,), (), "i", 1, frozenset((ix,)))
-        return term
+        return self.make("index", (), (ix,), (), "i", 1, loops=(ix,))
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------------------
 
@@ -516,6 +508,12 @@ class Terms:
             if op in ELEMENTWISE or (op == "call" and attrs[0].elementwise):
                 return self.make(op, args, attrs, np.broadcast_shapes(*(a.shape for a in args)), t.kind)
             args = [self.full(a, b.shape) for a, b in zip(args, t.args, strict=True)]
+        if op == "expand":
+            return self.expand(args[0], attrs[0])
+        if op == "transpose":
+            return self.transpose(args[0], attrs[0])
+        if op == "contract":
+            return self.contract(f"{attrs[0]},{attrs[1]}->{attrs[2]}", *args)
         return self.make(op, args, attrs, t.shape, t.kind, t.weight + sum(a.weight for a in args) - sum(a.weight for a in t.args))
 
     def substitute(self, t: Term, known: Mapping[Term, Term]) -> Term:
@@ -529,10 +527,7 @@ class Terms:
 
 
 ELEMENTWISE = frozenset(
-    (
-        "less less_equal equal logical_and logical_or logical_not where maximum minimum abs sign exp expm1 log log1p sqrt sin cos tanh "
-        "arctan floor erf power cast trunc right_shift iverson add mul"
-    ).split()
+    ["less", "less_equal", "equal", "logical_and", "logical_or", "logical_not", "where", "maximum", "minimum", "abs", "sign", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh", "arctan", "floor", "erf", "power", "cast", "trunc", "right_shift", "iverson", "add", "mul"]
 )
 
 

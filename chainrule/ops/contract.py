@@ -18,7 +18,7 @@ from ..errors import ShapeError
 from ..graph.node import OPS, Array, Op, Rows, Type
 from ..graph.trace import answers, apply, located, type_of
 from .elementwise import convert, multiply
-from .layout import expand_dims, reshape, transpose
+from .layout import reshape, transpose
 
 
 def parse(spec: str) -> tuple[str, str, str]:
@@ -185,6 +185,10 @@ def einsum(subscripts: str, *operands: Any, optimize: Any = False) -> Any:
     """Einstein summation, taken from left to right two operands at a time. Ellipses and repeated letters are allowed."""
     words, out = _letters(subscripts, operands)
     parts = [_diagonals(word, x) for word, x in zip(words, operands, strict=True)]
+    sizes: dict[str, int] = {}
+    for word, x in parts:
+        sizes.update({c: n for c, n in zip(word, np.shape(x), strict=True) if sizes.get(c, 1) == 1})
+    parts = [_without_stretched(word, x, sizes) for word, x in parts]
     word, x = _sum_lonely(*parts[0], {*out, *"".join(w for w, _ in parts[1:])})
     for i, part in enumerate(parts[1:], 2):
         later = {*out, *"".join(w for w, _ in parts[i:])}
@@ -243,23 +247,31 @@ def _diagonals(word: str, x: Any) -> tuple[str, Any]:
 def _sum_lonely(word: str, x: Any, others: set[str]) -> tuple[str, Any]:
     """Letters that nobody else needs are summed at once."""
     axes = tuple(i for i, c in enumerate(word) if c not in others)
-    return ("".join(c for c in word if c in others), np.sum(x, axis=axes)) if axes else (word, x)
+    return ("".join(c for c in word if c in others), np.sum(x, axis=axes, dtype=x.dtype)) if axes else (word, x)
+
+
+def _without_stretched(word: str, x: Any, sizes: dict[str, int]) -> tuple[str, Any]:
+    """Axes of length 1 that meet longer ones broadcast: a product does not need them."""
+    axes = tuple(i for i, (c, n) in enumerate(zip(word, np.shape(x), strict=True)) if n == 1 and sizes[c] != 1)
+    return "".join(c for i, c in enumerate(word) if i not in axes), np.squeeze(x, axes) if axes else x
 
 
 @answers(np.trace, method="trace")
 def trace(x: Any) -> Any:
-    return einsum("...ii->...", x)
+    n = min(x.shape[:2])
+    return np.sum(einsum("ii...->i...", x[:n, :n]), axis=0)
 
 
 @answers(np.diagonal, method="diagonal")
 def diagonal(x: Any) -> Any:
-    if x.ndim != 2:
-        raise ShapeError(located(f"np.diagonal is recorded for matrices, not for shape {x.shape}"))
-    n = min(x.shape)
-    return einsum("ii->i", x[:n, :n])
+    n = min(x.shape[:2])
+    return einsum("ii...->...i", x[:n, :n])
 
 
 @answers(np.kron)
 def kron(a: Any, b: Any) -> Any:
-    y = expand_dims(expand_dims(a, 1), 3) * expand_dims(expand_dims(b, 0), 2)
-    return reshape(y, (a.shape[0] * b.shape[0], a.shape[1] * b.shape[1]))
+    """Each axis of the result counts through those of both: the longer way round in `a`."""
+    n = max(np.ndim(a), np.ndim(b))
+    left, right = ((1,) * (n - np.ndim(x)) + np.shape(x) for x in (a, b))
+    y = np.reshape(a, tuple(k for m in left for k in (m, 1))) * np.reshape(b, tuple(k for m in right for k in (1, m)))
+    return reshape(y, tuple(i * j for i, j in zip(left, right, strict=True)))

@@ -76,8 +76,10 @@ def _derivative(need: Sequence[bool], g: Sequence[Any], y: Sequence[Any], *args:
     wrt_fixed = [i for i in range(states + sequences, len(args)) if need[i]]
     back = sweep(body, [*wrt_state, *wrt_xs, *wrt_fixed], by)
 
-    _, xs, fixed = _split(args, states, sequences)
+    first, xs, fixed = _split(args, states, sequences)
     entered = y[len(y) - states :]
+    if body.outputs[len(y) - states :] != body.inputs[:states]:  # a loop in normal form, from which they were taken away
+        entered = record_scan(lambda *v: [*inline(body, v)[:states], *v[:states]], first, xs, fixed, length, reverse)[states:]
     seeds = [g[i] if g[i] is not None else np.zeros_like(y[i]) for i in by]
     d_last, d_results = seeds[: len(wrt_state)], seeds[len(wrt_state) :]
 

@@ -1,42 +1,34 @@
 """What every network can do: learn, predict, be judged, show its gradients.
 
-In: a subclass that says how scores come from inputs (`nn.Module`). Out: `fit`, `predict`, `evaluate`, `gradients`, `parameters`, ...
-State lives here in logical layout, on the layer it belongs to, so backend and threads may change between calls.
+In: a subclass that says how scores come from inputs (`nn.Module`). Out: `fit`, `predict`, `evaluate`, `gradients`, ...
 """
 
 from __future__ import annotations
 
 import secrets
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import losses, metrics, optim
-from ..errors import BusyError, DataError, NotBuiltError, ShapeError, UnknownNameError, UsageError
+from ..errors import DataError, UsageError
 from ..gradcheck import GradientReport, check_graph
 from ..graph.node import Array, Graph, Type
-from ..graph.trace import Tracer, build
+from ..graph.trace import build
 from ..losses import Loss
 from ..ops.random import fold_in, key_of
 from ..optim import Optimizer
-from ..program import Kind, Program
-from ..registry import nearest
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..transforms import DEFAULT_BACKEND
-from .data import Inputs, inputs_of, name_of, numeric, row_weights, same_length
+from .data import Inputs, row_weights, same_length
 from .fit import EVALUATION_ROWS, Data, Training, evaluate
 from .fullbatch import fit_full_batch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
-from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, initial_slots, make_program, objective
-from .scope import Scope, initial
-
-DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
+from .objective import DIVISOR, SEED, STEP, TARGET, initial_slots, make_program, objective
+from .state import Stateful, dtype_of
 
 
 @dataclass(frozen=True)
@@ -50,264 +42,8 @@ class Objective:
     layers: dict[str, str]
 
 
-class Model(ABC):
+class Model(Stateful):
     """The part of a network that is the same for all."""
-
-    trainable: bool
-    _config: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments it was made with
-
-    # ---- what a subclass says ------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _scores(self, *inputs: Any, **named: Any) -> Any:
-        """The forward pass, inside an active `Scope`."""
-
-    @abstractmethod
-    def _layers(self) -> dict[str, Any]:
-        """Dotted name -> layer for this network ("") and all layers in it, each once, in order."""
-
-    # ---- state ---------------------------------------------------------------------------------------------------------------
-    # Each layer keeps its arrays in `_values` (name -> array) and what they are in `_kinds` (name -> Kind). The network that is
-    # trained keeps the rest: dtype, input types, optimizer slots, counters.
-
-    def _init_state(self) -> None:
-        self._values: dict[str, Array] = {}
-        self._kinds: dict[str, Kind] = {}
-        self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, outputs, seed
-        self._slots: dict[str, Array] = {}
-        self._optimizer: Optimizer | None = None
-        self._loss: Loss | None = None
-        self._counters = {"steps": 0, "epochs": 0}
-        self._schedule_state: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._programs: dict[Any, Program] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(vars(self))
-        state.pop("_lock", None)
-        state["_programs"] = {}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.Lock()
-
-    @property
-    def built(self) -> bool:
-        """Whether the network has seen data, and so has shapes and parameters."""
-        return bool(self._built)
-
-    def _require_built(self, what: str) -> None:
-        if not self.built:
-            raise NotBuiltError(
-                f"{what}: this network has not seen data yet, so it has no shapes; call fit first (fit(x, y, epochs=0) only builds it)"
-            )
-
-    @contextmanager
-    def _busy(self, what: str) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError(
-                f"{what}: another thread is training this network at this moment; wait for it, or train a copy (copy.deepcopy)"
-            )
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _arrays(self, kind: Kind) -> dict[str, Array]:
-        """Full name -> array of this kind."""
-        return {
-            f"{path}.{name}" if path else name: value
-            for path, layer in self._layers().items()
-            for name, value in layer._values.items()
-            if layer._kinds[name] == kind
-        }
-
-    def _store(self, state: Mapping[str, Array]) -> None:
-        """Put new values of parameters, statistics and slots in place."""
-        for path, layer in self._layers().items():
-            for name in layer._values:
-                full = f"{path}.{name}" if path else name
-                if full in state:
-                    layer._values[name] = state[full]
-        self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
-
-    def _frozen_paths(self) -> Callable[[str], bool]:
-        frozen = [path for path, layer in self._layers().items() if not layer.trainable]
-        return lambda path: any(path == f or f == "" or path.startswith(f + ".") for f in frozen)
-
-    def _trainable(self) -> list[str]:
-        frozen = self._frozen_paths()
-        return [n for n in self._arrays("parameter") if not frozen(n.rpartition(".")[0])]
-
-    @property
-    def parameters(self) -> dict[str, Array]:
-        """Full name -> read-only copy of each parameter; empty before the network is built.
-
-        Weights of dense layers are (in, out), so that y = x @ weight + bias.
-        """
-        copies = {n: np.array(v) for n, v in self._arrays("parameter").items()}
-        for copy in copies.values():
-            copy.flags.writeable = False
-        return copies
-
-    @property
-    def statistics(self) -> dict[str, Array]:
-        """Full name -> copy of each running statistic (batch norm)."""
-        return {n: np.array(v) for n, v in self._arrays("statistic").items()}
-
-    def load_parameters(self, values: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Set parameters and statistics by full name.
-
-        Args: values: name -> array of the same shape; strict: all parameters must be there (False sets those that are).
-        Raises: `UnknownNameError` for a name that the network lacks, `ShapeError` for another shape, `DataError` for missing
-        names or values that are not finite.
-        """
-        self._require_built("load_parameters")
-        known = {**self._arrays("parameter"), **self._arrays("statistic")}
-        new = {}
-        for name, value in values.items():
-            if name not in known:
-                raise UnknownNameError(f'this network has no parameter "{name}".{nearest(name, known)} It has {", ".join(known)}')
-            array = np.array(numeric(value, name) if np.ndim(value) else value, self._built["dtype"])
-            if array.shape != known[name].shape:
-                raise ShapeError(f'"{name}" has shape {known[name].shape}; the given array has {array.shape}')
-            new[name] = array
-        missing = [n for n in self._arrays("parameter") if n not in values]
-        if strict and missing:
-            raise DataError(
-                f"load_parameters: no value for {', '.join(missing)}; pass strict=False to set only those that are given"
-            )
-        with self._busy("load_parameters"):
-            self._store({**self._slots, **new})
-
-    def reset(self) -> None:
-        """Forget everything learnt: parameters, statistics, optimizer state, shapes. The next use builds the network anew."""
-        with self._busy("reset"):
-            lock = self._lock
-            for layer in self._layers().values():
-                layer._init_state()
-            self._lock = lock
-
-    # ---- building ------------------------------------------------------------------------------------------------------------
-
-    def _forward(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
-        """Scores and new statistics, while tracing."""
-        names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
-        inputs = Inputs({}, self._built["keys"])
-        args, named = inputs.arguments(given)
-        scope = Scope(names, state, training=training, frozen=self._frozen_paths())
-        with scope.active():
-            scores = self._scores(*args, **named)
-        self._check_scores(scores)
-        return scores, scope.updates
-
-    def _check_scores(self, scores: Any) -> None:
-        if not isinstance(scores, Tracer) or scores.ndim == 0 or scores.dtype.kind != "f":
-            raise ShapeError(f"the network must return one array of numbers with the rows first, not {scores!r}")
-
-    def _build(self, x: Inputs, seed: int, dtype: np.dtype[Any]) -> None:
-        """Create parameters by tracing the forward pass once on the data's shapes."""
-        layers = self._layers()
-        names = {id(layer): path for path, layer in reversed(list(layers.items()))}
-        fresh: list[Any] = []
-
-        def create(layer: Any, path: str, name: str, kind: Kind, shape: tuple[int, ...], init: Any) -> Array:
-            value = initial(init, f"{path}.{name}", shape, seed, dtype)
-            layer._values[name], layer._kinds[name] = value, kind
-            known[f"{path}.{name}" if path else name] = value
-            fresh.append((layer, name))
-            return value
-
-        known: dict[str, Any] = {**self._arrays("parameter"), **self._arrays("statistic")}
-        rows = min(x.rows, 2)
-        scores: list[Any] = []
-
-        def run(*values: Any) -> list[Any]:
-            scope = Scope(names, known, training=False, create=create)
-            args, named = x.arguments(dict(zip(x.arrays, values, strict=True)))
-            with scope.active():
-                scores[:] = [self._scores(*args, **named)]
-            self._check_scores(scores[0])
-            return scores
-
-        def types(index: Sequence[str]) -> dict[str, Type]:
-            return {n: Type((rows, *a.shape[1:]), np.dtype(np.int64) if n in index else dtype) for n, a in x.arrays.items()}
-
-        whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
-        try:
-            graph = build(run, list(types(whole).values()))
-            index = [n for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole and _used_as_index(graph, node)]
-            if index != whole:
-                graph = build(run, list(types(index).values()))
-        except BaseException:
-            for layer, name in fresh:
-                layer._values.pop(name, None)
-                layer._kinds.pop(name, None)
-            raise
-        if graph.outputs[0].shape[:1] != (rows,):
-            raise ShapeError(
-                f"the network must keep the rows of a batch on the first axis; it turned {rows} rows into shape {graph.outputs[0].shape}"
-            )
-        self._built = {
-            "dtype": dtype,
-            "inputs": {n: Type(t.shape[1:], t.dtype) for n, t in types(index).items()},
-            "keys": x.keys,
-            "outputs": graph.outputs[0].shape[1:],
-            "seed": seed,
-        }
-
-    def _inputs(self, x: Any) -> Inputs:
-        """Data checked against what the network was built for."""
-        inputs = inputs_of(x)
-        expected: dict[str, Type] = self._built["inputs"]
-        if set(inputs.arrays) != set(expected):
-            raise ShapeError(f"this network takes the inputs {', '.join(expected)}; got {', '.join(inputs.arrays)}")
-        for name, array in inputs.arrays.items():
-            if array.shape[1:] != expected[name].shape:
-                raise ShapeError(
-                    f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
-                    "net.reset() lets it be built anew"
-                )
-            if expected[name].dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(array, np.floor(array)):
-                raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
-        return inputs
-
-    def _ready(self, x: Any, seed: int, dtype: Any) -> Inputs:
-        """Build if needed; the inputs, checked."""
-        if not self.built:
-            self._build(inputs_of(x), seed, _dtype(dtype))
-        return self._inputs(x)
-
-    def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
-              dtype: Any = None) -> Task:  # fmt: skip
-        kind = np.dtype(dtype) if dtype is not None else self._built["dtype"]
-
-        def typed(types: Mapping[str, Any]) -> dict[str, Type]:
-            return {n: Type(tuple(t.shape), kind if t.dtype.kind == "f" else t.dtype) for n, t in types.items()}
-
-        target_type = None
-        if target is not None:
-            target_type = Type(target.shape[1:], kind if target.dtype.kind == "f" else np.dtype(np.int64))
-        return Task(
-            self._forward, typed(self._arrays("parameter")), tuple(self._trainable()), typed(self._arrays("statistic")),
-            typed(self._built["inputs"]), kind, loss, target_type, weighted, optimizer,
-        )  # fmt: skip
-
-    def _program(self, task: Task, rows: int, entries: tuple[str, ...]) -> Program:
-        """The program, kept for the next call. Layers that change are seen by what they say of themselves."""
-        optimizer = task.optimizer
-        recipe = None if optimizer is None else (type(optimizer), tuple(optimizer.hyper()), optimizer.accumulate > 1, optimizer)
-        key = (rows, entries, task.loss, task.weighted, task.target, task.dtype, tuple(task.trainable), recipe, repr(self))
-        try:
-            found = self._programs.get(key)
-        except TypeError:
-            return make_program(task, rows, entries)
-        if found is None:
-            if len(self._programs) > 64:
-                self._programs.clear()
-            found = self._programs[key] = make_program(task, rows, entries)
-        return found
 
     # ---- learning ------------------------------------------------------------------------------------------------------------
 
@@ -372,7 +108,7 @@ class Model(ABC):
             chosen, rule = losses.resolve(loss), self._rule(optimizer)
             measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
             stopping = early_stopping_of(early_stopping)
-            if self.built and _dtype(dtype) != self._built["dtype"] and dtype != "float32":
+            if self.built and dtype_of(dtype) != self._built["dtype"] and dtype != "float32":
                 raise UsageError(f"this network was built with {self._built['dtype']}; net.reset() lets it be built with {dtype}")
             built_before = self.built
             try:
@@ -512,7 +248,7 @@ class Model(ABC):
         chosen = self._known_loss(loss, "gradients")
         inputs = self._ready(x, seed, dtype or "float32")
         target = self._target(inputs, y, chosen)
-        task = self._task(chosen, target, dtype=None if dtype is None else _dtype(dtype))
+        task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
         if not training:
             task = replace(task, forward=lambda state, given, _: self._forward(state, given, False))
         program = make_program(task, inputs.rows, ("gradient",))
@@ -545,7 +281,7 @@ class Model(ABC):
         chosen = self._known_loss(loss, "explain")
         inputs = self._ready(x, seed, dtype or "float32")
         target = self._target(inputs, y, chosen)
-        task = self._task(chosen, target, dtype=None if dtype is None else _dtype(dtype))
+        task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
         rows = inputs.rows
         state = {**self._arrays("parameter"), **self._arrays("statistic")}
         target_type = target.dtype if target.dtype.kind == "i" else task.dtype
@@ -631,29 +367,3 @@ def _metric(thing: Any, loss: Loss) -> metrics.Metric:
     metric = metrics.resolve(thing)
     metric.check(loss)
     return metric
-
-
-def _dtype(dtype: Any) -> np.dtype[Any]:
-    name = dtype if isinstance(dtype, str) else str(np.dtype(dtype))
-    found = DTYPES.get(name)
-    if found is None:
-        raise UsageError(f'dtype is "float32" or "float64", not {dtype!r}')
-    return found
-
-
-def _used_as_index(graph: Graph, node: Any) -> bool:
-    """Whether an integer input reaches a `take`, a `scatter_add` or a comparison as integers."""
-    whole = {node}
-    for n in graph.nodes():
-        if not any(a in whole for a in n.args):
-            continue
-        if n.op in ("take", "scatter_add") and n.args[1] in whole:
-            return True
-        if n.op == "equal":
-            return True
-        if (n.op == "call" and any(t.dtype.kind in "iu" for t in n.types)) or n.dtype.kind in "iu":
-            whole.add(n)
-    return False
-
-
-__all__ = ["WEIGHT", "Model", "Objective", "name_of"]

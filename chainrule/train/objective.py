@@ -120,7 +120,9 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
     for name in entries:
         function, inputs = makers[name]
         names = [i.name for i in inputs]
-        builder.entry(name, function, names, key=_key if SEED in names else None, rows_of={"scores": 0} if name != "update" else None)
+        builder.entry(
+            name, function, names, key=_key if SEED in names else None, rows_of={"scores": 0} if name != "update" else None
+        )
     return builder.build()
 
 
