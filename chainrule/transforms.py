@@ -170,7 +170,12 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> C
 def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
     """The gradient of a scalar function: ∂f/∂argument, as a function of f's arguments.
 
-    See `value_and_grad`.
+    Where a function has a kink, the derivative is: |x|, sign and norms at 0: 0; `cr.relu` at 0: 0; np.maximum and np.minimum of equal
+    numbers: half to each; np.max and np.min: shared in equal parts among the largest (smallest); np.clip on its bounds: 1; floor,
+    round and comparisons: 0. sqrt at 0 has an infinite slope, as has log; where the gradient that comes in is 0 they pass on 0, so
+    that np.where lets neither infinity nor NaN of the branch not taken through.
+
+    See `value_and_grad` for arguments and errors.
 
     >>> import numpy as np
     >>> grad(np.tanh)(0.0) == 1

@@ -69,8 +69,14 @@ def common(ufunc: np.ufunc, args: Sequence[Any]) -> list[Any]:
             located(f"np.{ufunc.__name__} of {', '.join(map(str, types))} would give {wanted[0]}, which is not known")
         )
     if weak and is_traced(*args):  # the result stays a number that takes on the type of what it meets
-        return [a if type_of(a).dtype == d else apply("cast", a, dtype=d, weak=True) for a, d in zip(args, wanted, strict=True)]
+        return [_weakly(a, d) for a, d in zip(args, wanted, strict=True)]
     return spread([convert(a, d) for a, d in zip(args, wanted, strict=True)], f"np.{ufunc.__name__}")
+
+
+def _weakly(x: Any, dtype: np.dtype[Any]) -> Any:
+    if type_of(x).dtype == dtype:
+        return x
+    return apply("cast", x, dtype=dtype, weak=True) if is_traced(x) else dtype.type(x).item()
 
 
 def convert(x: Any, dtype: Any) -> Any:
