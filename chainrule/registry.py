@@ -20,11 +20,12 @@ D = TypeVar("D")
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' when some known name is close to `name`, else ''.
 
-    >>> nearest("adma", ["adam", "sgd"])
+    >>> nearest("adma", ["adamax", "adam", "sgd"])
     ' Did you mean "adam"?'
     """
     lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
+    swapped = [k for k in lowered if sorted(k) == sorted(str(name).lower())]  # letters in another order: the commonest slip
+    close = swapped or difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
     return f' Did you mean "{lowered[close[0]]}"?' if close else ""
 
 

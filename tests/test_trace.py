@@ -280,3 +280,283 @@ def test_no_recorded_function_is_left_out() -> None:
     called = {n.attr for e in EXPRESSIONS for n in ast.walk(ast.parse(e)) if isinstance(n, ast.Attribute)}
     assert {f.__name__ for f in FUNCTIONS if not isinstance(f, np.ufunc)} - called == set()
     assert {m for m in METHODS if not m.startswith("__")} - called == set()
+
+
+# ---- indexing ----------------------------------------------------------------------------------------------------------------
+
+INDICES = """
+x[0]; x[-1]; x[1, 2]; x[1, 2, 3]; x[:, 1]; x[..., 0]; x[0, ..., -1]; x[...]; x[()]; x[:]; x[1:]; x[:, 1:3]; x[:, :-1]; x[:, -2:]
+x[:, ::2]; x[:, 1::2, ::3]; x[::-1]; x[:, ::-1, ::-2]; x[:, 2:0:-1]; x[:, :0:-1]; x[..., 3:0:-2]; x[:, 5:]; x[:, 2:1]; x[:, 1:1:-1]; x[:, 2:10]; x[:, -10:2]
+x[None]; x[:, None]; x[..., None]; x[None, 0, None, :, None]; x[0, None, 1]; x[np.newaxis, ..., 0]; x[np.int64(1)]; x[np.array(1)]
+x[k % 2]; x[[0, 1, 1]]; x[:, k]; x[:, l]; x[..., k]; x[..., l]; x[l % 2]; x[:, [0, -1]]; x[:, k[:0]]; x[:, []]; x[range(2)]
+x[k % 2, k]; x[k % 2, k, k]; x[k % 2, :, k]; x[:, k, k]; x[:, l, l]; x[l % 2, :, l]; x[k % 2, l[:, :1]]; x[[0, 1], [2, 0]]
+x[0, k]; x[0, :, k]; x[k % 2, 0]; x[k % 2, :, 0]; x[:, 0, k]; x[:, k, 0]; x[0, k, 1]; x[..., 0, k]; x[0, ..., k]; x[0, 1, k]; x[k % 2, 0, k]; x[0, None, k]
+x[None, k % 2]; x[k % 2, None]; x[k % 2, None, k]; x[:, None, k]; x[None, :, k, None]; x[1:, k]; x[::-1, k]; x[:, ::-1, k]; x[k % 2, ::-1]; x[k % 2, 1:, ::2]
+x[-1, k - 3]; x[np.array(0), :, np.array(1)]; x[np.array(0), :, k]; x[:, k.astype(np.uint8)]; x[:, k.astype(np.int32)]; e[:, 0]; e[::-1]; e[:, k]; s[...]; s[None]; s[()]
+m[np.arange(3), np.argmax(m, axis=1)]; m[:, np.argmax(v)]; m[np.argmax(w)]; v[np.argmin(v)]; v[i % 4]; i[k]; b[k]; f[:, ::-2]; f[k, ::-1]; m[k][:, k]; list(m); list(v[1:]); m[0:2][1:][0]
+"""
+INDEXED = [text.strip() for text in INDICES.replace("\n", ";").split(";") if text.strip()]
+
+
+@pytest.mark.parametrize("expression", INDEXED)
+def test_indexing(expression: str) -> None:
+    f = recorded(expression)
+    assert_like_numpy(f, *(ARRAYS[n] for n in f.names))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("expression", [e for e in INDEXED if "e[" not in e and "i[" not in e and "b[" not in e])
+def test_indexing_has_the_derivative_of_its_places(expression: str) -> None:
+    """∂(Σ c · x[...])/∂x adds each c where its number came from."""
+    f = recorded(expression)
+    names = f.names  # type: ignore[attr-defined]
+    base = expression.removeprefix("list(")[0]
+    at = names.index(base)
+    args = [ARRAYS[n].astype(float) if n == base else ARRAYS[n] for n in names]
+    places = np.arange(args[at].size).reshape(args[at].shape)
+    fixed = [args[i] for i in range(len(names)) if i != at]
+    chosen = trees.flatten(f(*(places if i == at else a for i, a in enumerate(args))))[0] if "arg" not in expression else None
+    if chosen is None:
+        pytest.skip("its places depend on the numbers")
+    weights = [np.linspace(0.5, 1.5, np.size(c)).reshape(np.shape(c)) for c in chosen]
+
+    def total(x: Any) -> Any:
+        given = iter(fixed)
+        results = trees.flatten(f(*(x if i == at else next(given) for i in range(len(names)))))[0]
+        return sum(np.sum(r * c) for r, c in zip(results, weights, strict=True)) + 0.0 * np.sum(x)
+
+    wanted = np.zeros(args[at].size)
+    for c, weight in zip(chosen, weights, strict=True):
+        np.add.at(wanted, np.ravel(c), np.ravel(weight))
+    np.testing.assert_allclose(cr.grad(total)(args[at]), wanted.reshape(args[at].shape), rtol=1e-14)
+
+
+# ---- nests -------------------------------------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
+
+
+@dataclass
+class Layer:
+    weight: Any
+    bias: Any
+    name: str = "dense"
+    made: Any = field(init=False, default=None)
+
+
+NESTS = [
+    {"b": np.ones(2), "a": np.zeros(3)},
+    OrderedDict(b=np.ones(2), a=np.zeros(3)),
+    [np.ones(2), (np.zeros(1), {"c": np.ones(())})],
+    (np.ones(2),),
+    Point(np.ones(2), [np.zeros(2)]),
+    {"p": Point(1.5, np.ones(1)), 3: np.ones(2), "none": None, "empty": ()},
+]
+
+
+@pytest.mark.parametrize("nest", NESTS, ids=lambda n: type(n).__name__)
+def test_gradients_come_as_nests_like_the_arguments(nest: Any) -> None:
+    def half_square(nest: Any) -> Any:
+        return sum(0.5 * np.sum(leaf * leaf) for leaf in trees.flatten(nest)[0])
+
+    gradient = cr.grad(half_square)(nest)
+    assert isinstance(nest, type(gradient))
+    leaves, structure = trees.flatten(nest)
+    found, same = trees.flatten(gradient)
+    assert same == structure
+    for g, leaf in zip(found, leaves, strict=True):
+        np.testing.assert_array_equal(g, leaf)
+
+
+def test_functions_see_and_return_nests_of_the_same_kind() -> None:
+    def swap(p: Point, layer: Layer) -> Any:
+        assert isinstance(p, Point)
+        assert layer.name == "dense"
+        return Point(p.y, p.x), {"weight": layer.weight @ p.x, "rest": [layer.bias, None]}
+
+    point, layer = Point(np.ones(2), np.arange(2.0)), Layer(np.eye(2), np.ones(2))
+    got, rest = cr.compile(swap)(point, layer)
+    assert isinstance(got, Point)
+    np.testing.assert_array_equal(got.x, [0.0, 1.0])
+    assert list(rest) == ["rest", "weight"] or list(rest) == ["weight", "rest"]
+    assert rest["rest"][1] is None
+    gradient = cr.grad(lambda layer: np.sum(layer.weight * 2) + np.sum(layer.bias) if layer.name == "dense" else 0.0)
+    with pytest.raises(DtypeError, match="dense"):
+        gradient(layer)  # its name is no number
+    weights = {"w": layer.weight, "b": layer.bias}
+    back = cr.grad(lambda p: np.sum(Layer(p["w"], p["b"]).weight * 2))(weights)
+    np.testing.assert_array_equal(back["w"], np.full((2, 2), 2.0))
+    np.testing.assert_array_equal(back["b"], np.zeros(2))
+
+
+# ---- what cannot be recorded -------------------------------------------------------------------------------------------------
+# Each function breaks a rule in its second line; the message has to name that line of this file.
+
+W = np.array([1.0, 2.0])
+
+
+def if_on_a_traced_value(x: Any) -> Any:
+    return x if x[0] > 0 else -x
+
+
+def while_on_a_traced_value(x: Any) -> Any:
+    while np.sum(x) < 1:
+        x = x + 1
+    return x
+
+
+def truth_by_and(x: Any) -> Any:
+    return x[0] > 0 and x[1] > 0
+
+
+def chained_comparison(x: Any) -> Any:
+    return 0 < x[0] < 1
+
+
+def python_max(x: Any) -> Any:
+    return max(x[0], x[1])
+
+
+def to_float(x: Any) -> Any:
+    return float(x[0])
+
+
+def to_int(x: Any) -> Any:
+    return int(x[0])
+
+
+def to_complex(x: Any) -> Any:
+    return complex(x[0])
+
+
+def from_math(x: Any) -> Any:
+    return math.sin(x[0])
+
+
+def as_array(x: Any) -> Any:
+    return np.asarray(x)
+
+
+def list_of_traced(x: Any) -> Any:
+    return np.array([x[0], x[1]])
+
+
+def by_item(x: Any) -> Any:
+    return x[0].item()
+
+
+def by_tolist(x: Any) -> Any:
+    return x.tolist()
+
+
+def range_over(x: Any) -> Any:
+    return list(range(x.astype(int)[0]))
+
+
+def membership(x: Any) -> Any:
+    return 1.0 in x
+
+
+def set_item(x: Any) -> Any:
+    x[0] = 1.0
+
+
+def set_item_in_plain_array(x: Any) -> Any:
+    np.zeros(2)[0] = x[0]
+
+
+def in_place_on_plain_array(x: Any) -> Any:
+    np.zeros(2).__iadd__(x)
+
+
+def out_of_a_ufunc(x: Any) -> Any:
+    np.add(x, 1, out=np.zeros(2))
+
+
+def out_is_traced(x: Any) -> Any:
+    np.add(W, 1, out=x)
+
+
+def out_of_a_function(x: Any) -> Any:
+    np.sum(x, axis=0, out=np.zeros(()))
+
+
+def mask(x: Any) -> Any:
+    return x[x > 0]
+
+
+def plain_mask(x: Any) -> Any:
+    return x[np.array([True, False])]
+
+
+def truth_as_index(x: Any) -> Any:
+    return x[True]
+
+
+def where_alone(x: Any) -> Any:
+    return np.where(x > 0)
+
+
+def traced_slice(x: Any) -> Any:
+    return x[: x.astype(int)[0]]
+
+
+def float_index(x: Any) -> Any:
+    return x[x]
+
+
+def plain_array_by_traced_index(x: Any) -> Any:
+    return W[np.argmax(x)]
+
+
+def unknown_function(x: Any) -> Any:
+    return np.sort(x)
+
+
+def unknown_ufunc_method(x: Any) -> Any:
+    return np.add.accumulate(x)
+
+
+def unknown_option(x: Any) -> Any:
+    return np.sum(x, initial=1.0)
+
+
+def unknown_ufunc_option(x: Any) -> Any:
+    return np.exp(x, where=np.array([True, False]))
+
+
+def wrong_option(x: Any) -> Any:
+    return np.cumsum(x, dtype=np.float32)
+
+
+def half_precision(x: Any) -> Any:
+    return x.astype(np.float16)
+
+
+def complex_constant(x: Any) -> Any:
+    return x * np.array([1j, 2j])
+
+
+def text(x: Any) -> Any:
+    return "result"
+
+
+def pickled(x: Any) -> Any:
+    return np.where(x, *x, **{})
+
+
+BAD = [f for f in list(globals().values()) if callable(f) and getattr(f, "__code__", None) is not None
+       and f.__code__.co_varnames[:1] == ("x",) and f.__code__.co_argcount == 1 and f.__module__ == __name__ and f.__name__ != "<lambda>"]  # fmt: skip
+REMEDY = {
+    if_on_a_traced_value: r"np\.where",
+    while_on_a_traced_value: r"cr\.scan",
+    mask: r"np\.where",
+    list_of_traced: r"np\.stack",
+    set_item: r"np\.where",
+    out_of_a_ufunc: "bind the result",
+    unknown_function: "np.sort is not recorded",
+    half_precision: "float16 is not known",
+    where_alone: "size depends on the data",
+}

@@ -23,7 +23,7 @@ from .node import DTYPES, OPS, Graph, Node, Type, constant_node, input_node, mak
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
-_OPERATORS = os.sep + "operator.py"
+_BETWEEN = (os.sep + "operator.py", os.sep + "contextlib.py", os.sep + "functools.py")  # of Python itself, between user and us
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # NumPy's function -> what it means for traced arrays
 METHODS: dict[str, Callable[..., Any]] = {}  # an array's method -> the same
@@ -50,7 +50,7 @@ def user_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_PACKAGE, _NUMPY)) and not name.startswith("<frozen") and not name.endswith(_OPERATORS):
+        if not name.startswith((_PACKAGE, _NUMPY)) and not name.startswith("<frozen") and not name.endswith(_BETWEEN):
             return f"{name}:{frame.f_lineno}"
         if frame.f_back is None:
             break

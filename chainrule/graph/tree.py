@@ -29,7 +29,7 @@ LEAF = Structure()
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
-    """Leaves and structure of `tree`. `None` is an empty container; dict keys are taken in sorted order.
+    """Leaves and structure of `tree`. `None` is an empty container; dict keys are taken in sorted order, dicts of any class as plain.
 
     >>> leaves, structure = flatten({"b": [1, 2], "a": (3,)})
     >>> leaves
@@ -46,7 +46,7 @@ def _flatten(tree: Any, leaves: list[Any]) -> Structure:
         return Structure(type(None))
     if isinstance(tree, dict):
         keys = tuple(sorted(tree, key=lambda k: (type(k).__name__, k)))
-        return Structure(type(tree), keys, tuple(_flatten(tree[k], leaves) for k in keys))
+        return Structure(dict, keys, tuple(_flatten(tree[k], leaves) for k in keys))
     if isinstance(tree, (list, tuple)):
         return Structure(type(tree), (), tuple(_flatten(t, leaves) for t in tree))
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type) and not hasattr(tree, "__array__"):
@@ -69,7 +69,7 @@ def _unflatten(s: Structure, leaves: Iterator[Any]) -> Any:
     if s.kind is type(None):
         return None
     children = [_unflatten(c, leaves) for c in s.children]
-    if issubclass(s.kind, dict):
+    if s.kind is dict:
         return dict(zip(s.keys, children, strict=True))
     if issubclass(s.kind, tuple) and hasattr(s.kind, "_fields"):
         return s.kind(*children)

@@ -14,7 +14,7 @@ from ..errors import DataError, DtypeError, ShapeError, TraceError
 from ..graph.node import OPS, Array, Op, Rows, Type
 from ..graph.trace import answers, apply, apply_many, is_traced, located, type_of
 from .elementwise import convert
-from .layout import flip, normal_axis, ravel, reshape, transpose
+from .layout import flip, moveaxis, normal_axis, ravel, reshape, transpose
 
 Examples = Iterable[tuple[Sequence[Any], dict[str, Any]]]
 
@@ -182,7 +182,7 @@ def one_hot(indices: Any, depth: int, dtype: Any = np.float32) -> Any:
 def getitem(x: Any, index: Any) -> Any:
     """x[...] with integers, slices, None, an ellipsis and integer arrays. Slices come first, then the arrays together."""
     index = index if isinstance(index, tuple) else (index,)
-    index = tuple(np.asarray(i) if isinstance(i, list) else i for i in index)
+    index = tuple(np.asarray(i, None if i else np.int64) if isinstance(i, list) else i for i in index)
     _no_masks(index)
     consumed = sum(i is not None and i is not Ellipsis for i in index)
     if consumed > x.ndim:
@@ -224,7 +224,12 @@ def getitem(x: Any, index: Any) -> Any:
         x = apply("slice", x, **dict(zip(("start", "stop", "step"), map(tuple, parts), strict=True)))
     positions = [k - sum(s is None for s in shape[:k]) for k, _ in arrays]
     x = reshape(x, tuple(s for s in shape if s is not None))
-    return _take_many(x, positions, [i for _, i in arrays]) if arrays else x
+    if not arrays:
+        return x
+    # NumPy puts the axes of index arrays where they stood if they stood side by side, else in front; integers count as arrays.
+    fancy = [k for k, i in enumerate(index) if i is not None and not isinstance(i, slice)]
+    first = fancy[0] if fancy == list(range(fancy[0], fancy[0] + len(fancy))) else 0
+    return _take_many(x, positions, [i for _, i in arrays], first)
 
 
 def _bounds(i: slice, n: int) -> tuple[int, int, int]:
@@ -237,7 +242,7 @@ def _bounds(i: slice, n: int) -> tuple[int, int, int]:
 
 def _no_masks(index: tuple[Any, ...]) -> None:
     for i in index:
-        if i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)):
+        if i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)) and not isinstance(i, bool):
             continue
         dtype = type_of(i).dtype
         if dtype.kind == "b":
@@ -248,12 +253,15 @@ def _no_masks(index: tuple[Any, ...]) -> None:
             raise DtypeError(located(f"arrays used as indices must be of integers, not {dtype}"))
 
 
-def _take_many(x: Any, axes: list[int], indices: list[Any]) -> Any:
-    """x[..., i, j, ...]: several index arrays are one index into their axes laid together."""
+def _take_many(x: Any, axes: list[int], indices: list[Any], first: int) -> Any:
+    """x[..., i, j, ...]: several index arrays are one index into their axes laid together. Their axes come to stand at `first`."""
     if len(axes) == 1:
-        return take(x, indices[0], axes[0])
-    shape = np.broadcast_shapes(*(np.shape(i) for i in indices))
-    together = axes == list(range(axes[0], axes[0] + len(axes)))
+        y, k = take(x, indices[0], axes[0]), np.ndim(indices[0])
+        return y if first == axes[0] else moveaxis(y, range(axes[0], axes[0] + k), range(first, first + k))
+    try:
+        shape = np.broadcast_shapes(*(np.shape(i) for i in indices))
+    except ValueError:
+        raise ShapeError(located(f"index arrays of shapes {[np.shape(i) for i in indices]} do not fit together")) from None
     order = [*axes, *(a for a in range(x.ndim) if a not in axes)]
     flat: Any = 0
     for a, i in zip(axes, indices, strict=True):
@@ -261,7 +269,5 @@ def _take_many(x: Any, axes: list[int], indices: list[Any]) -> Any:
     y = transpose(x, order)
     y = reshape(y, (int(np.prod(y.shape[: len(axes)])), *y.shape[len(axes) :]))
     y = apply("take", y, flat, axis=0)
-    if together and axes[0]:  # NumPy puts adjacent index arrays where they stood, others in front
-        k = len(shape)
-        y = transpose(y, [*range(k, k + axes[0]), *range(k), *range(k + axes[0], y.ndim)])
-    return y
+    k = len(shape)
+    return moveaxis(y, range(k), range(first, first + k)) if first else y

@@ -49,24 +49,26 @@ class Progress:
         run, done = self._run, self._run.epochs
         share = min((done + part) / self._epochs, 1.0)
         elapsed = time.perf_counter() - self._start
+        ended = bool(note) or done == self._epochs
         words = [f"epoch {min(done + (part > 0), self._epochs)}/{self._epochs}", _bar(share)]
+        words.append(note or (duration(elapsed) if ended else f"{duration(elapsed * (1 / share - 1)) if share else '?'} left"))
         if run.loss:
             words.append(f"loss {run.loss[-1]:.4g}")
         if run.validation_loss:
             words.append(f"validation {run.validation_loss[-1]:.4g}")
-        shown = [k for k in run.metrics if k.startswith("validation_")] or list(run.metrics)
-        words += [f"{k.removeprefix('validation_')} {run.metrics[k][-1]:.4g}" for k in shown if run.metrics[k]]
         if run.epoch_seconds:
             words.append(f"{duration(run.epoch_seconds[-1])}/epoch")
-        ended = bool(note) or done == self._epochs
-        words.append(note or (duration(elapsed) if ended else f"{duration(elapsed * (1 / share - 1)) if share else '?'} left"))
+        shown = [k for k in run.metrics if k.startswith("validation_")] or list(run.metrics)
+        words += [f"{k.removeprefix('validation_')} {run.metrics[k][-1]:.4g}" for k in shown if run.metrics[k]]
         width = shutil.get_terminal_size().columns - 1
+        while len("  ".join(words)) > width and len(words) > 3:  # a narrow window shows fewer metrics, never half a number
+            words.pop()
         line = "  ".join(words)[:width]
         self._stream.write("\r" + line.ljust(width))
         self._stream.flush()
 
 
-def _bar(share: float, width: int = 20) -> str:
+def _bar(share: float, width: int = 16) -> str:
     full = int(share * width + 0.5)
     return "━" * full + "─" * (width - full)
 

@@ -1,0 +1,687 @@
+"""From a graph to equations.
+
+In: a closed graph with named inputs. Out: equations in the order of the computation, loops as loops. Each node becomes a term; a term
+gets a name of its own if several nodes read it, if the expression would grow too long, or if it is known by name anyway (a layer's
+values, the user's own variables). The backward pass is not written down here: it is the graph that the sweep gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..derive.backward import backward
+from ..graph.node import OPS, Graph, Node, topological
+from ..graph.trace import apply, build, inline
+from ..ops.call import COMPOSITIONS, expand
+from ..ops.elementwise import strong_multiply
+from .terms import ATOMS, ELEMENTWISE, MINUS_ONE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, ratio, variables, walk
+
+LONG = 76  # an expression longer than about this many characters is split
+SHORT = 11  # one that is used several times gets a name from here on
+WHOLE_DEFINITION = 260  # a function whose definition is longer is put in place instead
+Place = tuple[Index | None, int]
+
+
+@dataclass(eq=False)
+class Equation:
+    """`var` at `places` (all of its counters, if there are none given) is `term`.
+
+    mode: define, start (of a state), add (to a sum), draw (a random number), update (by an optimizer).
+    """
+
+    var: Var
+    term: Term
+    mode: str = "define"
+    places: tuple[Place, ...] = ()
+    scope: str = ""
+
+
+@dataclass(eq=False)
+class Loop:
+    """Equations repeated for each step of `index`, from the last to the first if `reverse`."""
+
+    index: Index
+    reverse: bool
+    items: list[Item] = field(default_factory=list)
+    scope: str = ""
+
+
+Item = Equation | Loop
+
+
+def equations(items: Sequence[Item]) -> Iterator[Equation]:
+    """All equations, those in loops included."""
+    for item in items:
+        if isinstance(item, Loop):
+            yield from equations(item.items)
+        else:
+            yield item
+
+
+# ---- functions that stay named -----------------------------------------------------------------------------------------------
+
+
+def prepared(graph: Graph) -> Graph:
+    """The graph with those calls put in place that cannot stay named in the backward pass.
+
+    A function of one array that works element by element and has no derivative of its own gets its slope as a function: gelu'(x).
+    """
+    return expand(_with_slopes(graph), keep=lambda node: node.attrs["derivative"] is not None)
+
+
+def _with_slopes(graph: Graph) -> Graph:
+    table: dict[Node, Node] = {}
+    for node in graph.nodes():
+        attrs, body = dict(node.attrs), node.attrs.get("body")
+        if isinstance(body, Graph):
+            attrs["body"] = _with_slopes(body)
+        if node.op == "call" and attrs["derivative"] is None:
+            attrs["derivative"] = _slope(node, attrs["body"])
+        args = tuple(table[a] for a in node.args)
+        same = args == node.args and not isinstance(body, Graph)
+        table[node] = node if same else Node(node.op, args, attrs, node.types, node.source, node.scope)
+    for node in graph.inputs:
+        table.setdefault(node, node)
+    return Graph(tuple(table[i] for i in graph.inputs), tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
+
+
+def _slope(node: Node, body: Graph) -> Any:
+    if all(a.dtype.kind != "f" for a in node.args):
+        return (None,) * len(node.args)
+    if len(node.args) != 1 or len(node.types) != 1 or body.captures or not is_elementwise(body):
+        return None
+    back = backward(body, [0])
+    slope = build(lambda x: inline(back, [x, np.ones_like(x)]), [body.inputs[0].type], name=f"{body.name}'")
+    attrs = {k: v for k, v in node.attrs.items() if k not in ("body", "derivative")}
+
+    def derivative(need: Sequence[bool], g: Any, y: Any, x: Any) -> list[Any]:
+        return [strong_multiply(g, apply("call", x, body=slope, derivative=None, **attrs))]
+
+    return derivative
+
+
+def is_elementwise(body: Graph) -> bool:
+    """Whether each element of the result depends on the same element of the arguments only."""
+    for node in body.nodes():
+        if node.op == "call":
+            if not is_elementwise(node.attrs["body"]):
+                return False
+        elif node.op == "broadcast":
+            if node.args[0].op != "constant":
+                return False
+        elif node.op not in ("input", "constant") and not OPS[node.op].elementwise:
+            return False
+    return all(i.shape == o.shape for i in body.inputs for o in body.outputs)
+
+
+class Library:
+    """The functions that equations call, each with a definition made from its graph."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.functions: dict[str, list[Function]] = {}
+        self._known: dict[Any, tuple[Graph, Function | None]] = {}
+
+    def function(self, node: Node) -> Function | None:
+        """The function that a call stands for; None if its body must be put in place: too long, or it holds a loop."""
+        body: Graph = node.attrs["body"]
+        options = tuple(node.attrs.get("options", ()))
+        key = (id(body), options)
+        if key not in self._known:
+            self._known[key] = (body, self._make(node, body, options))
+        return self._known[key][1]
+
+    def _make(self, node: Node, body: Graph, options: tuple[tuple[str, Any], ...]) -> Function | None:
+        if len(node.types) > 1 or any(n.op in ("scan", "random_bits") or len(n.types) > 1 for n in body.nodes()) or len(body.nodes()) > 120:
+            return None
+        wished = str(node.attrs.get("name") or body.name or "f")
+        live = [i for i in body.inputs if i in set(body.nodes())] or list(body.inputs[:1])
+        names = _parameter_names(wished.rstrip("'"), len(body.inputs))
+        parameters = tuple(
+            Var(i.shape, kind_of(i), "input", name, name=name) for i, name in zip(body.inputs, names, strict=True) if i in live
+        )
+        builder = Builder(self.terms, self, naming=False)
+        table = {i: self.terms.var(p) for i, p in zip([i for i in body.inputs if i in live], parameters, strict=True)}
+        (definition,) = builder.graph(body, table)
+        if definition.weight > WHOLE_DEFINITION:
+            return None
+        from .algebra import merge_cases
+
+        definition = merge_cases(self.terms, definition)
+        known = self.functions.setdefault(wished, [])
+        for other in known:
+            if other.options == options and alike(self.terms, other, parameters, definition):
+                return other
+        notation = str(node.attrs.get("notation") or "")
+        if notation and wished.endswith("'"):
+            notation += "'"
+        clash = any(o.options == options for o in known)
+        name = wished if not clash else f"{wished.rstrip(chr(39))}{len(known) + 1}" + ("'" if wished.endswith("'") else "")
+        note = ""
+        if "name" in node.attrs:
+            note = "its derivative is given with it"
+        elif name == "stop_gradient":
+            note = "no gradient flows through"
+        function = Function(name, options, parameters, definition, is_elementwise(body), notation if not clash else "", note)
+        known.append(function)
+        return function
+
+
+def alike(terms: Terms, one: Function, parameters: Sequence[Var], definition: Term) -> bool:
+    """Whether a definition says the same as that of `one`, as printed: shapes may differ."""
+    from .text import Text
+
+    renamed = {v: w.name for v, w in zip(parameters, one.parameters, strict=False)}
+    if len(parameters) != len(one.parameters):
+        return False
+    printer = Text(definition=True)
+    before = {v: v.name for v in parameters}
+    for v, name in renamed.items():
+        v.name = name
+    same = printer.term(definition) == printer.term(one.definition)
+    for v, name in before.items():
+        v.name = name
+    return same
+
+
+def _parameter_names(function: str, count: int) -> list[str]:
+    if function in COMPOSITIONS:
+        signature = inspect.signature(COMPOSITIONS[function].function)
+        names = [p.name for p in signature.parameters.values() if p.default is p.empty]
+        if len(names) == count:
+            return names
+    return ["x"] if count == 1 else [*"abcdefgh"[:count], *(f"x{i}" for i in range(8, count))]
+
+
+def kind_of(node: Node) -> str:
+    return {"f": "f", "b": "b"}.get(node.dtype.kind, "i")
+
+
+# ---- graphs ------------------------------------------------------------------------------------------------------------------
+
+
+class Builder:
+    """Turns nodes into terms and collects the equations that name some of them.
+
+    forced: nodes that must be named, with the name. wish: a name for a node that needs one. naming False: no names at all.
+    """
+
+    def __init__(self, terms: Terms, library: Library, *, naming: bool = True, wish: Callable[[Node], str] = lambda node: "") -> None:
+        self.terms = terms
+        self.library = library
+        self.naming = naming
+        self.wish = wish
+        self.items: list[Item] = []
+        self.forced: dict[Node, Var] = {}
+        self.gradient_of: dict[Node, Node] = {}  # a node of the backward pass -> the node whose gradient it is
+        self.backward_nodes: set[Node] | None = None  # set while the backward pass is built
+        self.zero_wins = False  # whether a gradient of 0 may meet an infinite slope
+        self.table: dict[Node, Term] = {}
+        self._tables: list[dict[Node, Term]] = [self.table]
+        self._containers: list[list[Item]] = [self.items]
+        self._counters: list[Index] = []
+        self._results: dict[Node, list[Term | None]] = {}
+        self._read: dict[Node, set[int]] = {}
+        self._scope = ""
+
+    def start_section(self) -> None:
+        """Later equations go to a new list."""
+        self.items = []
+        self._containers[0] = self.items
+
+    def graph(self, graph: Graph, table: Mapping[Node, Term]) -> list[Term]:
+        """The outputs of a graph whose inputs are these terms."""
+        self._tables.append(dict(table))
+        self.nodes(graph.nodes(), graph.outputs)
+        made = [self._tables[-1][o] for o in graph.outputs]
+        self._tables.pop()
+        return made
+
+    def nodes(self, order: Sequence[Node], outputs: Sequence[Node]) -> None:
+        """Terms for these nodes, arguments first."""
+        uses: dict[Node, int] = {}
+        for o in outputs:
+            uses[o] = uses.get(o, 0) + 1
+        for node in order:
+            for a in node.args:
+                uses[a] = uses.get(a, 0) + 1
+            if node.op == "output":
+                self._read.setdefault(node.args[0], set()).add(node.attrs["index"])
+        here = self._tables[-1]
+        for node in order:
+            if node in here or node in self._results:
+                continue
+            self._scope = node.scope or self._scope if self._counters else node.scope
+            args = [here[a] for a in node.args] if node.op != "output" else []
+            here_term = self._node(node, args)
+            if here_term is not None:
+                here[node] = self._named(node, here_term, uses.get(node, 0))
+
+    # ---- names ---------------------------------------------------------------------------------------------------------------
+
+    def _named(self, node: Node, term: Term, uses: int) -> Term:
+        """The term, or the name it is known by from now on."""
+        term = self._known(term)
+        if not self.naming:
+            return term
+        if node in self.forced:
+            return self._force(self.forced[node], term, node.shape)
+        if term.op in ATOMS or term.op in ("full", "iota", "random_bits"):
+            return term
+        wish = self.wish(node)
+        if wish and term.weight > 4:
+            return self.define(term, wish=wish, kept=True)
+        if term.weight > LONG or (uses > 1 and term.weight >= SHORT):
+            return self.define(term, of=self._origin(node))
+        return term
+
+    def _known(self, term: Term) -> Term:
+        known = self.terms.names.get(term)
+        return known if known is not None and known.loops <= set(self._counters) else term
+
+    def _origin(self, node: Node) -> Var | None:
+        """The value whose gradient a node of the backward pass is."""
+        forward = self.gradient_of.get(node)
+        term = self.table.get(forward) if forward is not None else None
+        return term.attrs[0] if term is not None and term.op == "var" and term.attrs[0].role == "value" else None
+
+    def _force(self, var: Var, term: Term, shape: Shape) -> Term:
+        """Name a term as it was wished, even if it has a name already."""
+        full = self.terms.full(term, shape)
+        if full.op == "var" and not full.attrs[0].kept and not full.attrs[0].wish and full.attrs[0].role == "value":
+            known: Var = full.attrs[0]  # it got a name of no meaning before
+            known.wish, known.of, known.role, known.kept = var.wish, var.of, var.role, True
+            return full
+        if full.op == "at" and full.attrs[0].role == "sum" and full.attrs[0].of is None and len(full.attrs[1]) == 1:
+            full.attrs[0].of, full.attrs[0].kept = var.of, True
+            return full
+        return self.define(full, var=var)
+
+    def define(self, term: Term, *, wish: str = "", of: Var | None = None, var: Var | None = None, kept: bool = False,
+               mode: str = "define", role: str = "value") -> Term:  # fmt: skip
+        """A new equation, in the innermost loop that the term depends on. Returns: how to refer to it."""
+        level = max((ix.level for ix in term.loops), default=0)
+        if var is None:
+            var = Var(term.shape, term.kind, "gradient" if of else role, wish, tuple(self._counters[:level]), of, kept)
+        var.shape, var.kind, var.indices = term.shape, term.kind, tuple(self._counters[:level])
+        self._containers[level].append(Equation(var, term, mode, scope=self._scope))
+        reference = self.terms.reference(var)
+        if term.op not in ATOMS:
+            self.terms.names.setdefault(term, reference)
+        return reference
+
+    def _lighten(self, args: list[Term]) -> list[Term]:
+        """Name the longest arguments until together they make a readable expression."""
+        if not self.naming:
+            return args
+        while sum(a.weight for a in args) > LONG:
+            heaviest = max(args, key=lambda a: 0 if a.op in ATOMS else a.weight)
+            if heaviest.op in ATOMS or heaviest.weight < 20:
+                break
+            named = self._known(heaviest)
+            named = self.define(heaviest) if named is heaviest else named
+            args = [named if a is heaviest else a for a in args]
+        return args
+
+    # ---- one node ------------------------------------------------------------------------------------------------------------
+
+    def _node(self, node: Node, args: list[Term]) -> Term | None:
+        op, t, shapes = node.op, self.terms, [a.shape for a in node.args]
+        if op == "output":
+            made = self._results[node.args[0]][node.attrs["index"]]
+            assert made is not None
+            return made
+        if op == "scan":
+            self._results[node] = self._scan(node, args, shapes)
+            if len(node.types) == 1:
+                (only,) = self._results.pop(node)
+                return only
+            return None
+        if op == "constant":
+            return t.const(node.attrs["value"], kind_of(node))
+        if op == "call":
+            return self._call(node, args, shapes)
+        args = self._lighten(args)
+        if op in _SIMPLE:
+            return _SIMPLE[op](t, *args)
+        if op in ("strong_multiply", "strong_divide"):
+            g, b = args
+            if g.op != "const" and not _vanishes_by_case(g) and (op == "strong_divide" or _unbounded(b)) and b.op != "const":
+                self.zero_wins = True
+            return t.times(g, b) if op == "strong_multiply" else t.over(g, b)
+        if op == "cast":
+            return self._cast(node, args[0])
+        if op in OPS and OPS[op].elementwise:
+            return t.elementwise(op, args, "b" if node.dtype.kind == "b" else kind_of(node))
+        method = getattr(self, f"_op_{op}", None)
+        if method is not None:
+            made_here: Term = method(node, args, shapes, **node.attrs)
+            return made_here
+        full = [t.full(a, s) for a, s in zip(args, shapes, strict=True)]
+        attrs = tuple(sorted(node.attrs.items()))
+        if len(node.types) == 1:
+            return t.make(op, full, ("generic", *attrs), node.shape, kind_of(node))
+        whole = self.define(t.make(op, full, ("generic", *attrs), (), "f"), kept=True)
+        self._results[node] = [t.make("item", (whole,), (i,), each.shape, "f") for i, each in enumerate(node.types)]
+        return None
+
+    def _cast(self, node: Node, x: Term) -> Term:
+        t, to = self.terms, kind_of(node)
+        if to == x.kind or x.op == "const" or (x.kind == "i" and _counts(x)):
+            return x if x.op != "const" else t.const(x.attrs[0], to)
+        if to == "b":
+            return t.logical_not(t.compare("equal", x, t.zero))
+        if x.kind == "b":
+            return t.iverson(x)
+        return t.elementwise("cast" if to == "f" else "trunc", (x,), to)
+
+    def _op_broadcast(self, node: Node, args: list[Term], shapes: list[Shape], **attrs: Any) -> Term:
+        return args[0]
+
+    def _op_iota(self, node: Node, args: list[Term], shapes: list[Shape], *, length: int, dtype: Any) -> Term:
+        return self.terms.make("iota", (), (length,), (length,), kind_of(node), 10)
+
+    def _op_random_bits(self, node: Node, args: list[Term], shapes: list[Shape], *, shape: Shape, stream: int) -> Term:
+        return self.terms.make("random_bits", args, (shape, stream), shape, "i", 1)
+
+    def _op_reshape(self, node: Node, args: list[Term], shapes: list[Shape], *, shape: Shape) -> Term:
+        (x,), (old,) = args, shapes
+        if [n for n in old if n != 1] != [n for n in shape if n != 1]:
+            return self.terms.reshape(self.terms.full(x, old), shape) if x.op not in ("const", "special") else x
+        places = iter(i for i, n in enumerate(old) if n != 1)  # only axes of length 1 come or go
+        missing = len(old) - len(x.shape)
+        sources = [next(places) if n != 1 else None for n in shape]
+        spec = [None if s is None or s < missing else s - missing for s in sources]
+        while spec and spec[0] is None:
+            del spec[0]
+        return self.terms.expand(x, spec)
+
+    def _reduce(self, node: Node, args: list[Term], shapes: list[Shape], *, axes: tuple[int, ...]) -> Term:
+        (x,), (full,), t = args, shapes, self.terms
+        missing = len(full) - len(x.shape)
+        real = [a - missing for a in axes if a >= missing]
+        if node.op == "sum":
+            count = 1
+            for a in axes:
+                if a < missing or x.shape[a - missing] != full[a]:
+                    count *= full[a]
+            return t.mul((t.reduce("sum", x, real), 1), by=ratio(Ratio(ONE.num * count, 1).num))
+        return t.reduce(node.op, x, real)
+
+    _op_sum = _op_max = _op_min = _reduce
+
+    def _op_argmax(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+        return self.terms.make("argmax", (self.terms.full(args[0], shapes[0]),), (axis,), node.shape, "i")
+
+    def _op_contract(self, node: Node, args: list[Term], shapes: list[Shape], *, spec: str) -> Term:
+        return self.terms.contract(spec, *(self.terms.full(a, s) for a, s in zip(args, shapes, strict=True)))
+
+    def _op_transpose(self, node: Node, args: list[Term], shapes: list[Shape], *, axes: tuple[int, ...]) -> Term:
+        return self.terms.transpose(self.terms.padded(args[0], len(axes)), axes)
+
+    def _op_slice(self, node: Node, args: list[Term], shapes: list[Shape], *, start: Shape, stop: Shape, step: Shape) -> Term:
+        return self.terms.slice(self._moved(args[0], shapes[0]), start, stop, step)
+
+    def _moved(self, x: Term, shape: Shape) -> Term:
+        """An argument of an operator that moves numbers: one number for all places needs no moving."""
+        return x if x.op in ("const", "special") else self.terms.full(x, shape)
+
+    def _op_flip(self, node: Node, args: list[Term], shapes: list[Shape], *, axes: tuple[int, ...]) -> Term:
+        x = self._moved(args[0], shapes[0])
+        return x if x.op in ("const", "special") else self.terms.make("flip", (x,), (axes,), node.shape, x.kind)
+
+    def _op_pad(self, node: Node, args: list[Term], shapes: list[Shape], *, amounts: Any) -> Term:
+        x, fill = args
+        if x is fill:
+            return x
+        attrs = (tuple(tuple(a) for a in amounts),)
+        return self.terms.make("pad", (self.terms.full(x, shapes[0]), fill), attrs, node.shape, x.kind, x.weight + 8 + 8 * len(amounts))
+
+    def _op_concatenate(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+        full = [self.terms.full(a, s) for a, s in zip(args, shapes, strict=True)]
+        return self.terms.make("concatenate", full, (axis,), node.shape, kind_of(node))
+
+    def _op_take(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+        x, at = self.terms.full(args[0], shapes[0]), self._indices(args[1], shapes[0][axis])
+        return self.terms.make("take", (x, self.terms.full(at, shapes[1])), (axis,), node.shape, x.kind)
+
+    def _indices(self, at: Term, n: int) -> Term:
+        """Without the counting from the end of negative indices, which NumPy does by itself."""
+        if at.op == "where" and at.args[0].op == "less" and at.args[0].args[0] is at.args[2] and at.args[0].args[1].op == "const":
+            i = at.args[2]
+            if at.args[1] is self.terms.plus(i, self.terms.const(n, "i")):
+                return i
+        return at
+
+    def _op_scatter_add(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+        at = self._indices(args[1], shapes[0][axis])
+        full = [self.terms.full(a, s) for a, s in zip((args[0], at, args[2]), shapes, strict=True)]
+        return self.terms.make("scatter_add", full, (axis,), node.shape, kind_of(node))
+
+    def _op_window(self, node: Node, args: list[Term], shapes: list[Shape], **attrs: Any) -> Term:
+        full = self.terms.full(args[0], shapes[0])
+        return self.terms.make(node.op, (full,), tuple(sorted(attrs.items())), node.shape, kind_of(node), full.weight + 40)
+
+    _op_fold = _op_window
+
+    def _call(self, node: Node, args: list[Term], shapes: list[Shape]) -> Term | None:
+        body, t = node.attrs["body"], self.terms
+        if body.name in ("unit_interval", "unit_interval64") and all(a.op == "random_bits" for a in args):
+            term = t.make("uniform", args, (), node.shape, "f", 1)
+            known = self._known(term)
+            return known if known is not term or not self.naming else self.define(term, mode="draw", role="draw", kept=True)
+        function = self.library.function(node)
+        if function is None:
+            made = self.graph(body, dict(zip(body.inputs, args, strict=True)))
+            if len(node.types) == 1:
+                return made[0]
+            self._results[node] = list(made)
+            return None
+        live = [(a, s, i) for a, s, i in zip(args, shapes, body.inputs, strict=True) if i in set(body.nodes())]
+        given = [a if function.elementwise else t.full(a, s) for a, s, _ in live] or [t.full(args[0], shapes[0])]
+        given = self._lighten(given)
+        shape = np.broadcast_shapes(*(a.shape for a in given)) if function.elementwise else node.shape
+        length = len(function.notation or function.name) + sum(a.weight + 2 for a in given)
+        return t.make("call", given, (function,), shape, kind_of(node), length)
+
+    # ---- loops ---------------------------------------------------------------------------------------------------------------
+
+    def _scan(self, node: Node, args: list[Term], shapes: list[Shape]) -> list[Term | None]:
+        """A loop with an equation for each state and each value that is named in a step.
+
+        A state of a loop that the user wrote has at t its value after step t, so it enters the step as h[t-1]. The loop that the
+        chain rule makes of it runs the other way; its states are counted so that what goes back to h[t] stands at t as well.
+        """
+        body: Graph = node.attrs["body"]
+        states, sequences, length, reverse = (node.attrs[k] for k in ("states", "sequences", "length", "reverse"))
+        read = self._read.get(node, set()) if len(node.types) > 1 else {0}
+        ix = Index(len(self._counters) + 1, length)
+        outer: tuple[Place, ...] = tuple((c, 0) for c in self._counters)
+        derived = self.backward_nodes is not None and node in self.backward_nodes
+        before, after = (0, -1 if reverse else 1) if derived else (1 if reverse else -1, 0)
+        first, last = (0, length - 1) if not reverse else (length - 1, 0)
+        live = _live_states(body, states, read)
+        wanted = [i for i in range(len(body.outputs)) if i in live or (i in read and i >= states)]
+        order = topological([body.outputs[i] for i in wanted])
+
+        t = self.terms
+        carried: dict[int, Var] = {}
+        inputs: dict[Node, Term] = {}
+        for i in sorted(live):
+            carried[i] = Var(shapes[i], kind_of(body.inputs[i]), "state", "", (*self._counters, ix))
+            start = t.full(args[i], shapes[i])
+            self._containers[-1].append(Equation(carried[i], start, "start", (*outer, (None, first + before)), self._scope))
+            inputs[body.inputs[i]] = t.at(carried[i], (*outer, (ix, before)))
+        reachable = set(order)
+        for k, x in enumerate(body.inputs[states:], states):
+            if x not in reachable:
+                continue
+            if k < states + sequences:
+                inputs[x] = self._element(args[k], shapes[k], ix)
+            else:
+                inputs[x] = args[k]
+        self._name_states(node, carried, args, shapes, derived)
+
+        loop = Loop(ix, reverse, scope=self._scope)
+        self._counters.append(ix)
+        self._containers.append(loop.items)
+        self._tables.append(inputs)
+        forced_before = dict(self.forced)
+        taken: set[Node] = set()
+        places: dict[Var, tuple[Place, ...]] = {v: (*outer, (ix, after)) for v in carried.values()}
+        for i in sorted(live):
+            out = body.outputs[i]
+            if out.op != "input" and out not in taken:
+                taken.add(out)
+                self._state_nodes[out] = (carried[i], places[carried[i]])
+        scope = self._scope
+        self.nodes(order, [body.outputs[i] for i in wanted])
+        self._scope = scope
+        for i in sorted(live):
+            out = body.outputs[i]
+            if self._state_nodes.get(out, (None,))[0] is not carried[i]:
+                self._step_state(carried[i], places[carried[i]], inputs[out])
+        results: list[Term | None] = [None] * len(body.outputs)
+        for j in sorted(read):
+            if j >= states:
+                results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer)
+        for out in taken:
+            del self._state_nodes[out]
+        self.forced = forced_before
+        self._tables.pop()
+        self._containers.pop()
+        self._counters.pop()
+        self._containers[-1].append(loop)
+        for i, var in carried.items():
+            _as_sum(loop, var, t.at(var, (*outer, (ix, before))), results)
+            results[i] = t.at(var, (*outer, (None, last + after)))
+        return results
+
+    @property
+    def _state_nodes(self) -> dict[Node, tuple[Var, tuple[Place, ...]]]:
+        found: dict[Node, tuple[Var, tuple[Place, ...]]] = self.__dict__.setdefault("_states", {})
+        return found
+
+    def _step_state(self, var: Var, places: tuple[Place, ...], term: Term) -> Term:
+        """The equation that gives a state its next value."""
+        full = self.terms.full(term, var.shape)
+        self._containers[-1].append(Equation(var, full, "define", places, self._scope))
+        reference = self.terms.at(var, places)
+        if full.op not in ATOMS and max((ix.level for ix in full.loops), default=0) == len(self._counters):
+            self.terms.names.setdefault(full, reference)
+        return reference
+
+    def _name_states(self, node: Node, carried: Mapping[int, Var], args: list[Term], shapes: list[Shape], derived: bool) -> None:
+        """In a loop of the backward pass the first states are what goes back to the states of the forward loop."""
+        if not derived:
+            for i, var in carried.items():
+                var.wish = self.wish(node.attrs["body"].outputs[i]) or "h"
+            return
+        entered = [a.attrs[0] for a in args if a.op == "sequence" and a.attrs[1] != 0 and a.attrs[0].role == "state" and a.kind == "f"]
+        for i, var in carried.items():
+            if i < len(entered) and entered[i].shape == var.shape:
+                var.of = entered[i]
+
+    def _stacked(self, term: Term, node: Node, ix: Index, outer: tuple[Place, ...]) -> Term:
+        """All values that a term takes in a loop, as an array."""
+        if not (term.op == "at" and term.attrs[1][:-1] == outer and term.attrs[1][-1][0] == ix):
+            term = self.terms.full(term, node.shape)
+            var = Var(term.shape, term.kind, "value", self.wish(node) or "y", tuple(self._counters), kept=True)
+            self._containers[-1].append(Equation(var, term, scope=self._scope))
+            if term.op not in ATOMS and ix in term.loops:
+                self.terms.names.setdefault(term, self.terms.reference(var))
+            term = self.terms.reference(var)
+        var, offset = term.attrs[0], term.attrs[1][-1][1]
+        loops = [c for c, _ in outer if c is not None]
+        return self.terms.make("sequence", (), (var, offset), (ix.length, *var.shape), var.kind, 3, loops=loops)
+
+    def _element(self, x: Term, shape: Shape, ix: Index) -> Term:
+        """x[t], for an x that stands for a value of this shape."""
+        t = self.terms
+        if x.op == "sequence":
+            var, offset = x.attrs
+            return t.at(var, (*((c, 0) for c in self._counters), (ix, offset)))
+        if x.op == "iota":
+            return t.index(ix)
+        if len(x.shape) < len(shape) or x.op in ("const", "special"):
+            return x
+        if x.shape[0] != shape[0]:
+            return t.expand(x, range(1, len(shape)))
+        if x.op in ELEMENTWISE and x.weight <= LONG and not any(v.role == "draw" for v in variables([x])):
+            args = [self._element(a, np.broadcast_shapes(a.shape, (1,) * len(shape)), ix) if len(a.shape) == len(shape) and a.shape[0] == ix.length else a if len(a.shape) < len(shape) else t.expand(a, range(1, len(shape))) for a in x.args]
+            return t.rebuild(x, args)
+        if x.op == "transpose" and list(x.attrs[0][1:]) == sorted(x.attrs[0][1:]):
+            return t.make("pick", x.args, (ix, x.attrs[0][0]), shape[1:], x.kind, x.weight + 3, loops=(ix,))
+        if x.op not in ATOMS and self.naming:
+            known = self._known(x)
+            x = self.define(x) if known is x else known
+        return t.make("pick", (x,), (ix, 0), x.shape[1:], x.kind, x.weight + 3, loops=(ix,))
+
+
+_SIMPLE: dict[str, Callable[..., Term]] = {
+    "negative": Terms.negative,
+    "add": Terms.plus,
+    "subtract": Terms.minus,
+    "multiply": Terms.times,
+    "divide": Terms.over,
+    "power": Terms.power,
+    "where": Terms.where,
+    "less": lambda t, a, b: t.compare("less", a, b),
+    "less_equal": lambda t, a, b: t.compare("less_equal", a, b),
+    "equal": lambda t, a, b: t.compare("equal", a, b),
+    "logical_not": Terms.logical_not,
+}
+
+
+def _counts(x: Term) -> bool:
+    """Whether whole numbers come from a count of cases, which multiplies with real numbers as it is."""
+    return x.op == "iverson" or (x.op in ("mul", "add", "sum", "expand") and all(_counts(a) for a in x.args))
+
+
+def _vanishes_by_case(g: Term) -> bool:
+    return g.op == "iverson" or (g.op == "mul" and any(a.op == "iverson" for a in g.args))
+
+
+def _unbounded(t: Term) -> bool:
+    """Whether a term may be infinite where its variables are not."""
+    return any(e.op in ("log", "log1p", "power") or (e.op == "mul" and min(e.attrs[1]) < 0) for e in walk(t))
+
+
+def _live_states(body: Graph, states: int, read: set[int]) -> set[int]:
+    """The states that something read depends on."""
+    live = {i for i in read if i < states}
+    while True:
+        used = set(topological([body.outputs[i] for i in sorted(live | {i for i in read if i >= states})]))
+        more = live | {i for i in range(states) if body.inputs[i] in used}
+        if more == live:
+            return live
+        live = more
+
+
+def _as_sum(loop: Loop, var: Var, entering: Term, results: Sequence[Term | None]) -> None:
+    """A state that each step only adds to is a sum, written G += ... ."""
+    mine = [e for e in equations(loop.items) if e.var is var]
+    if len(mine) != 1 or mine[0].term.op != "add" or mine[0] not in loop.items:
+        return
+    ratios, args = mine[0].term.attrs[0], mine[0].term.args
+    if not any(a is entering and r == ONE for a, r in zip(args, ratios, strict=True)):
+        return
+    reads = sum(v is var for e in equations(loop.items) for v in variables([e.term]))
+    if reads != 1 or any(r is not None and r.op == "sequence" and r.attrs[0] is var for r in results):
+        return
+    mine[0].mode, var.role = "add", "sum"
+
+
+def added(terms: Terms, equation: Equation) -> Term:
+    """What a step adds to a sum."""
+    rest = [(r, a) for r, a in zip(equation.term.attrs[0], equation.term.args, strict=True)
+            if not (a.op == "at" and a.attrs[0] is equation.var)]  # fmt: skip
+    return terms.full(terms.add(*rest), equation.var.shape)
+
+
+__all__ = ["MINUS_ONE", "Builder", "Equation", "Item", "Library", "Loop", "added", "equations", "prepared"]
