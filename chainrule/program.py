@@ -19,7 +19,7 @@ from .graph import tree as trees
 from .graph.node import Array, Graph, Node, Rows, Type, constant_node, make, rebuilt
 from .graph.rows import propagate_rows
 from .graph.text import graph_text
-from .graph.trace import build, here, inline, type_of
+from .graph.trace import build, here, inline, no_global_random, type_of
 from .normalize import graph_key, normalize
 
 Kind = Literal["parameter", "slot", "statistic"]
@@ -121,7 +121,9 @@ class ProgramBuilder:
             assert key is not None
             return key(at["inputs"])
 
-        graph = normalize(_without_patterns(build(flat, types, key=random_key if key else None)))
+        with no_global_random():
+            graph = build(flat, types, key=random_key if key else None)
+        graph = normalize(_without_patterns(graph))
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
             wanted = self.state[write].type

@@ -99,7 +99,14 @@ def execute(graph: Graph, args: Sequence[Any]) -> list[Any]:
     if Trace.current() is not None and is_traced(*args, *graph.captures):
         return inline(graph, args)
     arrays = [np.asarray(a, n.dtype) for a, n in zip((*args, *graph.captures), graph.inputs, strict=True)]
-    return [np.asarray(r)[()] for r in executable(graph)(arrays)]
+    return [owned(r, arrays) for r in executable(graph)(arrays)]
+
+
+def owned(result: Any, arguments: Sequence[Array]) -> Any:
+    """A result that the caller may write to: no view of an argument, a constant or itself."""
+    array = np.asarray(result)
+    private = array.flags.owndata and array.flags.writeable and not any(array is a for a in arguments)
+    return (array if private else array.copy())[()]
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------------------------
@@ -427,9 +434,9 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(f)
     def function(*args: Any) -> Any:
+        if Trace.current() is not None:
+            return f(*args)  # recorded, or computed at once, with what is around it
         leaves, structure = trees.flatten(args)
-        if Trace.current() is not None and is_traced(*leaves):
-            return f(*args)
         key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
         try:
             found = known.get(key)
@@ -437,10 +444,10 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError("compile: an argument is neither an array nor hashable, so it cannot be static") from None
         if found is None:
             traced = trace_call(f, args)
-            found = known[key] = (executable(traced.graph), traced.out, traced.graph.captures)
+            found = known[key] = (executable(traced.graph), traced.out, tuple(np.array(c) for c in traced.graph.captures))
         run, out, captures = found
-        arrays = [np.asarray(leaf) for leaf in leaves if is_array(leaf)]
-        return trees.unflatten(out, [np.asarray(r)[()] for r in run([*arrays, *captures])])
+        arrays = [*(np.asarray(leaf) for leaf in leaves if is_array(leaf)), *captures]
+        return trees.unflatten(out, [owned(r, arrays) for r in run(arrays)])
 
     return function
 

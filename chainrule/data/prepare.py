@@ -16,6 +16,7 @@ the median or the most frequent category, and a column says where, if training r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -157,7 +158,8 @@ class CategoryColumn:
             column = np.where(gaps, np.array(self.fill, dtype=column.dtype), column)
         hits = [column == category for category in self.categories]
         known = np.logical_or.reduce(hits) if hits else np.zeros(len(column), dtype=bool)
-        unseen = ~known & ~np.isin(column.astype(object), np.array(self.rare, dtype=object)) & (column != "")
+        rare = set(self.rare)
+        unseen = ~known & (column != "") & np.fromiter((word not in rare for word in column.tolist()), bool, len(column))
         if unseen.any():
             remarks.unseen[self.name] = (int(unseen.sum()), str(column[unseen][0]), first(unseen))
         out = [hit.astype(np.float32) for hit in hits]
@@ -238,6 +240,11 @@ class Preparation:
         """A name for each input of the network."""
         return [name for column in self.columns for name in column.features]
 
+    @property
+    def width(self) -> int:
+        """How many inputs the network has: len(features), which for a forged file would be too many to list."""
+        return sum(math.prod(column.shape) if isinstance(column, BlockColumn) else len(column.features) for column in self.columns)
+
     def apply(self, table: Table) -> tuple[Values, Remarks]:
         """(float32 (rows, features), what had to be filled in or was never seen).
 
@@ -268,7 +275,7 @@ class Preparation:
         """The preparation that `to_json` wrote. Raises: `FileFormatError` for anything else."""
         try:
             data = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileFormatError(f'this is no preparation: "format" is not "{FORMAT}"')
@@ -295,10 +302,9 @@ def _column_from(item: Any) -> AnyColumn:
             if not all(type(v) is inner for v in parts[key]) or (inner is int and not all(0 < v < 2**31 for v in parts[key])):
                 raise FileFormatError(f'column "{parts["name"]}" of the preparation has a wrong "{key}"')
             parts[key] = tuple(parts[key])
-    if not parts.get("scale", 1.0) > 0:
-        raise FileFormatError(
-            f'column "{parts["name"]}" of the preparation has the scale {parts["scale"]}, which is not positive'
-        )
+    for key in ("scale", "deviation"):
+        if not parts.get(key, 1.0) > 0:
+            raise FileFormatError(f'column "{parts["name"]}" of the preparation has the {key} {parts[key]}, which is not positive')
     return kind(**parts)
 
 

@@ -1,7 +1,8 @@
 """Reads a table from a file: CSV and its kin, NumPy's .npz and .npy, IDX images (MNIST's format), all also gzipped, and Parquet.
 
 In: a path. Out: a `Table` and, in its notes, what had to be decided. The format is told by the first bytes and only then by the
-name, so a Parquet file called .csv is read and a picture called .csv is refused. Nothing in a file is executed.
+name, so a Parquet file called .csv is read and a picture called .csv is refused. Nothing in a file is executed, and a small file
+that claims or unpacks to gigabytes is refused before it fills the memory.
 
 CSV is parsed by Python's own csv module: it is as fast as training needs (ten million fields a second), and it knows the line of
 every mistake, where table libraries fill a cut-off row with gaps. Parquet needs Polars.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import stat
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +28,7 @@ from .parse import csv_rows, parse_csv
 from .table import Table, Values, text
 
 GZIP, PARQUET, NPY, ZIP = b"\x1f\x8b", b"PAR1", b"\x93NUMPY", b"PK\x03\x04"
+UNPACKED, RATIO = 1 << 30, 200  # a packed file may become so many bytes, or so many times its size; tables rarely reach 50 times
 # what else people hand over; the first bytes -> what to do
 FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook: save the sheet as CSV",
@@ -43,7 +47,12 @@ IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_table(
-    path: str | Path, *, labels: str | Path | None = None, missing: Iterable[str] = (), header: bool | None = None
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    missing: Iterable[str] = (),
+    header: bool | None = None,
+    data: bytes | None = None,
 ) -> Table:
     """The table in a file.
 
@@ -52,6 +61,7 @@ def read_table(
         labels: for IDX images, the file of their labels; without it, `...-images-idx3-ubyte` brings `...-labels-idx1-ubyte`.
         missing: further strings that stand for a missing value in text, beside `MISSING`, such as "?".
         header: whether the first row of a CSV holds the names; None: it does unless half of it are numbers.
+        data: what `file_bytes` gave, if the file has been read already: a pipe can be read once only.
     Returns: the table, with notes on what was decided.
     Raises: `DataError` that says what is wrong, where, and what to do.
 
@@ -60,7 +70,7 @@ def read_table(
     chainrule.errors.DataError: there is no file "hosues.csv"...
     """
     path = Path(path)
-    data = _unpacked(path)
+    data = file_bytes(path) if data is None else data
     name = path.name.lower().removesuffix(".gz")
     if not data:
         raise DataError(f"{path.name} is empty: no header and no rows")
@@ -91,19 +101,28 @@ def read_table(
     return table
 
 
-def original_rows(path: str | Path, *, header: bool | None = None) -> tuple[list[str], list[list[str]]] | None:
+def original_rows(
+    path: str | Path, *, header: bool | None = None, data: bytes | None = None
+) -> tuple[list[str], list[list[str]]] | None:
     """(names, rows) of a CSV file as it writes them, one row for each row of `read_table`; None for other formats."""
     path = Path(path)
-    data = _unpacked(path)
+    data = file_bytes(path) if data is None else data
     if data.startswith((PARQUET, NPY, ZIP, b"\0\0")):
         return None
     names, rows, _, _ = csv_rows(path.name, data, header=header)
     return names, list(rows)
 
 
-def _unpacked(path: Path) -> bytes:
-    """The bytes of a file, unzipped if gzipped."""
+def file_bytes(path: str | Path) -> bytes:
+    """The bytes of a file or pipe, unzipped if gzipped.
+
+    Raises: `DataError` for what is not there, cannot be read, is a folder or a device, is damaged, or unpacks to very much more.
+    """
+    path = Path(path)
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISCHR(kind) or stat.S_ISBLK(kind) or stat.S_ISSOCK(kind):
+            raise DataError(f"{path} is a device or a socket, not a file")
         data = path.read_bytes()
     except FileNotFoundError:
         there = [f.name for f in path.parent.iterdir() if f.is_file()] if path.parent.is_dir() else []
@@ -114,10 +133,25 @@ def _unpacked(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if not data.startswith(GZIP):
         return data
+    most = _most(data)
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} is gzipped but cut off or damaged ({error}): copy it again") from None
+    if len(unpacked) > most:
+        raise DataError(f"{path.name} {_too_much(data, None)}")
+    return unpacked
+
+
+def _most(data: bytes) -> int:
+    """How many bytes a packed file may become."""
+    return max(UNPACKED, RATIO * len(data))
+
+
+def _too_much(data: bytes, size: int | None) -> str:
+    size_said = f"more than {_most(data) // 10**6:,} million" if size is None else f"{size // 10**6:,} million"
+    return f"has {len(data):,} bytes and would unpack to {size_said}: if you trust it, unpack it yourself or make smaller files"
 
 
 def _parquet(source: str, data: bytes, missing: Iterable[str]) -> Table:
@@ -127,9 +161,15 @@ def _parquet(source: str, data: bytes, missing: Iterable[str]) -> Table:
     except ImportError:
         raise DataError(f"{source} is a Parquet file, which Polars reads: pip install 'chainrule[tables]'") from None
     try:
-        frame = pl.read_parquet(io.BytesIO(data))
-    except Exception as error:  # Polars raises a dozen kinds, and some panics, on damaged files
+        width = len(pl.read_parquet_schema(io.BytesIO(data)))
+        size = 8 * width * int(pl.scan_parquet(io.BytesIO(data)).select(pl.len()).collect().item())
+        frame = pl.read_parquet(io.BytesIO(data)) if size <= _most(data) else pl.DataFrame()
+    except BaseException as error:  # Polars raises a dozen kinds on damaged files, and panics that are no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         raise DataError(f"{source} cannot be read as Parquet ({_short(error)}): it may be cut off; copy it again") from None
+    if size > _most(data):
+        raise DataError(f"{source} {_too_much(data, size)}")
     columns: dict[str, Any] = {}
     notes = []
     for series in frame:
@@ -137,7 +177,7 @@ def _parquet(source: str, data: bytes, missing: Iterable[str]) -> Table:
         if name in columns:
             raise DataError(f'{source}: two columns are called "{name}"; rename one')
         if kind == pl.Boolean or kind.is_numeric():
-            whole = kind.is_integer() and series.null_count() == 0
+            whole = kind.is_integer() and series.null_count() == 0 and "128" not in str(kind)
             columns[name] = series.to_numpy() if whole else series.cast(pl.Float64).to_numpy()
         elif kind in (pl.String, pl.Categorical, pl.Enum):
             columns[name] = text(series.cast(pl.String).fill_null("").to_list(), missing)
@@ -161,11 +201,16 @@ def _npy(source: str, data: bytes) -> Table:
 
 def _npz(source: str, data: bytes) -> Table:
     """Each array of (rows,) is a column, (rows, k) gives name0 .. name(k-1), more axes are one block."""
+    arrays: dict[str, Values] = {}
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+        size = sum(member.file_size for member in zipfile.ZipFile(io.BytesIO(data)).infolist())
+        if size <= _most(data):
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # zip, zlib and NumPy's own header parser each raise their own kinds on damaged files
         raise DataError(f"{source} cannot be read ({_short(error)}): it may be cut off, or hold Python objects") from None
+    if size > _most(data):
+        raise DataError(f"{source} {_too_much(data, size)}")
     columns: dict[str, Values] = {}
     for name, array in arrays.items():
         if array.ndim == 0:
@@ -214,7 +259,7 @@ def _idx_pair(path: Path, data: bytes, labels: Path | None) -> Table:
         labels = next((f for f in choices if f != path and f.is_file()), None)
     columns = {"pixels": array}
     if labels is not None:
-        column = _idx(labels.name, _unpacked(labels))
+        column = _idx(labels.name, file_bytes(labels))
         if column.ndim != 1 or len(column) != len(array):
             raise DataError(
                 f"{labels.name} has shape {column.shape}, but {path.name} has {len(array):,} images: they are no pair"

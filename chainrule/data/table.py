@@ -67,7 +67,8 @@ class Table:
         """The values of a column. Raises: `DataError` that offers the nearest name and lists the columns."""
         if name not in self.columns:
             shown = ", ".join(list(self.columns)[:30]) + (", ..." if len(self.columns) > 30 else "")
-            raise DataError(f'{self.source} has no column "{name}".{nearest(name, self.columns)} Columns: {shown}')
+            why = next((f" ({note})" for note in self.notes if note.startswith(f"{name}: left out")), "")
+            raise DataError(f'{self.source} has no column "{name}"{why}.{nearest(name, self.columns)} Columns: {shown}')
         return self.columns[name]
 
     def take(self, rows: Values) -> Table:
@@ -81,12 +82,18 @@ def _values(name: str, values: Any) -> Values:
     if array.ndim == 0:
         raise DataError(f'column "{name}" is a single value; give one value for each row')
     if array.dtype.kind in "OUST" and array.ndim == 1:
-        return text("" if v is None or v != v else str(v) for v in array.tolist())
+        return text("" if v is None or v != v else _word(v) for v in array.tolist())
+    if array.dtype.kind == "M" and array.ndim == 1:  # dates as days since 1970-01-01, as in text
+        return np.where(np.isnat(array), np.nan, array.astype("datetime64[us]").astype(np.float64) / 86_400e6)
     if array.dtype.kind == "b":
         return array.astype(np.int8)
     if array.dtype.kind not in "iuf":
         raise DataError(f'column "{name}" holds {array.dtype} of shape {array.shape}: give numbers, or text of shape (rows,)')
     return array
+
+
+def _word(value: Any) -> str:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def text(strings: Iterable[str], missing: Iterable[str] = ()) -> Values:

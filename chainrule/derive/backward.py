@@ -40,9 +40,10 @@ def backward(graph: Graph, wrt: Sequence[int], by: Sequence[int] | None = None, 
 
 
 def sweep(trace: Trace, outputs: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[Any]:
-    """The gradient of Σ outputs · seeds by each node of `wrt`."""
+    """The gradient of Σ outputs · seeds by each node of `wrt`: inputs, or values on the way to the outputs."""
     order = topological([o for o, _ in outputs])
-    needed = _depends_on(order, set(wrt))
+    kept = set(wrt)
+    needed = _depends_on(order, kept)
     sums: dict[tuple[Node, int], Any] = {}  # the gradient by each result of each node, as far as it is known
 
     def add(node: Node, index: int, g: Any) -> None:
@@ -54,7 +55,8 @@ def sweep(trace: Trace, outputs: Sequence[tuple[Node, Node]], wrt: Sequence[Node
     for node in reversed(order):
         if node not in needed or node.op == "input":
             continue
-        g = [sums.pop((node, i), None) for i in range(len(node.types))]
+        take = sums.get if node in kept else sums.pop
+        g = [take((node, i), None) for i in range(len(node.types))]
         if all(part is None for part in g):
             continue
         with trace.within(node.scope):

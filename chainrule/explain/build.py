@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..graph.node import OPS, Graph, Node, topological
 from ..graph.trace import apply, build, inline
 from ..ops.call import COMPOSITIONS, expand
 from ..ops.elementwise import strong_multiply
-from .terms import ATOMS, ELEMENTWISE, MINUS_ONE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, ratio, variables, walk
+from .terms import ATOMS, ELEMENTWISE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, variables, walk
 
 LONG = 76  # an expression longer than about this many characters is split
 SHORT = 11  # one that is used several times gets a name from here on
@@ -218,6 +219,7 @@ class Builder:
         self.wish = wish
         self.items: list[Item] = []
         self.forced: dict[Node, Var] = {}
+        self.scopes: dict[Node, str] = {}  # where a forced node belongs, if not where it was recorded
         self.gradient_of: dict[Node, Node] = {}  # a node of the backward pass -> the node whose gradient it is
         self.backward_nodes: set[Node] | None = None  # set while the backward pass is built
         self.zero_wins = False  # whether a gradient of 0 may meet an infinite slope
@@ -228,6 +230,7 @@ class Builder:
         self._results: dict[Node, list[Term | None]] = {}
         self._read: dict[Node, set[int]] = {}
         self._scope = ""
+        self._states: dict[Node, tuple[Var, tuple[Place, ...]]] = {}  # the nodes that give states of a loop their next value
 
     def start_section(self) -> None:
         """Later equations go to a new list."""
@@ -242,12 +245,12 @@ class Builder:
         self._tables.pop()
         return made
 
-    def nodes(self, order: Sequence[Node], outputs: Sequence[Node]) -> None:
-        """Terms for these nodes, arguments first."""
+    def nodes(self, order: Sequence[Node], outputs: Sequence[Node], among: Sequence[Node] = ()) -> None:
+        """Terms for these nodes, arguments first. among: all nodes that may read them, if there are others."""
         uses: dict[Node, int] = {}
         for o in outputs:
             uses[o] = uses.get(o, 0) + 1
-        for node in order:
+        for node in among or order:
             for a in node.args:
                 uses[a] = uses.get(a, 0) + 1
             if node.op == "output":
@@ -269,7 +272,10 @@ class Builder:
         term = self._known(term)
         if not self.naming:
             return term
+        if node in self._states:
+            return self._step_state(*self._states[node], term)
         if node in self.forced:
+            self._scope = self.scopes.get(node, self._scope)
             return self._force(self.forced[node], term, node.shape)
         if term.op in ATOMS or term.op in ("full", "iota", "random_bits"):
             return term
@@ -410,7 +416,7 @@ class Builder:
             for a in axes:
                 if a < missing or x.shape[a - missing] != full[a]:
                     count *= full[a]
-            return t.mul((t.reduce("sum", x, real), 1), by=ratio(Ratio(ONE.num * count, 1).num))
+            return t.mul((t.reduce("sum", x, real), 1), by=Ratio(Fraction(count), 1))
         return t.reduce(node.op, x, real)
 
     _op_sum = _op_max = _op_min = _reduce
@@ -531,41 +537,36 @@ class Builder:
         self._counters.append(ix)
         self._containers.append(loop.items)
         self._tables.append(inputs)
-        forced_before = dict(self.forced)
         taken: set[Node] = set()
         places: dict[Var, tuple[Place, ...]] = {v: (*outer, (ix, after)) for v in carried.values()}
         for i in sorted(live):
             out = body.outputs[i]
             if out.op != "input" and out not in taken:
                 taken.add(out)
-                self._state_nodes[out] = (carried[i], places[carried[i]])
+                self._states[out] = (carried[i], places[carried[i]])
         scope = self._scope
         self.nodes(order, [body.outputs[i] for i in wanted])
         self._scope = scope
         for i in sorted(live):
             out = body.outputs[i]
-            if self._state_nodes.get(out, (None,))[0] is not carried[i]:
+            if out not in taken or self._states[out][0] is not carried[i]:
                 self._step_state(carried[i], places[carried[i]], inputs[out])
         results: list[Term | None] = [None] * len(body.outputs)
         for j in sorted(read):
             if j >= states:
                 results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer)
         for out in taken:
-            del self._state_nodes[out]
-        self.forced = forced_before
+            del self._states[out]
         self._tables.pop()
         self._containers.pop()
         self._counters.pop()
         self._containers[-1].append(loop)
         for i, var in carried.items():
-            _as_sum(loop, var, t.at(var, (*outer, (ix, before))), results)
+            summed = _as_sum(loop, var, t.at(var, (*outer, (ix, before))), results)
+            if summed is not None:
+                t.names.pop(summed, None)
             results[i] = t.at(var, (*outer, (None, last + after)))
         return results
-
-    @property
-    def _state_nodes(self) -> dict[Node, tuple[Var, tuple[Place, ...]]]:
-        found: dict[Node, tuple[Var, tuple[Place, ...]]] = self.__dict__.setdefault("_states", {})
-        return found
 
     def _step_state(self, var: Var, places: tuple[Place, ...], term: Term) -> Term:
         """The equation that gives a state its next value."""
@@ -613,10 +614,10 @@ class Builder:
         if x.shape[0] != shape[0]:
             return t.expand(x, range(1, len(shape)))
         if x.op in ELEMENTWISE and x.weight <= LONG and not any(v.role == "draw" for v in variables([x])):
-            args = [self._element(a, np.broadcast_shapes(a.shape, (1,) * len(shape)), ix) if len(a.shape) == len(shape) and a.shape[0] == ix.length else a if len(a.shape) < len(shape) else t.expand(a, range(1, len(shape))) for a in x.args]
+            args = [self._element(a, shape, ix) for a in x.args]
             return t.rebuild(x, args)
         if x.op == "transpose" and list(x.attrs[0][1:]) == sorted(x.attrs[0][1:]):
-            return t.make("pick", x.args, (ix, x.attrs[0][0]), shape[1:], x.kind, x.weight + 3, loops=(ix,))
+            return t.make("pick", x.args, (ix, x.attrs[0][0]), x.shape[1:], x.kind, x.weight + 3, loops=(ix,))
         if x.op not in ATOMS and self.naming:
             known = self._known(x)
             x = self.define(x) if known is x else known
@@ -663,18 +664,19 @@ def _live_states(body: Graph, states: int, read: set[int]) -> set[int]:
         live = more
 
 
-def _as_sum(loop: Loop, var: Var, entering: Term, results: Sequence[Term | None]) -> None:
-    """A state that each step only adds to is a sum, written G += ... ."""
+def _as_sum(loop: Loop, var: Var, entering: Term, results: Sequence[Term | None]) -> Term | None:
+    """A state that each step only adds to is a sum, written G += ... . Returns: its next value, if it is one."""
     mine = [e for e in equations(loop.items) if e.var is var]
     if len(mine) != 1 or mine[0].term.op != "add" or mine[0] not in loop.items:
-        return
+        return None
     ratios, args = mine[0].term.attrs[0], mine[0].term.args
     if not any(a is entering and r == ONE for a, r in zip(args, ratios, strict=True)):
-        return
+        return None
     reads = sum(v is var for e in equations(loop.items) for v in variables([e.term]))
     if reads != 1 or any(r is not None and r.op == "sequence" and r.attrs[0] is var for r in results):
-        return
+        return None
     mine[0].mode, var.role = "add", "sum"
+    return mine[0].term
 
 
 def added(terms: Terms, equation: Equation) -> Term:
@@ -684,4 +686,4 @@ def added(terms: Terms, equation: Equation) -> Term:
     return terms.full(terms.add(*rest), equation.var.shape)
 
 
-__all__ = ["MINUS_ONE", "Builder", "Equation", "Item", "Library", "Loop", "added", "equations", "prepared"]
+__all__ = ["Builder", "Equation", "Item", "Library", "Loop", "added", "equations", "prepared"]

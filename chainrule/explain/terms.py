@@ -128,7 +128,7 @@ class Function:
     uses: list[Function] = field(default_factory=list)
 
 
-ATOMS = frozenset(("var", "at", "const", "index", "special"))
+ATOMS = frozenset(("var", "at", "sequence", "const", "index", "special"))
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "less": lambda a, b: bool(a < b),
     "less_equal": lambda a, b: bool(a <= b),
@@ -365,7 +365,7 @@ class Terms:
             return t
         gone = tuple(sorted(axes))
         shape = tuple(1 if i in gone else n for i, n in enumerate(t.shape) if keep or i not in gone)
-        return self.make(op, (t,), (gone, keep), shape, "f" if t.kind == "b" else t.kind, t.weight + len(op) + 2 + (0 if len(gone) == len(t.shape) else 8))
+        return self.make(op, (t,), (gone, keep), shape, t.kind, t.weight + len(op) + (2 if len(gone) == len(t.shape) else 10))
 
     def expand(self, t: Term, spec: Sequence[int | None]) -> Term:
         """Axes of length 1 put in (None) and taken out; the others stay in order: x[:, None]."""

@@ -214,7 +214,7 @@ def type_of(value: Any) -> Type:
         return Type((), np.asarray(value).dtype, weak=True)
     array = np.asarray(value)
     if array.dtype not in DTYPES:
-        raise DtypeError(f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64")
+        raise DtypeError(located(f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64"))
     return Type(array.shape, array.dtype)
 
 
@@ -262,10 +262,7 @@ def inline(graph: Graph, args: Sequence[Any]) -> list[Any]:
 @contextmanager
 def no_global_random() -> Iterator[None]:
     """Refuse draws from NumPy's global generator while tracing: they would become constants, the same in every step."""
-    random = sys.modules.get("numpy.random")
-    if random is None:
-        yield
-        return
+    random = np.random  # imported now if nobody has done so: the function may be the first
     before = _random_position(random)
     yield
     if _random_position(random) != before:

@@ -29,7 +29,7 @@ LEAF = Structure()
 
 
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
-    """Leaves and structure of `tree`. `None` is an empty container; dict keys are taken in sorted order, dicts of any class as plain.
+    """Leaves and structure of `tree`. `None` is an empty container; dicts of any class are plain ones, their keys sorted.
 
     >>> leaves, structure = flatten({"b": [1, 2], "a": (3,)})
     >>> leaves

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DtypeError, ShapeError
+from ..errors import DtypeError, ShapeError, TraceError
 from ..graph.node import DTYPES, OPS, Array, Op, Rows, Rule, Type
 from ..graph.trace import Tracer, answers, apply, here, is_traced, located, type_of
 
@@ -85,7 +85,7 @@ def convert(x: Any, dtype: Any) -> Any:
     if dtype not in DTYPES:
         raise DtypeError(located(f"{dtype} is not known; known are {', '.join(map(str, DTYPES))}"))
     if not is_traced(x):
-        return np.asarray(x).astype(dtype) if np.ndim(x) else np.asarray(x, dtype)
+        return np.asarray(x, dtype)  # the same array, if it has this type: captured twice, it is one input
     if x.dtype == dtype and not x.node.type.weak:
         return x
     return apply("cast", x, dtype=dtype)
@@ -335,7 +335,7 @@ OPS.add(
 @answers(np.where)
 def where(condition: Any, *choices: Any) -> Any:
     if len(choices) != 2:
-        raise TypeError("np.where(condition) alone gives a result whose size depends on the data; give both choices")
+        raise TraceError(located("np.where(condition) alone gives a result whose size depends on the data; give both choices"))
     a, b = common(np.maximum, choices)  # any ufunc that keeps the promoted type
     if type_of(condition).dtype != bool:
         condition = np.not_equal(condition, 0)

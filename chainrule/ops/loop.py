@@ -220,18 +220,19 @@ def apply_iota(length: int) -> Any:
 
 def _state_types(flat: Callable[..., Any], types: list[Type], xs: Sequence[Any]) -> list[Type]:
     """A first state given as a Python number takes the type that the step makes of it."""
-    if not any(t.weak for t in types):
-        return types
-    weak = list(types)
-    inner = [*weak, Type((), np.dtype(np.uint32)), *(Type(np.shape(x)[1:], type_of(x).dtype) for x in xs)]
-    outputs = build(flat, inner).outputs[: len(types)]
-    types[:] = [Type(o.shape, o.dtype) if t.weak else t for t, o in zip(weak, outputs, strict=True)]
+    while any(t.weak for t in types):  # one may depend on another: until none takes on a type any more
+        inner = [*types, Type((), np.dtype(np.uint32)), *(Type(np.shape(x)[1:], type_of(x).dtype) for x in xs)]
+        outputs = build(flat, inner).outputs[: len(types)]
+        settled = [strong(o.type) if t.weak and not o.type.weak else t for t, o in zip(types, outputs, strict=True)]
+        types[:] = settled if settled != types else [strong(o.type if t.weak else t) for t, o in zip(types, outputs, strict=True)]
     return types
 
 
 def _settle(new: Any, wanted: Type) -> Any:
-    """A state that the step made weak (a Python number) takes the type it entered with."""
-    return convert(new, wanted.dtype) if type_of(new).weak and not wanted.weak else new
+    """A state that the step made weak (a Python number) takes the type it entered with, if that can hold it."""
+    made = type_of(new)
+    fits = made.weak and not wanted.weak and (made.dtype.kind == wanted.dtype.kind or wanted.dtype.kind == "f")
+    return convert(new, wanted.dtype) if fits else new
 
 
 # ---- made of scan ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""A document as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .build import Equation, Item, Loop, added
+from .document import Document
+from .terms import Terms, Var
+from .text import NOTATION, Text, place
+
+_LARGE = 48  # arrays with more elements than this are summed up
+
+
+def plain_text(document: Document) -> str:
+    """The whole explanation."""
+    text = Text()
+    blocks = [document.title]
+    if document.names:
+        width = max(len(n.var.name) for n in document.names) + 2
+        rows = [
+            f"  {n.var.name:<{width}} {shape_text(n.var.shape) if not n.number else '= ' + n.number:<12} {n.about}".rstrip()
+            for n in document.names
+        ]
+        blocks.append("\n".join(["Names", *rows]))
+    for section in document.sections:
+        lines: list[tuple[str, str, Any]] = []
+        for part in section.parts:
+            if part.heading:
+                lines.append((f"  {part.heading}", "", None))
+            lines += _lines(part.items, text, document, "    " if part.heading else "  ")
+        blocks.append("\n".join([section.title, *_aligned(lines)]))
+    definitions = []
+    for function in document.functions:
+        inner = Text(definition=True)
+        line = f"  {inner.heading(function)} = {inner.term(function.definition)}"
+        definitions.append(line + (f"    ({function.note})" if function.note else ""))
+        text.used |= inner.used
+    remarks = [f"  {NOTATION[k]}" for k in NOTATION if k in text.used or k in document.remarks]
+    remarks += [f"  {r}" for r in document.remarks if r not in NOTATION]
+    if definitions or remarks:
+        blocks.append("\n".join(["Where", *definitions, *remarks]))
+    return "\n\n".join(blocks)
+
+
+def _aligned(lines: list[tuple[str, str, Any]]) -> list[str]:
+    """Shapes in one column, as long as the equations are not too long for it."""
+    column = max((len(left) for left, right, _ in lines if right and len(left) <= 96), default=0) + 2
+    out = []
+    for left, right, value in lines:
+        out.append(f"{left:<{column}}{right}".rstrip() if right else left)
+        if value is not None:
+            indent = " " * (len(left) - len(left.lstrip()) + 2)
+            out += [indent + row for row in array_text(value).splitlines()]
+    return out
+
+
+def _lines(items: list[Item], text: Text, document: Document, indent: str) -> Iterator[tuple[str, str, Any]]:
+    for item in items:
+        if isinstance(item, Loop):
+            n = item.index.length
+            span = f"{n - 1} … 0" if item.reverse else f"0 … {n - 1}"
+            yield f"{indent}for {item.index.letter} = {span}:", "", None
+            yield from _lines(item.items, text, document, indent + "    ")
+            continue
+        yield f"{indent}{equation_text(item, text)}", _margin(item), document.numbers.get(item.var) if _last(item) else None
+
+
+def _last(item: Equation) -> bool:
+    return not item.var.indices
+
+
+def equation_text(e: Equation, text: Text) -> str:
+    """One equation."""
+    left = place(e.var, e.places or [(ix, 0) for ix in e.var.indices])
+    if e.mode == "draw":
+        return f"{left} ~ uniform[0, 1)"
+    if e.mode == "add":
+        return f"{left} += {text.term(added(_terms_of(e), e))}"
+    return f"{left} {'←' if e.mode == 'update' else '='} {text.term(e.term)}"
+
+
+def _terms_of(e: Equation) -> Terms:
+    return Terms()
+
+
+def _margin(e: Equation) -> str:
+    shape = shape_text(e.var.shape)
+    if e.var.role == "gradient" and e.var.of is not None and not e.var.name.startswith("∂"):
+        return f"{shape}  ∂L/∂{e.var.of.name}"
+    return shape
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return str(shape) if shape else "number"
+
+
+def array_text(value: Any) -> str:
+    """Small arrays in full, large ones by what is typical of them."""
+    value = np.asarray(value)
+    if value.size <= _LARGE:
+        if value.dtype.kind == "f":
+            return np.array2string(value, precision=6, suppress_small=bool(np.all(np.abs(value[np.isfinite(value)]) < 1e6)), max_line_width=110)
+        return np.array2string(value, max_line_width=110)
+    return ", ".join(f"{k} {v}" for k, v in summary(value))
+
+
+def summary(value: Any) -> list[tuple[str, str]]:
+    """A large array in a few numbers."""
+    real = np.asarray(value, np.float64)
+    return [
+        ("mean", f"{real.mean():.6g}"),
+        ("norm", f"{np.sqrt(np.sum(real * real)):.6g}"),
+        ("least", f"{real.min():.6g}"),
+        ("largest", f"{real.max():.6g}"),
+    ]
+
+
+def all_names(document: Document) -> list[Var]:
+    return [n.var for n in document.names]
