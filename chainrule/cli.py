@@ -1,21 +1,27 @@
 """The command line: train, predict, explain, check, demo.
 
 In: arguments. Out: tables on the terminal, run folders and files; a mistake prints one message and exits with 2, no traceback.
+Names that come from data are shown with their control characters escaped, so that no file can steer the terminal.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
+import shlex
+import stat
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 try:
     import click
+    from rich import box
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
@@ -25,16 +31,19 @@ except ImportError as error:
 import numpy as np
 
 from .data import Table, read_table
-from .data.read import original_rows
+from .data.read import file_bytes, original_rows
 from .data.understand import Understanding, understand
 from .errors import ChainruleError, GradientMismatch, UsageError
-from .report import number, run_folder
+from .report import run_folder, scored, write_text
 
 if TYPE_CHECKING:
-    from .experiment import Recipe, Run
+    from .demo import Result
+    from .experiment import Outcome, Recipe, Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 40  # columns that the table of what was understood lists
+LONGEST = 2_000  # characters of a message: more come from data, such as a name of a megabyte
+MISTAKE, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,22 +53,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that has no "≥" shows "?"
     try:
         code = commands.main(args=arguments, prog_name="chainrule", standalone_mode=False)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end
     except click.ClickException as problem:
-        problem.show()
-        sys.exit(2)
+        where = problem.ctx.command_path if isinstance(problem, click.UsageError) and problem.ctx else "chainrule"
+        _fail(f"{problem.format_message()}\nTry {where} --help")
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except ChainruleError as problem:
-        click.echo(f"chainrule: {problem}", err=True)
-        sys.exit(2)
+        _fail(str(problem))
     except BrokenPipeError:  # `chainrule explain RUN | head`
         sys.stderr.close()
         sys.exit(0)
     except OSError as problem:
-        click.echo(f"chainrule: {problem.filename or ''}: {problem.strerror or problem}", err=True)
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+        _fail(f"{problem.filename or 'output'}: {problem.strerror or problem}")
+    except MemoryError:
+        _fail("there is not enough memory for this: take fewer rows, fewer columns or a smaller network")
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    message = plain(message)
+    click.echo(f"chainrule: {message[:LONGEST]}{' ...' if len(message) > LONGEST else ''}", err=True)
+    sys.exit(MISTAKE)
+
+
+def plain(text: str) -> str:
+    """The text with what could steer a terminal or turn the line around written as an escape; line breaks stay.
+
+    >>> plain("a\\tb\\x1b[31m")
+    'a\\\\tb\\\\x1b[31m'
+    """
+    return "".join(c if c == "\n" or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _steers(character: str) -> bool:
+    """Control characters, lone halves of a pair, line separators, and those that change the direction of writing."""
+    turns = character in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _word(text: object, most: int = 60) -> str:
+    """A name that stands in a line or a table: on one line and not endless."""
+    line = plain(str(text)).replace("\n", "\\n")
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    """A line as it is: no markup, no colours guessed."""
+    console.print(Text(plain(line), style=style), soft_wrap=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -109,14 +152,26 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 )
 @click.option("--activation", default="silu", show_default=True, help="After each hidden layer.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.1, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 256.")
-@click.option("--epochs", type=click.IntRange(1), default=100, show_default=True, help="At most.")
 @click.option(
-    "--patience", type=click.IntRange(1), default=20, show_default=True, help="Epochs without improvement before it stops."
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="At the start; it falls to 0 by half a cosine wave.",
 )
-@click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
+@click.option("--weight-decay", type=click.FloatRange(0), default=0.3, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512.")
+@click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100.")
+@click.option(
+    "--patience", type=click.IntRange(1), default=30, show_default=True, help="Epochs without improvement before it stops."
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the training rows that decides when to stop; 0 trains on all of them to the last epoch.",
+)
 @click.option(
     "--test", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True, help="Held-out share."
 )
@@ -126,7 +181,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. Default: runs/NAME, or the next that is free.")
 @click.option("--overwrite", is_flag=True, help="Write into the run folder although it holds a run.")
 @click.option("--quiet", is_flag=True, help="Only the scores.")
-def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, **options: Any) -> None:
+def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, **options: Any) -> int:
     """Trains a network on DATA: CSV, Parquet, .npz, .npy or IDX images.
 
     \b
@@ -136,32 +191,57 @@ def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, **options:
     from . import experiment
 
     missing = options.pop("missing")
-    if out is not None:
-        run_folder(out, overwrite=overwrite)  # refuse before training, not after
-    table = read_table(data, labels=options.pop("labels"), missing=missing, header=options.pop("header"))
-    console = Console()
-    facts = understand(
-        table,
-        _target(table, options.pop("target")),
-        task=options.pop("task"),
-        drop=options.pop("drop"),
-        keep=options.pop("keep"),
-        categorical=options.pop("categorical"),
-    )
-    if not quiet:
-        _show_facts(console, facts)
-    outcome = experiment.train(table, facts, _recipe(options), missing=missing, verbose=not quiet)
-    folder = run_folder(out, overwrite=overwrite) if out is not None else run_folder(_free(Path("runs") / _stem(data)))
-    experiment.write(folder, outcome)
+    with _run_folder(out, data, overwrite) as folder:  # refused before training, not after
+        table = read_table(data, labels=options.pop("labels"), missing=missing, header=options.pop("header"))
+        console = Console()
+        facts = understand(
+            table,
+            _target(table, options.pop("target")),
+            task=options.pop("task"),
+            drop=options.pop("drop"),
+            keep=options.pop("keep"),
+            categorical=options.pop("categorical"),
+        )
+        if not quiet:
+            _show_facts(console, facts)
+        outcome = experiment.train(table, facts, _recipe(options), missing=missing, verbose=not quiet)
+        experiment.write(folder, outcome)
+    return _show_outcome(console, outcome, folder, quiet)
+
+
+def _show_outcome(console: Console, outcome: Outcome, folder: Path, quiet: bool) -> int:
+    """What training came to and where it lies; the exit code."""
+    from . import experiment
+
     if not quiet:
         for name, value in experiment.summary(outcome)[3:]:
-            console.print(f"{name}: {value}", highlight=False, markup=False)
+            _say(console, f"{name}: {value}")
     for note in outcome.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        _say(console, f"note: {note}")
     _show_scores(console, f"Scores on {outcome.rows[1]:,} held-out rows", outcome.scores)
-    console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
+    _say(console, f"run folder: {folder}, with report.html")
+    if outcome.failure or outcome.interrupted:
+        what = "training diverged" if outcome.failure else "interrupted"
+        click.echo(f"chainrule: {what}; what had been learnt until then is saved in {plain(str(folder))}", err=True)
+        return MISTAKE if outcome.failure else INTERRUPTED
     if not quiet:
-        console.print(f"next: chainrule predict {folder} NEW.csv", highlight=False, markup=False, soft_wrap=True)
+        _say(console, f"next: chainrule predict {shlex.quote(str(folder))} NEW.csv")
+    return 0
+
+
+@contextmanager
+def _run_folder(out: Path | None, data: Path, overwrite: bool) -> Iterator[Path]:
+    """The folder for a run, made at once so that nothing is learnt in vain; what was made is removed again if nothing gets into it."""
+    folder = _free(Path("runs") / _stem(data)) if out is None else out
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    try:
+        yield run_folder(folder, overwrite=overwrite)
+    finally:
+        for part in made:
+            try:
+                part.rmdir()  # only if it is empty
+            except OSError:
+                break
 
 
 def _recipe(options: dict[str, Any]) -> Recipe:
@@ -175,17 +255,25 @@ def _target(table: Table, name: str | None) -> str:
         return name
     if "pixels" in table.columns and "label" in table.columns:
         return "label"
-    raise UsageError(f"say which column to predict with --target. {table.source} has: {', '.join(list(table.columns)[:SHOWN])}")
+    raise UsageError(
+        f"say which column to predict with --target. {table.source} has: {', '.join(map(_word, list(table.columns)[:SHOWN]))}"
+    )
 
 
 def _stem(data: Path) -> str:
-    return data.name.removesuffix(".gz").rsplit(".", 1)[0]
+    """A file's name without its endings, fit to name another file: "..csv" and the like become "data".
+
+    >>> _stem(Path("x/houses.v2.csv.gz")), _stem(Path("...csv")), _stem(Path("a\\nb.csv"))
+    ('houses.v2', 'data', 'a_b')
+    """
+    stem = data.name.removesuffix(".gz").rsplit(".", 1)[0].lstrip(".- ")[:100].rstrip(". ")
+    return re.sub(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"/\\|?*]', "_", stem) or "data"
 
 
 def _free(folder: Path) -> Path:
     """`folder`, or folder-2, folder-3, ...: the first that is not there."""
     choice, i = folder, 1
-    while choice.exists():
+    while choice.exists() or choice.is_symlink():
         i += 1
         choice = folder.with_name(f"{folder.name}-{i}")
     return choice
@@ -209,20 +297,36 @@ def predict(run: Path, data: Path, out: Path | None, overwrite: bool, missing: t
 
     out = out or Path(f"{_stem(data)}-predictions.csv")
     printed = str(out) == "-"
-    if not printed and out.exists() and not overwrite:
-        raise UsageError(f"{out} is there already: name another file with --out, or say --overwrite")
+    if not printed:
+        _check_output(out, overwrite)
     known = experiment.read_run(run)
-    table = read_table(data, missing=(*known.preparation.missing, *missing), header=header)
+    content = file_bytes(data)
+    table = read_table(data, missing=(*known.preparation.missing, *missing), header=header, data=content)
     columns, remarks, scores = experiment.predict(known, table)
-    names, rows = original_rows(data, header=header) or _rows(table)
+    names, rows = original_rows(data, header=header, data=content) or _rows(table)
     _write_csv(None if printed else out, names, rows, columns)
     console = Console(stderr=printed)
-    for line in remarks.lines():
-        console.print(f"note: {line}", highlight=False, markup=False)
+    for line in remarks:
+        _say(console, f"note: {line}")
     if scores:
         _show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
     if not printed:
-        console.print(f"{table.rows:,} predictions: {out}", highlight=False, markup=False, soft_wrap=True)
+        _say(console, f"{table.rows:,} predictions: {out}")
+
+
+def _check_output(out: Path, overwrite: bool) -> None:
+    """Refuses a file that is there, or cannot be, before anything is computed."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder: name a file with --out")
+    if (out.exists() or out.is_symlink()) and not overwrite and not _is_stream(out):
+        raise UsageError(f"{out} is there already: name another file with --out, or say --overwrite")
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {out.parent} to write {out.name} into")
+
+
+def _is_stream(out: Path) -> bool:
+    """Whether it is a pipe or a device, such as /dev/null, which cannot be replaced by a new file."""
+    return out.exists() and not stat.S_ISREG(out.stat().st_mode)
 
 
 def _rows(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -242,11 +346,17 @@ def _write_csv(out: Path | None, names: list[str], rows: list[list[str]], column
             i += 1
             choice = f"{name} {i}"
         new.append(choice)
-    with nullcontext(sys.stdout) if out is None else open(out, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*names, *new])
-        for row, added in zip(rows, zip(*(v.tolist() for v in columns.values()), strict=True), strict=True):
-            writer.writerow([*row, *(f"{v:.6g}" if isinstance(v, float) else v for v in added)])
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow([*names, *new])
+    for row, added in zip(rows, zip(*(v.tolist() for v in columns.values()), strict=True), strict=True):
+        writer.writerow([*row, *(f"{v:.6g}" if isinstance(v, float) else v for v in added)])
+    if out is None:
+        sys.stdout.write(content.getvalue())
+    elif _is_stream(out):
+        out.write_text(content.getvalue(), encoding="utf-8", newline="")
+    else:
+        write_text(out, content.getvalue())
 
 
 def sample_options(command: F) -> F:
@@ -331,68 +441,98 @@ def demo(name: str, out: Path, quiet: bool) -> int:
 
     def say(line: str) -> None:
         if not quiet:
-            console.print(f"\n{line}", style="bold", highlight=False, markup=False)
+            _say(console, line, "bold")
 
-    chosen = list(DEMOS.values()) if name == "all" else [DEMOS[name]]
-    results = [run_demo(one, out, say=say, verbose=not quiet) for one in chosen]
-    grid = Grid(
-        "", "score", "network", "linear model", "simplest", "to reach", "seconds", title="Held-out scores beside their baselines"
-    )
-    for result in results:
-        values = [number(v) for v in result.scores.values()]
-        over = f", mean of {len(result.folders)}" if len(result.folders) > 1 else ""
-        mark = Text(values[0], style="bold green" if result.reached else "bold red")
-        sign = "≤" if result.demo.smaller else "≥"
-        reach = f"{sign} {number(result.demo.reach)}"
-        grid.add_row(result.demo.name, result.demo.metric + over, mark, *values[1:], reach, f"{result.seconds:.1f}")
-    console.print()
-    console.print(grid)
-    console.print(
-        "simplest: always the mean or the most frequent class; xor has no other rows than the four it learns", highlight=False
-    )
-    console.print("run folders, each with a report.html:", highlight=False)
-    for result in results:
-        for folder in result.folders:
-            console.print(f"  {folder}", highlight=False, markup=False, soft_wrap=True)
+    results: list[Result] = []
+    stopped = False
+    for one in DEMOS.values() if name == "all" else [DEMOS[name]]:
+        try:
+            results.append(run_demo(one, out, say=say, verbose=not quiet))
+        except KeyboardInterrupt:
+            stopped = True
+            break
+    if results:
+        _show_results(console, results)
+    if stopped:
+        click.echo("chainrule: interrupted; the run folders of the networks trained until then are kept", err=True)
+        return INTERRUPTED
     missed = [result.demo.name for result in results if not result.reached]
     if missed:
-        console.print(f"not reached: {', '.join(missed)}", style="bold red")
+        _say(console, f"not reached: {', '.join(missed)}", "bold red")
     return 1 if missed else 0
+
+
+def _show_results(console: Console, results: Sequence[Result]) -> None:
+    """The scores of all demos beside their baselines, and where the runs lie."""
+    grid = _grid(
+        "Scores on held-out rows, beside their baselines", "", "score", "network", "linear", "simplest", "goal", "seconds"
+    )
+    for result in results:
+        metric = result.demo.metric
+        network, *others = (scored(metric, value) for value in result.scores.values())
+        over = f", {len(result.folders)} seeds" if len(result.folders) > 1 else ""
+        goal = f"{'<=' if result.demo.smaller else '>='} {scored(metric, result.demo.reach)}"
+        mark = Text(network, style="bold green" if result.reached else "bold red")
+        grid.add_row(result.demo.name, metric + over, mark, *others, goal, f"{result.seconds:.1f}")
+    console.print()
+    console.print(grid)
+    _say(console, "linear: linear or logistic regression; simplest: the mean or the commonest class")
+    if any(result.demo.everything for result in results):
+        _say(console, "xor is scored on the four rows that it learns: there are no others")
+    _say(console, "\nrun folders, each with the network, its history and a report.html:")
+    for result in results:
+        for folder in result.folders:
+            _say(console, f"  {folder}")
+
+
+def _grid(title: str, *columns: str, right: int = 2) -> Grid:
+    """A table that is legible without colours and in any encoding; columns from the `right`th on hold numbers."""
+    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="right" if i >= right else "left", overflow="fold")
+    return grid
 
 
 def _show_facts(console: Console, facts: Understanding) -> None:
     """What was understood, as a short table."""
-    console.print(
-        f"{facts.source}: {facts.rows:,} rows, {len(facts.columns) + 1} columns", style="bold", highlight=False, markup=False
-    )
-    grid = Grid("column", "is", "missing", "distinct", "")
-    for column in facts.columns[:SHOWN]:
-        style = "" if column.used else "dim"
-        distinct = f"{column.distinct:,}" if column.distinct else ""
+    title = f"{_word(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
+    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, justify in (("column", "left"), ("kind", "left"), ("missing", "right"), ("distinct", "right"), ("", "left")):
+        grid.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal each
+    for facts_on in facts.columns[:SHOWN]:
         grid.add_row(
-            Text(column.name),
-            column.kind,
-            f"{column.missing:,}" if column.missing else "",
-            distinct,
-            Text(column.remark),
-            style=style,
+            Text(_word(facts_on.name)),
+            facts_on.kind,
+            f"{facts_on.missing:,}" if facts_on.missing else "",
+            f"{facts_on.distinct:,}" if facts_on.distinct else "",
+            Text(_word(facts_on.remark, 200)),
+            style="" if facts_on.used else "dim",
         )
-    classes = f" ({', '.join(map(str, facts.classes[:8]))}{', ...' if len(facts.classes) > 8 else ''})" if facts.classes else ""
-    grid.add_section()
-    grid.add_row(Text(facts.target), "target", "", "", Text(f"{facts.task}{classes}: {facts.reason}"))
-    console.print(grid)
     if len(facts.columns) > SHOWN:
-        console.print(f"... and {len(facts.columns) - SHOWN:,} more columns", highlight=False)
+        grid.add_row(f"... {len(facts.columns) - SHOWN:,} more", "", "", "", "")
+    grid.add_section()
+    grid.add_row(Text(_word(facts.target)), "target", "", "", Text(f"{facts.task}: {_word(facts.reason, 200)}"))
+    if facts.classes:
+        grid.add_row("", "", "", "", Text(_listed(facts.classes)))
+    console.print(grid)
     for note in facts.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        _say(console, f"note: {note}")
 
 
-def _show_scores(console: Console, title: str, scores: dict[str, dict[str, float]]) -> None:
+def _listed(labels: Iterable[object], most: int = 8) -> str:
+    """The first few, each short."""
+    words = [_word(label, 30) for label in labels]
+    return ", ".join(words[:most]) + (f", ... ({len(words)})" if len(words) > most else "")
+
+
+def _show_scores(console: Console, title: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Models beside each other, one metric a column."""
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
-    grid = Grid("", *metrics, title=title)
+    grid = _grid(title, "", *metrics, right=1)
+    console.print()
     for i, (model, values) in enumerate(scores.items()):
-        grid.add_row(model, *(number(values[m]) if m in values else "" for m in metrics), style="bold" if i == 0 else "")
+        cells = [scored(m, values[m]) if m in values else "" for m in metrics]
+        grid.add_row(model, *cells, style="bold" if i == 0 else "")
     console.print(grid)
 
 

@@ -87,7 +87,7 @@ DEMOS = {
             "handwritten digits, a quarter held out",
             _digits,
             "digit",
-            Recipe(dropout=0.3, test=0.25),
+            Recipe(dropout=0.3, learning_rate=3e-3, weight_decay=0.1, batch_size=32, epochs=60, test=0.25),
             "accuracy",
             0.97,
         ),
@@ -96,16 +96,16 @@ DEMOS = {
             "breast tumours, a quarter held out",
             _tumours,
             "diagnosis",
-            Recipe(test=0.25),
+            Recipe(weight_decay=2.0, epochs=40, test=0.25),
             "AUC",
             0.985,
         ),
         Demo(
             "houses",
-            "house values in thousands of dollars, a fifth held out",
+            "values in thousands of dollars, a fifth held out",
             examples.houses,
             "TOTAL VALUE",
-            Recipe(weight_decay=0.3, batch_size=64, patience=30, log_target=True),
+            Recipe(learning_rate=3e-3, batch_size=64, epochs=40, log_target=True),
             "RMSE",
             40.0,
             smaller=True,
@@ -117,16 +117,21 @@ DEMOS = {
 
 
 def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool = True) -> Result:
-    """Trains a demo's networks, one a seed, into `out`/NAME or `out`/NAME-SEED; an earlier demo's folders are overwritten."""
+    """Trains a demo's networks, one a seed, into `out`/NAME or `out`/NAME-seed-SEED; an earlier demo's folders are overwritten.
+
+    Raises: `KeyboardInterrupt` after Ctrl-C, once what was learnt is saved.
+    """
     table = demo.table()
     facts = understand(table, demo.target, drop=demo.drop, task=None)
     outcomes: list[Outcome] = []
     folders = []
     for seed in demo.seeds:
         folder = run_folder(out / (demo.name if len(demo.seeds) == 1 else f"{demo.name}-seed-{seed}"), overwrite=True)
-        say(f"{demo.name}: {demo.about}; {facts.rows:,} rows, {facts.task}" + (f", seed {seed}" if len(demo.seeds) > 1 else ""))
+        say(f"{demo.name}: {demo.about}; {facts.rows:,} rows" + (f"; seed {seed}" if len(demo.seeds) > 1 else ""))
         outcome = train(table, facts, replace(demo.recipe, seed=seed), everything=demo.everything, verbose=verbose)
         write(folder, outcome)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
         outcomes.append(outcome)
         folders.append(folder)
     models = outcomes[0].scores

@@ -1,7 +1,7 @@
 """From a table to a trained network with held-out scores beside its baselines, into a run folder, and back for predicting.
 
 In: a `Table`, its `Understanding`, a `Recipe`. Out: `Outcome`. Preparation, network and baselines see the training rows only; the
-held-out rows are touched once, for the scores.
+held-out rows are touched once, for the scores. A run that was interrupted or diverged is an outcome too, with what it had learnt.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from typing import Any
 import numpy as np
 
 from . import nn
-from .data.prepare import Preparation, Remarks, hold_out
+from .data.prepare import Preparation, hold_out
 from .data.table import Table, Values, numbers
 from .data.target import TargetCode
 from .data.understand import Understanding
-from .errors import DataError, FileFormatError
+from .errors import DataError, DivergenceError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .nn.saving import load
 from .optim import AdamW
-from .report import Report, number, write_report
+from .report import Report, number, write_report, write_text
+from .schedules import cosine
+from .train.history import Run as History
 
 Scores = dict[str, float]
+STEPS = 6_000  # what a table of some thousand rows takes to be learnt well; larger tables get 20 epochs, whatever it takes
+MAX_WIDTH = 1 << 24  # inputs of a network; a forged preparation may claim any number
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,11 @@ class Recipe:
         hidden: units of each hidden layer.
         activation: after each hidden layer.
         dropout: share of hidden units left out in each training step.
-        learning_rate, weight_decay: of AdamW.
-        batch_size: rows a step; None takes about a hundredth of the rows, 16 to 256.
-        epochs: passes over the training rows at most.
+        learning_rate, weight_decay: of AdamW; the rate falls by half a cosine wave to 0 over all epochs.
+        batch_size: rows a step; None takes about a hundredth of the rows, 16 to 512.
+        epochs: passes over the training rows at most; None takes 20 to 100, as many as make about 6,000 steps.
         patience: epochs without a better validation loss before training stops; the best weights are kept.
-        validation: share of the training rows that decide when to stop.
+        validation: share of the training rows that decide when to stop; 0 learns from all of them, for all epochs.
         test: share of all rows that are held out for the scores.
         seed: of the network: first weights, order of rows, dropout, validation rows.
         split_seed: of the choice of held-out rows, apart from `seed` so that seeds are compared on the same rows.
@@ -50,11 +55,11 @@ class Recipe:
     hidden: tuple[int, ...] = (128, 64)
     activation: str = "silu"
     dropout: float = 0.1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.3
     batch_size: int | None = None
-    epochs: int = 100
-    patience: int = 20
+    epochs: int | None = None
+    patience: int = 30
     validation: float = 0.1
     test: float = 0.2
     seed: int = 0
@@ -62,8 +67,20 @@ class Recipe:
     log_target: bool = False
 
     def batch(self, rows: int) -> int:
-        """Rows a step: `batch_size`, or the power of two next below a hundredth of the rows, from 16 to 256."""
-        return self.batch_size or min(256, max(16, 2 ** int(np.log2(max(rows, 100) / 100))))
+        """Rows a step: `batch_size`, or the power of two next below a hundredth of the rows, from 16 to 512.
+
+        >>> Recipe().batch(150), Recipe().batch(5_000), Recipe().batch(1_000_000)
+        (16, 32, 512)
+        """
+        return self.batch_size or min(512, max(16, 2 ** int(np.log2(max(rows, 100) / 100))))
+
+    def passes(self, rows: int) -> int:
+        """Epochs at most: `epochs`, or 20 to 100, as many as make about 6,000 steps.
+
+        >>> Recipe().passes(150), Recipe().passes(5_000), Recipe().passes(1_000_000)
+        (100, 38, 20)
+        """
+        return self.epochs or min(100, max(20, STEPS // -(-rows // self.batch(rows))))
 
     def network(self, outputs: int) -> nn.Sequential:
         """The network that the recipe describes, not yet built."""
@@ -75,7 +92,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an experiment gave. `scores`: model -> metric -> value on held-out rows, the network first."""
+    """What an experiment gave. `scores`: model -> metric -> value on held-out rows, the network first.
+
+    `stopped`: why training ended before its last epoch, or "". `interrupted`: by Ctrl-C. `failure`: how training diverged, or "";
+    the history so far and the last good weights are kept then. `everything`: the scores are on the rows that were learnt from.
+    """
 
     facts: Understanding
     recipe: Recipe
@@ -89,6 +110,10 @@ class Outcome:
     rows: tuple[int, int]
     seconds: float
     notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    stopped: str = ""
+    failure: str = ""
+    everything: bool = False
 
 
 def train(
@@ -104,7 +129,10 @@ def train(
 
     Args:
         everything: train and score on all rows: only for tables that are complete, such as XOR.
+    Raises: `DataError` for data that cannot be learnt from; `DivergenceError` if that happens in the first epoch.
     """
+    from threadpoolctl import threadpool_limits
+
     target = table.column(facts.target)
     if everything:
         training = testing = np.arange(table.rows)
@@ -116,30 +144,52 @@ def train(
     (x, filled), (x_judge, met) = preparation.apply(learn), preparation.apply(judge)
     code = preparation.target
     network = recipe.network(code.outputs)
+    stops = not everything and recipe.validation > 0
+    epochs = recipe.passes(len(x))
+    failure = ""
     start = time.perf_counter()
-    run = network.fit(
-        x,
-        code.encode(learn.column(facts.target)),
-        loss=code.loss,
-        optimizer=AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
-        epochs=recipe.epochs,
-        batch_size=recipe.batch(len(x)),
-        validation=None if everything else recipe.validation,
-        early_stopping=None if everything else recipe.patience,
-        seed=recipe.seed,
-        verbose=verbose,
-    )
+    try:
+        # one thread for NumPy's products: sums in another order give other bits, and products this small only lose by threads
+        with threadpool_limits(1, user_api="blas"):
+            run = network.fit(
+                x,
+                code.encode(learn.column(facts.target)),
+                loss=code.loss,
+                optimizer=AdamW(cosine(recipe.learning_rate), weight_decay=recipe.weight_decay),
+                epochs=epochs,
+                batch_size=recipe.batch(len(x)),
+                validation=recipe.validation if stops else None,
+                early_stopping=recipe.patience if stops else None,
+                seed=recipe.seed,
+                verbose=verbose,
+            )
+    except DivergenceError as error:
+        if not isinstance(error.run, History) or not error.run.loss:
+            raise
+        run, failure = error.run, str(error)
     seconds = time.perf_counter() - start
     answers, chances = predictions(network, code, x_judge)
     true = judge.column(facts.target)
-    scores = {"this network": score(code, true, answers, chances), **baselines(preparation, learn, judge)}
+    scores = {"this network": score(code, true, answers, chances)}
+    interrupted = run.interrupted
     # without times: the history of a seed is the same bytes on every machine that computes the same bits
     history = {name: values for name, values in run.table().items() if name not in ("epoch", "seconds")}
     notes = [f"training rows: {line}" for line in filled.lines()] + [f"held-out rows: {line}" for line in met.lines()]
     if run.interrupted:
-        notes.append(f"interrupted in epoch {len(run.loss) + 1} of {recipe.epochs}")
+        kept = f"the weights of epoch {run.best_epoch}" if run.best_epoch else "the weights of that moment"
+        notes.append(f"interrupted in epoch {len(run.loss) + 1} of {epochs}; {kept} are kept")
+    if failure:
+        notes.append(failure)
+    try:
+        scores |= baselines(preparation, learn, judge)
+    except KeyboardInterrupt:
+        interrupted = True
+        notes.append("interrupted before the baselines were fitted")
     rows = (len(training), len(testing))
-    return Outcome(facts, recipe, preparation, network, history, run.best_epoch, scores, true, answers, rows, seconds, notes)
+    return Outcome(
+        facts, recipe, preparation, network, history, run.best_epoch, scores, true, answers, rows, seconds, notes, interrupted, run.stopped,
+        failure, everything,
+    )  # fmt: skip
 
 
 def predictions(network: nn.Sequential, code: TargetCode, x: Values) -> tuple[Values, Values | None]:
@@ -147,8 +197,6 @@ def predictions(network: nn.Sequential, code: TargetCode, x: Values) -> tuple[Va
     if code.task == "regression":
         return code.decode(np.asarray(network.predict(x))), None
     chances = np.asarray(network.predict_proba(x), dtype=np.float64)
-    if chances.ndim == 1 or chances.shape[1] == 1:
-        chances = np.stack([1 - chances.reshape(-1), chances.reshape(-1)], axis=1)
     return code.decode(chances), chances
 
 
@@ -158,10 +206,11 @@ def score(code: TargetCode, true: Values, answers: Values, chances: Values | Non
 
     if chances is None:
         t = numbers(true)[0]
-        error = answers - t
-        spread = float(np.mean((t - t.mean()) ** 2))
-        r2 = 1 - float(np.mean(error**2)) / spread if spread else float("nan")
-        return {"RMSE": float(np.sqrt(np.mean(error**2))), "MAE": float(np.mean(np.abs(error))), "R²": r2}
+        with np.errstate(over="ignore", invalid="ignore"):  # the squares of 1e200 are infinite, and so is their mean
+            error = answers - t
+            spread = float(np.mean((t - t.mean()) ** 2))
+            r2 = 1 - float(np.mean(error**2)) / spread if spread else float("nan")
+            return {"RMSE": float(np.sqrt(np.mean(error**2))), "MAE": float(np.mean(np.abs(error))), "R²": r2}
     codes = code.encode(true)
     out = {"accuracy": float(np.mean(chances.argmax(axis=1) == codes))}
     if code.task == "binary" and len(np.unique(codes)) == 2:
@@ -180,10 +229,11 @@ def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str,
     from sklearn.preprocessing import StandardScaler
 
     code = replace(preparation.target, log=False, mean=0.0, scale=1.0)
-    x, y, x_judge = preparation.plain(learn), code.encode(learn.column(code.name)), preparation.plain(judge)
-    true = judge.column(code.name)
-    out = {}
     regression = code.task == "regression"
+    target, true = learn.column(code.name), judge.column(code.name)
+    x, x_judge = preparation.plain(learn), preparation.plain(judge)
+    y = numbers(target)[0] if regression else code.encode(target)
+    out = {}
     for name, model in (
         ("linear model", Ridge(alpha=1.0) if regression else LogisticRegression(max_iter=300)),
         ("always the mean" if regression else "always the most frequent", DummyRegressor() if regression else DummyClassifier()),
@@ -204,17 +254,20 @@ def write(folder: Path, outcome: Outcome) -> None:
     """The run folder: network, preparation, settings, history, report."""
     facts, code = outcome.facts, outcome.preparation.target
     outcome.network.save(folder / "network.safetensors")
-    (folder / "preparation.json").write_text(outcome.preparation.to_json() + "\n", encoding="utf-8")
+    write_text(folder / "preparation.json", outcome.preparation.to_json() + "\n")
     settings = {
         "data": facts.source,
         "target": facts.target,
         "task": facts.task,
         "recipe": asdict(outcome.recipe),
         "batch_size": outcome.recipe.batch(outcome.rows[0]),
+        "planned_epochs": outcome.recipe.passes(outcome.rows[0]),
         "rows": {"training": outcome.rows[0], "held out": outcome.rows[1]},
         "left_out": [column.name for column in facts.columns if not column.used],
         "epochs": len(outcome.history["loss"]),
         "best_epoch": outcome.best_epoch,
+        "interrupted": outcome.interrupted,
+        "failure": outcome.failure,
         "seconds": round(outcome.seconds, 3),
         "scores": outcome.scores,
     }
@@ -231,6 +284,7 @@ def write(folder: Path, outcome: Outcome) -> None:
         predicted=outcome.predicted,
         classes=code.classes,
         target=facts.target,
+        judged="all rows, which were learnt from" if outcome.everything else "held-out rows",
     )
     write_report(folder, settings, report)
 
@@ -242,15 +296,17 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     kinds: dict[str, int] = {}
     for column in facts.features:
         kinds[column.kind] = kinds.get(column.kind, 0) + 1
-    steps = len(outcome.history["loss"])
+    epochs = len(outcome.history["loss"])
     widths = [len(outcome.preparation.features), *recipe.hidden, outcome.preparation.target.outputs]
     kept = f", the weights of epoch {outcome.best_epoch} kept" if outcome.best_epoch else ""
+    stopped = f" ({outcome.stopped})" if outcome.stopped else ""
+    judged = "scored on the same rows" if outcome.everything else f"{outcome.rows[1]:,} held out"
     return [
-        ("data", f"{facts.source}: {facts.rows:,} rows, {outcome.rows[0]:,} to learn from, {outcome.rows[1]:,} held out"),
+        ("data", f"{facts.source}: {facts.rows:,} rows, {outcome.rows[0]:,} to learn from, {judged}"),
         ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
         ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "".join(f", {c.remark}" for c in blocks)),
         ("network", f"{' → '.join(map(str, widths))}, {recipe.activation}, {outcome.preparation.target.loss}"),
-        ("training", f"{steps} epochs in {number(outcome.seconds)} s{kept}; seed {recipe.seed}"),
+        ("training", f"{epochs} epochs in {number(outcome.seconds)} s{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 
@@ -282,25 +338,47 @@ def read_run(folder: str | Path) -> Run:
         raise DataError(f"{folder} is no whole run: network.safetensors is not there")
     try:
         settings = json.loads(texts["settings.json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{folder / 'settings.json'} is no JSON, it may be cut off ({error})") from None
+    if not isinstance(settings, dict):
+        raise FileFormatError(f"{folder / 'settings.json'} holds no settings of a run")
     preparation = Preparation.from_json(texts["preparation.json"])
     network = load(folder / "network.safetensors")
-    return Run(folder, network, preparation, settings if isinstance(settings, dict) else {})
+    _check_pair(folder, network, preparation)
+    return Run(folder, network, preparation, settings)
 
 
-def predict(run: Run, table: Table) -> tuple[dict[str, Values], Remarks, Scores | None]:
-    """(new columns: the prediction and, for classes, a probability each; what was filled in; scores if the target is there)."""
+def _check_pair(folder: Path, network: Any, preparation: Preparation) -> None:
+    """Raises: `FileFormatError` unless the network takes what the preparation gives, and gives what the target needs."""
+    code, width = preparation.target, preparation.width
+    try:
+        if not isinstance(network, nn.Sequential) or width > MAX_WIDTH:
+            raise ShapeError(f"a {type(network).__name__} is to take {width:,} inputs")
+        given = predictions(network, code, np.zeros((1, width), dtype=np.float32))[1]
+        shape = network.predict(np.zeros((1, width), dtype=np.float32)).shape if given is None else given.shape
+        wanted = (1, len(code.classes) if code.classes else 1)
+        if shape != wanted:
+            raise ShapeError(f"it gives {shape}, not {wanted}")
+    except (ShapeError, UsageError, NotBuiltError, IndexError) as error:
+        raise FileFormatError(f"{folder}: network.safetensors and preparation.json are not of one run ({error})") from None
+
+
+def predict(run: Run, table: Table) -> tuple[dict[str, Values], list[str], Scores | None]:
+    """(new columns: the prediction and, for classes, a probability each; remarks; scores if the target is there)."""
     x, remarks = run.preparation.apply(table)
+    lines = remarks.lines()
     code = run.preparation.target
     answers, chances = predictions(run.network, code, x)
     columns = {"prediction": answers}
     if chances is not None:
         columns |= {f"probability {label}": chances[:, i] for i, label in enumerate(code.classes)}
+    formulas = [label for label in code.classes if isinstance(label, str) and label.startswith(FORMULA)]
+    if formulas:
+        lines.append(f'the class "{formulas[0]}" begins like a formula: a spreadsheet may compute it instead of showing it')
     scores = None
     if code.name in table.columns:
         try:
             scores = score(code, table.column(code.name), answers, chances)
-        except DataError:  # a target column that is empty or holds new classes: predicting does not need it
-            scores = None
-    return columns, remarks, scores
+        except DataError as error:  # a target that is empty or holds new classes: predicting does not need it
+            lines.append(f"no scores: {error}")
+    return columns, lines, scores

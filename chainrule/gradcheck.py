@@ -150,11 +150,8 @@ def _compare(name: str, x: Array, derivative: Array, value: Callable[[], float],
         difference, exact = (above - below) / (2 * step), float(derivative[place])
         error = abs(difference - exact) / max(scale, abs(difference))
         left, right = (middle - below) / step, (above - middle) / step
-        if (
-            error > 1e-6
-            and abs(right - left) > 1e-2 * max(scale, abs(difference))
-            and min(left, right) <= exact <= max(left, right)
-        ):
+        bend = abs(right - left)
+        if bend > 1e-2 * max(scale, abs(difference)) and abs(difference - exact) <= 0.501 * bend:  # exact lies between the two
             kinks += 1
         elif not error <= worst[0]:
             worst = (error if error == error else np.inf, place, exact, difference)

@@ -19,7 +19,7 @@ from .graph import tree as trees
 from .graph.node import Array, Graph, Node, Rows, Type, constant_node, make, rebuilt
 from .graph.rows import propagate_rows
 from .graph.text import graph_text
-from .graph.trace import build, here, inline, no_global_random, type_of
+from .graph.trace import build, here, inline, type_of, without_global_random
 from .normalize import graph_key, normalize
 
 Kind = Literal["parameter", "slot", "statistic"]
@@ -121,8 +121,7 @@ class ProgramBuilder:
             assert key is not None
             return key(at["inputs"])
 
-        with no_global_random():
-            graph = build(flat, types, key=random_key if key else None)
+        graph = without_global_random(lambda: build(flat, types, key=random_key if key else None))
         graph = normalize(_without_patterns(graph))
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
@@ -158,7 +157,9 @@ def _without_patterns(graph: Graph) -> Graph:
     own = len(graph.inputs) - len(graph.captures)
     for node, value in zip(graph.inputs[own:], graph.captures, strict=True):
         array = np.asarray(value)
-        if array.size > 1 and bool(np.all(array == array.flat[0])):
+        if array.ndim == 0:
+            table[node] = constant_node(array, array.dtype, node.source)
+        elif array.size > 1 and bool(np.all(array == array.flat[0])):
             table[node] = make("broadcast", (constant_node(array.flat[0], array.dtype),), {"shape": array.shape}, node.source)
         elif array.ndim == 1 and array.size > 1 and array.dtype.kind in "iu" and np.array_equal(array, np.arange(array.size)):
             table[node] = make("iota", (), {"length": array.size, "dtype": array.dtype}, node.source)

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UsageError
+from .nn.saving import write_whole
 
 FILES = ("network.safetensors", "preparation.json", "settings.json", "history.csv", "report.html")
 WIDTH, HEIGHT = 640, 360
@@ -26,6 +28,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 16, 16, 52  # margins of a drawing, wide enough f
 COLORS = ("#1f5fa8", "#c2541b", "#3b7d3b", "#7a4b9a")
 MAX_POINTS = 2000  # a scatter of more would make a page of megabytes and show no more
 HUGE = 1e150  # larger numbers are drawn at the end of the axis: their differences would overflow
+MAX_COLUMNS = 500
 MAX_CLASSES = 30  # a larger confusion matrix fits no screen
 
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -45,6 +48,8 @@ class Report:
         true, predicted: held-out targets and predictions: labels with `classes`, else numbers.
         classes: their labels, in the order of the matrix.
         target: the name of the target, for labels.
+        judged: which rows the scores are on.
+        columns: the table's columns: name, kind, missing, distinct, remark.
     """
 
     title: str
@@ -57,14 +62,19 @@ class Report:
     predicted: Sequence[Any] | npt.NDArray[Any] = ()
     classes: Sequence[Any] = ()
     target: str = "target"
+    judged: str = "held-out rows"
+    columns: Sequence[tuple[str, str, int, int, str]] = ()
 
 
 def run_folder(path: str | Path, *, overwrite: bool = False) -> Path:
     """The folder for a run, made if it is not there.
 
-    Raises: `UsageError` if it holds a run and `overwrite` is not set, holds something else, or is a file. Nothing is removed.
+    Raises: `UsageError` if it holds a run and `overwrite` is not set, holds something else, is a file, or cannot be written to.
+    Nothing is removed.
     """
     folder = Path(path)
+    if folder.is_symlink() and not folder.exists():
+        raise UsageError(f"{folder} is a link to nowhere: name another folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: name a folder for the run")
     there = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
@@ -76,14 +86,30 @@ def run_folder(path: str | Path, *, overwrite: bool = False) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder {folder} cannot be written to: name another one")
     return folder
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a file whole or not at all, and never through a link. Names that are no Unicode (of files) are written escaped."""
+    write_whole(path, content.encode("utf-8", errors="backslashreplace"))
 
 
 def write_report(folder: Path, settings: Mapping[str, Any], report: Report) -> None:
     """Writes settings.json, history.csv and report.html into `folder`."""
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "history.csv").write_text(history_csv(report.history), encoding="utf-8", newline="")
-    (folder / "report.html").write_text(page(report), encoding="utf-8")
+    write_text(folder / "settings.json", json.dumps(_finite(settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "history.csv", history_csv(report.history))
+    write_text(folder / "report.html", page(report))
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def history_csv(history: Mapping[str, Numbers]) -> str:
@@ -115,20 +141,37 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
+def scored(metric: str, value: float) -> str:
+    """A score as people write it: a share of right answers in percent, anything else as a number.
+
+    >>> scored("accuracy", 0.98444), scored("R²", 0.83217), scored("RMSE", 39.4567)
+    ('98.4 %', '0.832', '39.46')
+    """
+    if not math.isfinite(value):
+        return "–"
+    if metric == "accuracy":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if metric == "R²" and abs(value) < 1000 else number(value)
+
+
 def page(report: Report) -> str:
     """The whole HTML page."""
-    parts = [f"<h1>{escape(report.title)}</h1>", _score_table(report.scores), _fact_table(report.facts)]
+    parts = [f"<h1>{escape(report.title)}</h1>", _score_table(report.scores, report.judged), _fact_table(report.facts)]
     if report.notes:
         parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>")
-    losses = {k.replace("_", " "): v for k, v in report.history.items() if k in ("loss", "validation_loss") and len(v)}
+    names = {"loss": "training rows", "validation_loss": "validation rows"}
+    losses = {name: report.history[key] for key, name in names.items() if len(report.history.get(key, ()))}
     if losses:
         parts.append("<h2>Loss by epoch</h2>" + line_chart(losses, x_label="epoch", y_label="loss", mark=report.best_epoch))
     if len(report.true) and report.classes:
-        parts.append("<h2>Held-out rows: which class was taken for which</h2>")
+        parts.append(f"<h2>Which class was taken for which ({escape(report.judged)})</h2>")
         parts.append(confusion_table(confusion(report.true, report.predicted, report.classes), report.classes))
     elif len(report.true):
-        parts.append("<h2>Held-out rows: predicted and true</h2>")
+        parts.append(f"<h2>Predicted and true ({escape(report.judged)})</h2>")
         parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
+    if report.columns:
+        parts.append(_column_table(report.columns))
+    parts.append(FOOT)
     return f"{HEAD.format(title=escape(report.title))}{''.join(part + chr(10) for part in parts)}</body>\n</html>\n"
 
 
@@ -153,20 +196,35 @@ tr.own {{ font-weight: 600; }}
 """
 
 
-def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+def _score_table(scores: Mapping[str, Mapping[str, float]], judged: str) -> str:
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
     head = "".join(f'<th class="n">{escape(metric)}</th>' for metric in metrics)
     rows = []
     for i, (model, values) in enumerate(scores.items()):
-        cells = "".join(f'<td class="n">{number(values[m]) if m in values else "–"}</td>' for m in metrics)
+        cells = "".join(f'<td class="n">{scored(m, values[m]) if m in values else "–"}</td>' for m in metrics)
         own = ' class="own"' if i == 0 else ""
         rows.append(f"<tr{own}><td>{escape(model)}</td>{cells}</tr>")
-    return f"<h2>Scores on held-out rows</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    return f"<h2>Scores on {escape(judged)}</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _fact_table(facts: Sequence[tuple[str, str]]) -> str:
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
     return f"<h2>What was learnt from</h2><table>{rows}</table>"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
+def _column_table(columns: Sequence[tuple[str, str, int, int, str]]) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td>{escape(kind)}</td><td class="n">{_count(missing)}</td><td class="n">{_count(distinct)}</td>'
+        f"<td>{escape(remark)}</td></tr>"
+        for name, kind, missing, distinct, remark in columns[:MAX_COLUMNS]
+    )
+    head = '<tr><th>column</th><th>kind</th><th class="n">missing</th><th class="n">distinct</th><th></th></tr>'
+    more = f"<p>And {len(columns) - MAX_COLUMNS:,} more columns.</p>" if len(columns) > MAX_COLUMNS else ""
+    return f'<h2>Columns</h2><div class="wide"><table>{head}{rows}</table></div>{more}'
 
 
 def confusion(true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] | npt.NDArray[Any], classes: Sequence[Any]) -> Any:
@@ -194,7 +252,8 @@ def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
             share = counts[i, j] / total
             color, strength = ("31, 95, 168", 0.45 * share) if i == j else ("194, 84, 27", bool(share) * (0.12 + 0.6 * share))
             shade = f"background: rgba({color}, {strength:.2f})"
-            cells += f'<td class="n" style="{shade}">{counts[i, j]:,}</td>'
+            own = "n" if counts[i, j] else "n zero"
+            cells += f'<td class="{own}" style="{shade}">{counts[i, j]:,}</td>'
         rows.append(f"<tr><th>{escape(str(classes[i]))}</th>{cells}</tr>")
     note = f"<p>The {MAX_CLASSES} largest of {len(classes)} classes.</p>" if len(shown) < len(classes) else ""
     return (

@@ -21,9 +21,10 @@ from .derive.backward import backward
 from .errors import DtypeError, ShapeError, UsageError
 from .graph import tree as trees
 from .graph.node import Array, Graph, Type
-from .graph.trace import Trace, apply, build, inline, is_traced, located, no_global_random, type_of
+from .graph.trace import Trace, apply, apply_many, build, here, inline, is_traced, located, without_global_random, type_of
 from .normalize import graph_key, normalize
 from .ops.call import composition
+from .ops.elementwise import convert
 from .ops.loop import scan
 from .run.backend import backends
 from .run.reference import ReferenceBackend
@@ -73,8 +74,7 @@ def trace_call(f: Callable[..., Any], args: Sequence[Any]) -> Traced:
         out.append(structure)
         return results
 
-    with no_global_random():
-        graph = build(flat, [type_of(leaves[i]) for i in inputs])
+    graph = without_global_random(lambda: build(flat, [type_of(leaves[i]) for i in inputs]))
     return Traced(graph, out[0], leaves, inputs, spans, structures)
 
 
@@ -362,8 +362,8 @@ def custom_gradient(f: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callabl
     """A function that brings its own derivative.
 
     Args: f(*args) returns (value, pull); pull(g) takes the gradient by the value, a nest like it, and returns the gradient by each
-    argument (a tuple if there are several). Values that f takes from outside get no gradient.
-    Returns: the function args -> value.
+    argument (a tuple if there are several; anything for arguments without floating-point numbers). Values that f takes from outside
+    get no gradient. Returns: the function args -> value.
 
     >>> import numpy as np
     >>> @custom_gradient
@@ -375,32 +375,41 @@ def custom_gradient(f: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callabl
 
     @wraps(f)
     def function(*args: Any) -> Any:
-        leaves, structure = trees.flatten(args)
-        if not is_traced(*leaves):
+        if Trace.current() is None:
             return f(*args)[0]
-        types = [type_of(leaf) for leaf in leaves]
+        leaves, structure = trees.flatten(args)
+        inputs = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+        types = [type_of(leaves[i]) for i in inputs]
+        floats = [at for at, t in enumerate(types) if t.dtype.kind == "f"]
         out: list[trees.Structure] = []
 
+        def call(values: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
+            filled = list(leaves)
+            for i, value in zip(inputs, values, strict=True):
+                filled[i] = value
+            return f(*trees.unflatten(structure, filled))
+
         def forward(*values: Any) -> list[Any]:
-            results, out_structure = trees.flatten(f(*trees.unflatten(structure, values))[0])
+            results, out_structure = trees.flatten(call(values)[0])
             out[:] = [out_structure]
             return results
 
         def pull(*values: Any) -> list[Any]:
-            _, pullback = f(*trees.unflatten(structure, values[: len(leaves)]))
-            gradients = pullback(trees.unflatten(out[0], values[len(leaves) :]))
-            flat, found = trees.flatten(gradients if len(args) > 1 else (gradients,))
-            if found != structure or [np.shape(d) for d in flat] != [t.shape for t in types]:
+            gradients = call(values[: len(inputs)])[1](trees.unflatten(out[0], values[len(inputs) :]))
+            found = _gradients_of(gradients if len(args) > 1 else (gradients,), structure, [inputs[at] for at in floats])
+            if [np.shape(d) for d in found] != [types[at].shape for at in floats]:
                 raise ShapeError(located(
-                    f"custom_gradient: pull must return gradients like the arguments, {[t.shape for t in types]}, "
-                    f"not {[np.shape(d) for d in flat]}"
+                    f"custom_gradient: pull must return gradients like the arguments, {[types[at].shape for at in floats]}, "
+                    f"not {[np.shape(d) for d in found]}"
                 ))  # fmt: skip
-            return flat
+            return [convert(d, types[at].dtype) for at, d in zip(floats, found, strict=True)]
 
+        drawn = here("custom_gradient").streams
         body = build(forward, types)
         results = [Type(o.shape, o.dtype) for o in body.outputs]
+        here("custom_gradient").streams = drawn  # random numbers are the same in value and derivative
         back = build(pull, [*types, *results])
-        n, m = len(leaves), len(body.captures)
+        n, m = len(inputs), len(body.captures)
         spare = back.inputs[n + len(results) :]  # what only `pull` takes from outside: carried along, for the backward pass
         closed = Graph((*body.inputs, *spare), body.outputs)
         back_closed = Graph(back.inputs, back.outputs)
@@ -408,12 +417,31 @@ def custom_gradient(f: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callabl
         def derivative(need: Sequence[bool], g: Any, y: Any, *values: Any) -> list[Any]:
             ys, gs = (y, g) if isinstance(y, list) else ([y], [g])
             seeds = [np.zeros_like(a) if b is None else b for a, b in zip(ys, gs, strict=True)]
-            return [*inline(back_closed, [*values[:n], *seeds, *values[n + m :]]), *[None] * (len(values) - n)]
+            gradients: list[Any] = [None] * len(values)
+            for at, d in zip(floats, inline(back_closed, [*values[:n], *seeds, *values[n + m :]]), strict=True):
+                gradients[at] = d
+            return gradients
 
-        made = apply("call", *leaves, *body.captures, *back.captures, body=closed, derivative=derivative, name=f.__name__)
-        return trees.unflatten(out[0], made if isinstance(made, tuple) else [made])
+        arguments = [*(leaves[i] for i in inputs), *body.captures, *back.captures]
+        if not is_traced(*arguments):
+            return f(*args)[0]
+        made = apply_many("call", arguments, body=closed, derivative=derivative, name=getattr(f, "__name__", "custom"))
+        return trees.unflatten(out[0], made)
 
     return function
+
+
+def _gradients_of(parts: Any, structure: trees.Structure, leaves: Sequence[int]) -> list[Any]:
+    """From gradients by each argument, those by certain leaves; those of arguments that hold none of them may be anything."""
+    found: list[Any] = []
+    first = 0
+    for part, wanted in zip(parts if isinstance(parts, (tuple, list)) else (), structure.children, strict=False):
+        own = [i - first for i in leaves if first <= i < first + wanted.leaves]
+        values, same = trees.flatten(part)
+        if own and same == wanted:
+            found += [values[i] for i in own]
+        first += wanted.leaves
+    return found
 
 
 # ---- compiling ---------------------------------------------------------------------------------------------------------------

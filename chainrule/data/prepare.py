@@ -243,7 +243,9 @@ class Preparation:
     @property
     def width(self) -> int:
         """How many inputs the network has: len(features), which for a forged file would be too many to list."""
-        return sum(math.prod(column.shape) if isinstance(column, BlockColumn) else len(column.features) for column in self.columns)
+        return sum(
+            math.prod(column.shape) if isinstance(column, BlockColumn) else len(column.features) for column in self.columns
+        )
 
     def apply(self, table: Table) -> tuple[Values, Remarks]:
         """(float32 (rows, features), what had to be filled in or was never seen).
@@ -304,7 +306,9 @@ def _column_from(item: Any) -> AnyColumn:
             parts[key] = tuple(parts[key])
     for key in ("scale", "deviation"):
         if not parts.get(key, 1.0) > 0:
-            raise FileFormatError(f'column "{parts["name"]}" of the preparation has the {key} {parts[key]}, which is not positive')
+            raise FileFormatError(
+                f'column "{parts["name"]}" of the preparation has the {key} {parts[key]}, which is not positive'
+            )
     return kind(**parts)
 
 

@@ -112,6 +112,9 @@ def factored(terms: Terms, t: Term) -> Term:
         return terms.rebuild(t, [factored(terms, a) if a.op == "add" else a for a in t.args])
     if t.op != "add":
         return t
+    joined = _joined(terms, _distributed(terms, t))
+    if joined is not t:
+        return factored(terms, joined)
     parts = [(r, dict(zip(a.args, a.attrs[1], strict=True)) if a.op == "mul" else {a: 1}) for r, a in zip(t.attrs[0], t.args, strict=True)]
     shared: dict[Term, int] = {}
     for f, e in parts[0][1].items():
@@ -125,3 +128,36 @@ def factored(terms: Terms, t: Term) -> Term:
         left = [(f, e - shared.get(f, 0)) for f, e in p.items()]
         rest.append((Ratio(r.num, 1) if den != 1 else r, terms.mul(*left)))
     return terms.mul((terms.add(*rest), 1), *shared.items(), by=Ratio(Fraction(1), den) if den != 1 else ONE)
+
+
+def _distributed(terms: Terms, t: Term) -> Term:
+    """a + (b - 4 a) / 4 as b / 4: numbers before sums within a sum, where that makes it shorter."""
+    parts = [
+        [(times(r, times(a.attrs[0], q)), b) for q, b in zip(a.args[0].attrs[0], a.args[0].args, strict=True)]
+        if a.op == "mul" and len(a.args) == 1 and a.args[0].op == "add" and a.attrs[1] == (1,) else [(r, a)]
+        for r, a in ((times(r, _number(a)), _rest(terms, a)) for r, a in zip(t.attrs[0], t.args, strict=True))
+    ]  # fmt: skip
+    new = terms.add(*(p for group in parts for p in group))
+    return new if new.weight < t.weight else t
+
+
+def _joined(terms: Terms, t: Term) -> Term:
+    """where(c, a, 0) + where(c, 0, b) as where(c, a, b), if anything is to be joined so."""
+    cases: dict[Term, list[list[Term]]] = {}
+    rest: list[tuple[Ratio, Term]] = []
+    for r, a in zip(t.attrs[0], t.args, strict=True):
+        conditions = [f.args[0] for f in a.args if f.op == "iverson"] if a.op == "mul" else [a.args[0]] if a.op == "iverson" else []
+        if len(conditions) != 1:
+            rest.append((r, a))
+            continue
+        (c,) = conditions
+        factors = zip(a.args, a.attrs[1], strict=True) if a.op == "mul" else []
+        value = terms.mul(*((f, e) for f, e in factors if f.op != "iverson"), by=r)
+        base, side = (c.args[0], 1) if c.op == "logical_not" else (c, 0)
+        cases.setdefault(base, [[], []])[side].append(value)
+    if all(len(a) + len(b) < 2 for a, b in cases.values()):
+        return t
+    for c, (a, b) in cases.items():
+        yes, no = (factored(terms, terms.add(*((ONE, v) for v in side))) for side in (a, b))
+        rest.append((ONE, terms.where(c, yes, no)))
+    return terms.add(*rest)

@@ -99,7 +99,7 @@ def explain(f: Any, *args: Any, numbers: bool = False, argnums: int | Sequence[i
     >>> def f(w, x):
     ...     return np.sum(np.tanh(x @ w))
     >>> print(explain(f, np.ones((2, 1)), np.ones((3, 2)), argnums=0))
-    f(w, x)
+    L = f(w, x)
     <BLANKLINE>
     Names
       w   (2, 1)
@@ -138,9 +138,10 @@ def _explain_function(f: Callable[..., Any], args: Sequence[Any], numbers: bool,
     values = [np.asarray(traced.leaves[i]) for i in traced.inputs]
     called = getattr(f, "__name__", type(f).__name__)
     called = called if called.isidentifier() else "f"
-    title = f"{called}({', '.join(_parameters(f, len(args)))})"
+    title = f"L = {called}({', '.join(_parameters(f, len(args)))})"
     inputs = [_Input(name, "", name) for name in labels]
-    core = _Core(traced.graph, inputs, values, wrt, _variable_names(f))
+    core = _Core(traced.graph, inputs, values, wrt)
+    core.wish = _variable_names(f, core.graph)
     return core.explanation(title, {}, numbers, optimizer)
 
 
@@ -195,10 +196,11 @@ def _paths(structure: trees.Structure, prefix: str) -> list[str]:
     return found
 
 
-def _variable_names(f: Any) -> Callable[[Node], str]:
+def _variable_names(f: Any, graph: Graph) -> Callable[[Node], str]:
     """Which nodes the function itself binds to a name: `h = np.tanh(x @ w)` calls the tanh node h.
 
-    Found by the user's line of each node; the value of a line is its last node. Without source code there are no names.
+    Found by the user's line of each node: the value of a statement is its only node that no other node of it reads. Without source
+    code there are no names.
     """
     try:
         f = inspect.unwrap(f)
@@ -207,12 +209,28 @@ def _variable_names(f: Any) -> Callable[[Node], str]:
         file = f.__code__.co_filename
     except (TypeError, OSError, SyntaxError, AttributeError, ValueError):
         return lambda node: ""
-    bound: dict[str, str] = {}
+    bound: dict[str, tuple[int, str]] = {}
     for statement in ast.walk(module):
         if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
             for line in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1):
-                bound[f"{file}:{line + first - 1}"] = statement.targets[0].id
-    return lambda node: bound.get(node.source, "")
+                bound[f"{file}:{line + first - 1}"] = (statement.lineno, statement.targets[0].id)
+    names: dict[Node, str] = {}
+
+    def search(graph: Graph) -> None:
+        statements: dict[tuple[int, str], list[Node]] = {}
+        for node in graph.nodes():
+            if node.op == "scan":
+                search(node.attrs["body"])
+            if node.source in bound and node.op not in ("input", "constant", "output", "scan"):
+                statements.setdefault(bound[node.source], []).append(node)
+        for (_, name), nodes in statements.items():
+            read = {a for n in nodes for a in n.args}
+            ends = [n for n in nodes if n not in read]
+            if len(ends) == 1:
+                names[ends[0]] = name
+
+    search(graph)
+    return lambda node: names.get(node, "")
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------------------
@@ -227,7 +245,7 @@ def _explain_network(net: Any, args: Sequence[Any], numbers: bool, argnums: Any,
     o: Objective = net._explained(*args, loss, seed=seed, training=training)
     graph = Graph(o.graph.inputs, o.graph.outputs[:1], o.graph.captures)
     inputs = [_network_input(name, i in set(o.wrt)) for i, name in enumerate(o.names)]
-    core = _Core(graph, inputs, list(o.values), list(o.wrt), lambda node: "")
+    core = _Core(graph, inputs, list(o.values), list(o.wrt))
     core.layers(o.layers)
     word = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
     title = f"{type(net).__name__}: {len(o.wrt)} parameters to train" + (f", loss {word}" if word else "")
@@ -274,11 +292,9 @@ def _network_input(name: str, trainable: bool) -> _Input:
 class _Core:
     """A graph on its way to a document."""
 
-    def __init__(self, graph: Graph, inputs: Sequence[_Input], values: list[Array], wrt: list[int], wish: Callable[[Node], str]) -> None:
+    def __init__(self, graph: Graph, inputs: Sequence[_Input], values: list[Array], wrt: list[int]) -> None:
         self.graph = prepared(graph)
-        self.terms = Terms()
-        self.library = Library(self.terms)
-        self.wish = wish
+        self.wish: Callable[[Node], str] = lambda node: ""
         self.loss = self.graph.outputs[0]
         own = len(self.graph.inputs) - len(self.graph.captures)
         captured = [f"c{i}" for i in range(1, len(self.graph.captures) + 1)]
@@ -293,6 +309,8 @@ class _Core:
             taken.add(name)
             self.vars.append(Var(node.shape, kind_of(node), "input", name, name=name))
         self.taken = taken
+        self.terms = Terms(taken)
+        self.library = Library(self.terms)
         self.wrt = wrt
         self.own = own
         self.forced: dict[Node, Var] = {}
@@ -359,10 +377,8 @@ class _Core:
         trace.captures.update({id(n): (n, v) for n, v in zip(graph.inputs[self.own :], graph.captures, strict=True)})
         with trace.active():
             seed = constant_node(1.0, self.loss.dtype)
-            found = [t.node for t in sweep(trace, [(self.loss, seed)], [*wrt, *watched])] if self.loss in depends else []
-        if not found:
-            with trace.active():
-                found = [trace.lift(np.zeros_like(np.empty(0))[:0].sum()) for _ in wrt]
+            swept = sweep(trace, [(self.loss, seed)], [*wrt, *watched]) if self.loss in depends else [0.0] * len(wrt)
+            found = [trace.lift(g) for g in swept]
         by_parameter, by_value = found[: len(wrt)], dict(zip(watched, found[len(wrt) :], strict=False))
         deltas = {by_value[n]: (n, name) for n, name in self.deltas.items() if n in by_value}
 
@@ -419,6 +435,8 @@ class _Core:
         captured = self.vars.index(var) >= self.own
         if captured and value.ndim == 1 and value.dtype.kind in "iu" and value.size > 1 and np.array_equal(value, np.arange(value.size)):
             return self.terms.make("iota", (), (value.size,), (value.size,), "i", 10)
+        if captured and value.size and value.dtype.kind in "fiu" and np.all(value == value.reshape(-1)[0]):
+            return self.terms.const(value.reshape(-1)[0], kind_of(node))  # np.zeros, np.ones and the like
         return self.terms.var(var)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ..derive.backward import backward
 from ..graph.node import OPS, Graph, Node, topological
 from ..graph.trace import apply, build, inline
+from ..normalize import graph_key
 from ..ops.call import COMPOSITIONS, expand
 from ..ops.elementwise import strong_multiply
 from .terms import ATOMS, ELEMENTWISE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, variables, walk
@@ -151,9 +152,9 @@ class Library:
         (definition,) = builder.graph(body, table)
         if definition.weight > WHOLE_DEFINITION:
             return None
-        from .algebra import merge_cases
+        from .algebra import factored, merge_cases
 
-        definition = merge_cases(self.terms, definition)
+        definition = merge_cases(self.terms, factored(self.terms, definition) if wished.endswith("'") else definition)
         known = self.functions.setdefault(wished, [])
         for other in known:
             if other.options == options and alike(self.terms, other, parameters, definition):
@@ -229,6 +230,10 @@ class Builder:
         self._counters: list[Index] = []
         self._results: dict[Node, list[Term | None]] = {}
         self._read: dict[Node, set[int]] = {}
+        self._loops: dict[Any, list[Term | None]] = {}  # loops by what they compute
+        self._args: list[list[Term]] = []  # kept alive, for the keys of `_loops` hold their identities
+        self._deriving = False  # within a loop that the chain rule made
+        self._arrays: set[tuple[Node, int]] = set()  # results of loops that are read as whole arrays
         self._scope = ""
         self._states: dict[Node, tuple[Var, tuple[Place, ...]]] = {}  # the nodes that give states of a loop their next value
 
@@ -255,6 +260,8 @@ class Builder:
                 uses[a] = uses.get(a, 0) + 1
             if node.op == "output":
                 self._read.setdefault(node.args[0], set()).add(node.attrs["index"])
+            elif node.op != "scan":
+                self._arrays |= {(a.args[0], a.attrs["index"]) for a in node.args if a.op == "output"}
         here = self._tables[-1]
         for node in order:
             if node in here or node in self._results:
@@ -299,13 +306,19 @@ class Builder:
     def _force(self, var: Var, term: Term, shape: Shape) -> Term:
         """Name a term as it was wished, even if it has a name already."""
         full = self.terms.full(term, shape)
-        if full.op == "var" and not full.attrs[0].kept and not full.attrs[0].wish and full.attrs[0].role == "value":
-            known: Var = full.attrs[0]  # it got a name of no meaning before
+        known: Var
+        if full.op == "var" and not full.attrs[0].kept and not full.attrs[0].wish and full.attrs[0].role in ("value", "gradient"):
+            known = full.attrs[0]  # it got a name of no meaning before
             known.wish, known.of, known.role, known.kept = var.wish, var.of, var.role, True
             return full
         if full.op == "at" and full.attrs[0].role == "sum" and full.attrs[0].of is None and len(full.attrs[1]) == 1:
             full.attrs[0].of, full.attrs[0].kept = var.of, True
             return full
+        if full.op == "sequence" and full.attrs[1] == 0 and full.attrs[0].role == "gradient" and full.attrs[0].of is None:
+            known = full.attrs[0]
+            if len(known.indices) == 1:
+                known.of, known.wish = var.of, var.wish
+                return full
         return self.define(full, var=var)
 
     def define(self, term: Term, *, wish: str = "", of: Var | None = None, var: Var | None = None, kept: bool = False,
@@ -313,7 +326,8 @@ class Builder:
         """A new equation, in the innermost loop that the term depends on. Returns: how to refer to it."""
         level = max((ix.level for ix in term.loops), default=0)
         if var is None:
-            var = Var(term.shape, term.kind, "gradient" if of else role, wish, tuple(self._counters[:level]), of, kept)
+            role = "gradient" if role == "value" and self.backward_nodes is not None else role
+            var = Var(term.shape, term.kind, role, wish, tuple(self._counters[:level]), of, kept)
         var.shape, var.kind, var.indices = term.shape, term.kind, tuple(self._counters[:level])
         self._containers[level].append(Equation(var, term, mode, scope=self._scope))
         reference = self.terms.reference(var)
@@ -352,6 +366,10 @@ class Builder:
             return t.const(node.attrs["value"], kind_of(node))
         if op == "call":
             return self._call(node, args, shapes)
+        if op == "where":
+            x = _sign_of(node)
+            if x is not None:
+                return t.elementwise("sign", (self._tables[-1][x],))
         args = self._lighten(args)
         if op in _SIMPLE:
             return _SIMPLE[op](t, *args)
@@ -506,9 +524,13 @@ class Builder:
         body: Graph = node.attrs["body"]
         states, sequences, length, reverse = (node.attrs[k] for k in ("states", "sequences", "length", "reverse"))
         read = self._read.get(node, set()) if len(node.types) > 1 else {0}
-        ix = Index(len(self._counters) + 1, length)
+        ix = self.terms.counter(len(self._counters) + 1, length)
         outer: tuple[Place, ...] = tuple((c, 0) for c in self._counters)
-        derived = self.backward_nodes is not None and node in self.backward_nodes
+        derived = self._deriving or (self.backward_nodes is not None and node in self.backward_nodes)
+        key = (graph_key(body), states, sequences, length, reverse, tuple(id(a) for a in args))
+        before_me = self._loops.get(key)
+        if before_me is not None and all(before_me[i] is not None for i in read):
+            return before_me
         before, after = (0, -1 if reverse else 1) if derived else (1 if reverse else -1, 0)
         first, last = (0, length - 1) if not reverse else (length - 1, 0)
         live = _live_states(body, states, read)
@@ -534,11 +556,12 @@ class Builder:
         self._name_states(node, carried, args, shapes, derived)
 
         loop = Loop(ix, reverse, scope=self._scope)
+        deriving, self._deriving = self._deriving, derived
         self._counters.append(ix)
         self._containers.append(loop.items)
         self._tables.append(inputs)
         taken: set[Node] = set()
-        places: dict[Var, tuple[Place, ...]] = {v: (*outer, (ix, after)) for v in carried.values()}
+        places: dict[Var, tuple[Place, ...]] = dict.fromkeys(carried.values(), (*outer, (ix, after)))
         for i in sorted(live):
             out = body.outputs[i]
             if out.op != "input" and out not in taken:
@@ -554,18 +577,24 @@ class Builder:
         results: list[Term | None] = [None] * len(body.outputs)
         for j in sorted(read):
             if j >= states:
-                results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer)
+                results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer, (node, j) in self._arrays, derived)
+        for j in range(states, len(body.outputs)):  # the states on entry, for the loop of the backward pass
+            if results[j] is None and body.outputs[j] in inputs and inputs[body.outputs[j]].attrs[:1] in [(v,) for v in carried.values()]:
+                results[j] = self._sequence(inputs[body.outputs[j]], ix, outer)
         for out in taken:
             del self._states[out]
         self._tables.pop()
         self._containers.pop()
         self._counters.pop()
         self._containers[-1].append(loop)
+        self._deriving = deriving
         for i, var in carried.items():
             summed = _as_sum(loop, var, t.at(var, (*outer, (ix, before))), results)
             if summed is not None:
                 t.names.pop(summed, None)
             results[i] = t.at(var, (*outer, (None, last + after)))
+        self._loops[key] = results
+        self._args.append(args)
         return results
 
     def _step_state(self, var: Var, places: tuple[Place, ...], term: Term) -> Term:
@@ -588,15 +617,20 @@ class Builder:
             if i < len(entered) and entered[i].shape == var.shape:
                 var.of = entered[i]
 
-    def _stacked(self, term: Term, node: Node, ix: Index, outer: tuple[Place, ...]) -> Term:
-        """All values that a term takes in a loop, as an array."""
-        if not (term.op == "at" and term.attrs[1][:-1] == outer and term.attrs[1][-1][0] == ix):
+    def _stacked(self, term: Term, node: Node, ix: Index, outer: tuple[Place, ...], whole: bool, derived: bool) -> Term:
+        """All values that a term takes in a loop, as an array. whole: it is read as an array, not step by step in another loop."""
+        named = term.op == "at" and term.attrs[1][:-1] == outer and term.attrs[1][-1][0] == ix
+        if not named or (whole and term.attrs[1][-1][1] != 0):
             term = self.terms.full(term, node.shape)
-            var = Var(term.shape, term.kind, "value", self.wish(node) or "y", tuple(self._counters), kept=True)
+            role, wish = ("gradient", "") if derived else ("value", self.wish(node) or "y")
+            var = Var(term.shape, term.kind, role, wish, tuple(self._counters), kept=True)
             self._containers[-1].append(Equation(var, term, scope=self._scope))
             if term.op not in ATOMS and ix in term.loops:
                 self.terms.names.setdefault(term, self.terms.reference(var))
             term = self.terms.reference(var)
+        return self._sequence(term, ix, outer)
+
+    def _sequence(self, term: Term, ix: Index, outer: tuple[Place, ...]) -> Term:
         var, offset = term.attrs[0], term.attrs[1][-1][1]
         loops = [c for c, _ in outer if c is not None]
         return self.terms.make("sequence", (), (var, offset), (ix.length, *var.shape), var.kind, 3, loops=loops)
@@ -637,6 +671,27 @@ _SIMPLE: dict[str, Callable[..., Term]] = {
     "equal": lambda t, a, b: t.compare("equal", a, b),
     "logical_not": Terms.logical_not,
 }
+
+
+def _sign_of(node: Node) -> Node | None:
+    """x, if a node is 0 < x ? 1 : x < 0 ? -1 : x == 0 ? 0 : x, which is how np.sign is recorded."""
+
+    def number(n: Node) -> Any:
+        n = n.args[0] if n.op == "broadcast" else n
+        return n.attrs["value"] if n.op == "constant" else None
+
+    def match(n: Node, test: str, first: bool, value: float, x: Node) -> Node | None:
+        if n.op != "where" or n.args[0].op != test or number(n.args[1]) != value:
+            return None
+        a, b = n.args[0].args
+        return n.args[2] if (number(a) == 0 and b is x if first else number(b) == 0 and a is x) else None
+
+    if node.args[0].op != "less":
+        return None
+    x = node.args[0].args[1]
+    below = match(node, "less", True, 1, x)
+    zero = match(below, "less", False, -1, x) if below is not None else None
+    return x if zero is not None and match(zero, "equal", False, 0, x) is x else None
 
 
 def _counts(x: Term) -> bool:

@@ -63,7 +63,7 @@ def tidy(terms: Terms, sections: Sequence[list[Item]], *, gradients: Sequence[bo
     for _ in range(4):
         used = _live([i for s in current for i in s])
         current = [_kept(s, used) for s in current]
-        if not _inline(terms, current):
+        if not _inline(terms, current, gradients):
             break
     used = _live([i for s in current for i in s])
     current = [_kept(s, used) for s in current]
@@ -80,7 +80,7 @@ def _live(items: Sequence[Item]) -> set[Var]:
     for e in equations(items):
         made.setdefault(e.var, []).append(e)
     live: set[Var] = set()
-    stack = [v for v in made if v.kept and v.role != "draw" and not (v.indices and v.role != "sum")]
+    stack = [v for v in made if v.kept and v.role != "draw" and (not v.indices or v.role == "sum" or (v.role == "gradient" and v.of))]
     while stack:
         v = stack.pop()
         if v not in live:
@@ -101,33 +101,39 @@ def _kept(items: Sequence[Item], live: set[Var]) -> list[Item]:
     return kept
 
 
-def _inline(terms: Terms, sections: Sequence[list[Item]]) -> bool:
-    """Put what has a single reader into it, as long as it stays short."""
-    every = [e for s in sections for e in equations(s)]
-    uses: dict[Var, int] = {}
-    for e in every:
+def _inline(terms: Terms, sections: Sequence[list[Item]], gradients: Sequence[bool]) -> bool:
+    """Put what a single equation reads into it, as long as that stays short."""
+    every = [(e, factor) for s, factor in zip(sections, gradients, strict=True) for e in equations(s)]
+    readers: dict[Var, list[Equation]] = {}
+    for e, _ in every:
         for t in walk(e.term):
-            for a in t.args:
+            for a in (*t.args, *((t,) if t is e.term else ())):
                 if a.op in ("var", "at", "sequence"):
-                    uses[a.attrs[0]] = uses.get(a.attrs[0], 0) + 1
-        if e.term.op in ("var", "at", "sequence"):
-            uses[e.term.attrs[0]] = uses.get(e.term.attrs[0], 0) + 1
+                    readers.setdefault(a.attrs[0], []).append(e)
     definition: dict[Term, Equation] = {
         terms.reference(e.var): e
-        for e in every
-        if e.mode == "define" and not e.places and not e.var.kept and e.var.role in ("value", "gradient") and uses.get(e.var) == 1
-    }
+        for e, _ in every
+        if e.mode == "define" and not e.places and not e.var.kept and e.var.role in ("value", "gradient")
+        and len(set(readers.get(e.var, ()))) == 1
+    }  # fmt: skip
     changed = False
-    for e in every:
+    for e, factor in every:
         if e.mode == "draw":
             continue
         for t in walk(e.term):
             source = definition.get(t)
             if source is None or source is e or (t.op != "at" and source.var.indices):
                 continue
-            if source.term.op not in ATOMS and e.term.weight + source.term.weight > LONG:
+            once = len(readers[source.var]) == 1
+            if source.term.op not in ATOMS and once and e.term.weight + source.term.weight > LONG:
                 continue
-            e.term = terms.substitute(e.term, {t: source.term})
+            longest = LONG if once else min(LONG, e.term.weight + source.term.weight)
+            new = terms.substitute(e.term, {t: source.term})
+            if factor and e.var.role != "sum":
+                new = factored(terms, new)
+            if source.term.op not in ATOMS and new.weight > longest:
+                continue
+            e.term = new
             del definition[t]
             changed = True
     return changed

@@ -51,7 +51,7 @@ def _aligned(lines: list[tuple[str, str, Any]]) -> list[str]:
     column = max((len(left) for left, right, _ in lines if right and len(left) <= 96), default=0) + 2
     out = []
     for left, right, value in lines:
-        out.append(f"{left:<{column}}{right}".rstrip() if right else left)
+        out.append(f"{left:<{column - 2}}  {right}".rstrip() if right else left)
         if value is not None:
             indent = " " * (len(left) - len(left.lstrip()) + 2)
             out += [indent + row for row in array_text(value).splitlines()]

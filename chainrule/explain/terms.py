@@ -19,6 +19,9 @@ import numpy as np
 
 Shape = tuple[int, ...]
 LETTERS = "ijklmnopqrsabcdefgh"
+COUNTERS = "tsrqpkji"
+# What an operator adds to the length of its arguments, where it is no function call.
+_OVERHEAD = {"less": 4, "less_equal": 4, "equal": 4, "logical_and": 7, "logical_or": 7, "logical_not": 1, "where": 11, "power": 2}
 
 
 class Ratio(NamedTuple):
@@ -44,7 +47,7 @@ def ratio(num: Fraction, den: Fraction = Fraction(1)) -> Ratio:
     if den < 0:
         num, den = -num, -den
     num, den = num * den.denominator, Fraction(den.numerator)
-    if num.denominator in (2, 4, 8, 16, 3, 6):
+    if num.denominator in (2, 4, 8, 16) or not _is_decimal(num):
         num, den = Fraction(num.numerator), den * num.denominator
     if num % den == 0:
         num, den = num / den, Fraction(1)
@@ -54,8 +57,20 @@ def ratio(num: Fraction, den: Fraction = Fraction(1)) -> Ratio:
 ONE, MINUS_ONE, ZERO = Ratio(Fraction(1), 1), Ratio(Fraction(-1), 1), Ratio(Fraction(0), 1)
 
 
+def _is_decimal(x: Fraction) -> bool:
+    rest = x.denominator
+    for p in (2, 5):
+        while rest % p == 0:
+            rest //= p
+    return rest == 1
+
+
 def times(a: Ratio, b: Ratio) -> Ratio:
-    return ratio(a.num * b.num, Fraction(a.den * b.den))
+    num = a.num * b.num
+    if num.denominator > 10**12:  # a product of decimals that is a plain fraction but for rounding
+        near = num.limit_denominator(1000)
+        num = near if abs(near - num) <= abs(num) * Fraction(1, 10**14) else num
+    return ratio(num, Fraction(a.den * b.den))
 
 
 def plus(a: Ratio, b: Ratio) -> Ratio:
@@ -70,10 +85,7 @@ class Index:
 
     level: int
     length: int
-
-    @property
-    def letter(self) -> str:
-        return "tsrqp"[(self.level - 1) % 5]
+    letter: str
 
 
 @dataclass(eq=False)
@@ -137,9 +149,13 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class Terms:
-    """Makes terms. `names`: what a term has been named, so that it is referred to wherever it comes up again."""
+    """Makes terms. `names`: what a term has been named, so that it is referred to wherever it comes up again.
 
-    def __init__(self) -> None:
+    taken: names that counters of loops must not have.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._letters = [c for c in COUNTERS if c not in set(taken)]
         self._known: dict[Any, Term] = {}
         self.names: dict[Term, Term] = {}
         self.one = self.const(1)
@@ -151,7 +167,7 @@ class Terms:
         found = self._known.get(full)
         if found is None:
             if weight is None:
-                weight = sum(a.weight for a in args) + len(op) + 2 * len(args)
+                weight = sum(a.weight for a in args) + _OVERHEAD.get(op, len(op) + 2 * len(args))
             depends = frozenset(loops).union(*(a.loops for a in args))
             found = self._known[full] = Term(op, tuple(args), attrs, shape, kind, weight, depends)
         return found
@@ -186,6 +202,10 @@ class Terms:
         """`var` where it is defined."""
         return self.at(var, [(ix, 0) for ix in var.indices]) if var.indices else self.var(var)
 
+    def counter(self, level: int, length: int) -> Index:
+        """The counter of loops at this depth."""
+        return Index(level, length, self._letters[level - 1] if level <= len(self._letters) else f"t{level}")
+
     def index(self, ix: Index) -> Term:
         return self.make("index", (), (ix,), (), "i", 1, loops=(ix,))
 
@@ -219,12 +239,17 @@ class Terms:
 
         for r, t in parts:
             collect(r, t)
+        if self.one in table:  # exp(x) - 1 + 1, as the derivative of expm1 has it
+            for core in [t for t in table if t.op == "expm1" and table[t].value == table[self.one].value]:
+                del table[self.one]
+                put(table.pop(core), self.elementwise("exp", core.args))
+                break
         entries = {t: r for t, r in table.items() if r.num != 0}
         if not entries:
             return self.const(0, "i" if whole else "f")
         if len(entries) == 1:
             ((core, r),) = entries.items()
-            return self.const(r, "i" if whole else "f") if core is self.one else self._product(r, {core: 1})
+            return self.const(r, "i" if whole else "f") if core is self.one else self.mul((core, 1), by=r)
         args, ratios = tuple(entries), tuple(entries.values())
         weight = sum(a.weight + 3 + (0 if abs(r.num) == r.den else 3) for a, r in zip(args, ratios, strict=True))
         shape = np.broadcast_shapes(*(a.shape for a in args))
@@ -293,6 +318,8 @@ class Terms:
     # ---- elementwise ---------------------------------------------------------------------------------------------------------
 
     def elementwise(self, op: str, args: Sequence[Term], kind: str = "") -> Term:
+        if op == "abs" and args[0].op == "mul" and args[0].attrs[0].num < 0:
+            args = (self.negative(args[0]),)
         shape = np.broadcast_shapes(*(a.shape for a in args))
         return self.make(op, args, (), shape, kind or ("f" if any(a.kind == "f" for a in args) else args[0].kind))
 
@@ -331,22 +358,13 @@ class Terms:
             return self.times(b, self.iverson(self.logical_not(c)))
         if c.op == "logical_not":
             return self.where(c.args[0], b, a)
-        return self._sign(c, a, b) or self.elementwise("where", (c, a, b))
+        return self.elementwise("where", (c, a, b))
 
     def _bound(self, c: Term, a: Term, b: Term) -> Term | None:
         """x < k ? k : x is the larger of the two, x > k ? k : x the smaller; NaN stays NaN in both."""
         if c.op in ("less", "less_equal") and b in c.args and a in c.args and a is not b:
             return self.elementwise("maximum" if c.args[0] is b else "minimum", (b, a))
         return None
-
-    def _sign(self, c: Term, a: Term, b: Term) -> Term | None:
-        """0 < x ? 1 : x < 0 ? -1 : x == 0 ? 0 : x, which is how np.sign is recorded."""
-        if c.op != "less" or not _is_number(c.args[0], 0) or not _is_number(a, 1) or b.op != "where" or not _is_number(b.args[1], -1):
-            return None
-        x = c.args[1]
-        nan = self.times(x, self.iverson(self.logical_not(self.compare("equal", x, self.zero))))
-        known = b.args[0] is self.compare("less", x, self.zero) and b.args[2] is nan
-        return self.elementwise("sign", (x,)) if known else None
 
     def assume(self, t: Term, c: Term, truth: bool) -> Term:
         """`t`, knowing that condition `c` holds, or does not."""
@@ -355,6 +373,8 @@ class Terms:
             x = c.args[1] if _is_number(c.args[0], 0) else c.args[0]
             rising = _is_number(c.args[0], 0) == truth  # x is positive, or at least not negative
             known[self.elementwise("abs", (x,))] = x if rising else self.negative(x)
+            known[self.elementwise("maximum", (x, self.zero))] = x if rising else self.zero
+            known[self.elementwise("minimum", (x, self.zero))] = self.zero if rising else x
         return self.substitute(t, known)
 
     # ---- axes ----------------------------------------------------------------------------------------------------------------
@@ -363,6 +383,14 @@ class Terms:
         """sum, max or min over axes of `t`."""
         if not axes:
             return t
+        if op == "sum" and t.op == "mul":
+            numbers = [(a, e) for a, e in zip(t.args, t.attrs[1], strict=True) if a.shape == ()]
+            if (numbers or t.attrs[0] != ONE) and len(numbers) < len(t.args):
+                rest = self.mul(*((a, e) for a, e in zip(t.args, t.attrs[1], strict=True) if a.shape != ()))
+                return self.mul((self.reduce(op, rest, axes, keep), 1), *numbers, by=t.attrs[0])
+        if op == "sum" and t.op == "sum" and not keep and not t.attrs[1]:
+            left = [i for i in range(len(t.args[0].shape)) if i not in t.attrs[0]]
+            return self.reduce(op, t.args[0], [*t.attrs[0], *(left[a] for a in axes)])
         gone = tuple(sorted(axes))
         shape = tuple(1 if i in gone else n for i, n in enumerate(t.shape) if keep or i not in gone)
         return self.make(op, (t,), (gone, keep), shape, t.kind, t.weight + len(op) + (2 if len(gone) == len(t.shape) else 10))
@@ -383,6 +411,8 @@ class Terms:
                     return self.reduce(t.op, x, gone, True)
             if keep and list(spec) == whole:
                 return self.reduce(t.op, x, gone, False)
+        if t.op in ("add", "mul") and self._absorbs(t, spec):
+            return self.rebuild(t, [self.expand(a, spec) if a.shape else a for a in t.args])
         if t.op == "slice":
             bounds, left = list(t.attrs[0]), [i for i, b in enumerate(t.attrs[0]) if b[3]]
             lost = [s for s in range(len(t.shape)) if s not in spec]
@@ -393,6 +423,14 @@ class Terms:
                 return self.expand(self._slice(t.args[0], tuple(bounds)), [None if s is None else kept.index(s) for s in spec])
         shape = tuple(1 if s is None else t.shape[s] for s in spec)
         return self.make("expand", (t,), (spec,), shape, t.kind, t.weight + 3 * len(spec))
+
+    def _absorbs(self, t: Term, spec: tuple[int | None, ...]) -> bool:
+        """Whether the new axes become keepdims of sums, so that no index is left."""
+        if t.shape == ():
+            return t.op in ATOMS
+        if t.op in ("add", "mul"):
+            return all(a.shape in (t.shape, ()) and (not a.shape or self._absorbs(a, spec)) for a in t.args)
+        return t.op in ("sum", "max", "min") and self.expand(t, spec).op == t.op
 
     def padded(self, t: Term, ndim: int) -> Term:
         """`t` with axes of length 1 in front, so that it has `ndim`."""
@@ -406,6 +444,9 @@ class Terms:
         if t.op == "transpose":
             inner = t.attrs[0]
             return self.transpose(t.args[0], [inner[a] for a in axes])
+        if t.op == "contract":
+            left, right, out = t.attrs
+            return self.contract(f"{left},{right}->{''.join(out[a] for a in axes)}", *t.args)
         long = [a for a in axes if t.shape[a] != 1]
         if long == sorted(long):
             return self.expand(t, [a if t.shape[a] != 1 else None for a in axes])
@@ -459,6 +500,7 @@ class Terms:
         a, b = operands
         summed = [c for c in dict.fromkeys(left + right) if c not in out]
         if not summed:
+            a, b = (x.args[0] if x.op == "full" else x for x in (a, b))  # one number for all places needs no places
             return self.times(self._aligned(a, left, out), self._aligned(b, right, out))
         both = [c for c in summed if c in left and c in right]
         if len(both) != 1 or set(left) == set(right):
@@ -475,6 +517,8 @@ class Terms:
 
     def _aligned(self, t: Term, word: str, to: str) -> Term:
         """`t`, whose axes are `word`, so that it broadcasts against axes `to`."""
+        if not t.shape:
+            return t
         order = sorted(range(len(word)), key=lambda i: to.index(word[i]))
         t = self.transpose(t, order)
         first = min((to.index(c) for c in word), default=len(to))
@@ -564,14 +608,14 @@ def number(r: Ratio) -> str:
     """
     value = r.value
     if value.denominator == 1:
-        return str(value.numerator) if abs(value) < 10**15 else repr(float(value))
-    rest = value.denominator
-    for p in (2, 5):
-        while rest % p == 0:
-            rest //= p
-    if rest == 1 or abs(value.numerator) > 10**9 or value.denominator > 10**9:
-        return repr(float(value))
+        return str(value.numerator) if abs(value) < 10**15 else _decimal(float(value))
+    if _is_decimal(value) or abs(value.numerator) > 10**9 or value.denominator > 10**9:
+        return _decimal(float(value))
     return f"{value.numerator}/{value.denominator}"
+
+
+def _decimal(x: float) -> str:
+    return repr(x) if len(repr(x)) <= 12 else f"{x:.10g}"
 
 
 def matrix_product(left: str, right: str, out: str) -> tuple[bool, bool, bool] | None:

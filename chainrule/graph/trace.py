@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -69,6 +69,7 @@ def located(message: str) -> str:
 
 # ---- traces ------------------------------------------------------------------------------------------------------------------
 
+T = TypeVar("T")
 _stack: ContextVar[tuple[Trace, ...]] = ContextVar("chainrule_traces", default=())
 
 
@@ -80,6 +81,7 @@ class Trace:
 
     def __init__(self, key: Callable[[], Any] | None = None, name: str = "") -> None:
         self.captures: dict[int, tuple[Node, Any]] = {}
+        self._arrays: dict[int, list[tuple[Node, Array, Any]]] = {}
         self.parent: Trace | None = Trace.current()
         self.scope: str = self.parent.scope if self.parent and not name else ""
         self.name = name
@@ -121,11 +123,23 @@ class Trace:
 
     def next_stream(self) -> int:
         """A number for each use of random numbers, in the order of the program text."""
+        self.streams += 1
+        return self.streams
+
+    @property
+    def streams(self) -> int:
+        """How many uses there were. Set back, the same code draws the same numbers again."""
+        return self._counter()._streams
+
+    @streams.setter
+    def streams(self, count: int) -> None:
+        self._counter()._streams = count
+
+    def _counter(self) -> Trace:
         root = self
         while root.parent is not None and not root._counts_streams:
             root = root.parent
-        root._streams += 1
-        return root._streams
+        return root
 
     def lift(self, value: Any) -> Node:
         """The node that stands for `value` here: itself, a constant, or a captured input."""
@@ -145,11 +159,23 @@ class Trace:
             raise DtypeError(located(
                 f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64: convert with .astype"
             ))  # fmt: skip
-        if array.ndim == 0:
+        if array.ndim == 0 and not isinstance(value, np.generic):  # how this package writes constants
             return constant_node(array, array.dtype, self._line())
-        return self._capture(id(value), value, Type(array.shape, array.dtype), self._line())
+        return self._capture_array(value, array)
 
-    def _capture(self, key: int, value: Any, type: Type, source: str) -> Node:
+    def _capture_array(self, value: Any, array: Array) -> Node:
+        """An array from outside is taken as it is now: the function may go on writing to it. One that is met again unchanged is one
+        input."""
+        for node, snapshot, met in self._arrays.get(id(value), ()):
+            if met is value and snapshot.dtype == array.dtype and np.array_equal(snapshot, array, equal_nan=array.dtype.kind == "f"):
+                return node
+        snapshot = np.array(array)
+        node = input_node(Type(array.shape, array.dtype), "captured", self._line())
+        self._arrays.setdefault(id(value), []).append((node, snapshot, value))
+        self.captures[id(node)] = (node, snapshot)
+        return node
+
+    def _capture(self, key: int, value: Tracer, type: Type, source: str) -> Node:
         if key not in self.captures:
             self.captures[key] = (input_node(type, "captured", source), value)
         return self.captures[key][0]
@@ -242,8 +268,7 @@ def trace_function(
         out.append(result_structure)
         return results
 
-    with no_global_random():
-        graph = build(flat, types, key=key)
+    graph = without_global_random(lambda: build(flat, types, key=key))
     return graph, out[0]
 
 
@@ -259,17 +284,20 @@ def inline(graph: Graph, args: Sequence[Any]) -> list[Any]:
     return [Tracer(table[o], trace) for o in graph.outputs]
 
 
-@contextmanager
-def no_global_random() -> Iterator[None]:
-    """Refuse draws from NumPy's global generator while tracing: they would become constants, the same in every step."""
-    random = np.random  # imported now if nobody has done so: the function may be the first
-    before = _random_position(random)
-    yield
-    if _random_position(random) != before:
-        raise TraceError(located(
-            "NumPy's global generator was used inside a traced function, where its numbers would be frozen into the program; "
-            "use cr.random.normal, cr.random.uniform or cr.random.bernoulli, which draw anew in each step"
-        ))  # fmt: skip
+def without_global_random(record: Callable[[], T]) -> T:
+    """`record()`, unless it draws from NumPy's global generator: its numbers would become constants, the same in every step.
+
+    Another thread may draw meanwhile; so only what happens again is an error.
+    """
+    for _ in range(3):
+        before = _random_position(np.random)
+        recorded = record()
+        if _random_position(np.random) == before:
+            return recorded
+    raise TraceError(located(
+        "NumPy's global generator was used inside a traced function, where its numbers would be frozen into the program; "
+        "use cr.random.normal, cr.random.uniform or cr.random.bernoulli, which draw anew in each step"
+    ))  # fmt: skip
 
 
 def _random_position(random: Any) -> tuple[Any, ...]:

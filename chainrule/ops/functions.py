@@ -64,8 +64,8 @@ def nan_to_num(x: Any, copy: bool = True, nan: float = 0.0, posinf: float | None
         return x
     limits = np.finfo(x.dtype)
     y = np.where(np.isnan(x), nan, x)
-    y = np.where(equal(y, np.inf), limits.max if posinf is None else posinf, y)
-    return np.where(equal(y, -np.inf), limits.min if neginf is None else neginf, y)
+    y = np.where(equal(y, np.inf), float(limits.max) if posinf is None else posinf, y)
+    return np.where(equal(y, -np.inf), float(limits.min) if neginf is None else neginf, y)
 
 
 # ---- powers ------------------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def hypot(a: Any, b: Any) -> Any:
 def sign(x: Any) -> Any:
     """1, 0, -1, or NaN."""
     one = np.ones((), x.dtype)
-    return np.where(less(0, x), one, x if x.dtype.kind == "u" else np.where(less(x, 0), -one, np.where(equal(x, 0), 0, x)))
+    return np.where(less(0, x), one, x if x.dtype.kind == "u" else np.where(less(x, 0), np.full((), -1, x.dtype), np.where(equal(x, 0), 0, x)))
 
 
 unary(np.ceil)(lambda x: -floor(-x) if x.dtype.kind == "f" else x)

@@ -242,7 +242,7 @@ def _bounds(i: slice, n: int) -> tuple[int, int, int]:
 
 def _no_masks(index: tuple[Any, ...]) -> None:
     for i in index:
-        if i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)) and not isinstance(i, bool):
+        if i is None or i is Ellipsis or (isinstance(i, (int, np.integer, slice)) and not isinstance(i, bool)):
             continue
         dtype = type_of(i).dtype
         if dtype.kind == "b":

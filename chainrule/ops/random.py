@@ -26,6 +26,7 @@ _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
+_START = np.zeros((), np.uint32)
 
 
 def philox(counter: Sequence[Array], key: Sequence[int]) -> list[Array]:
@@ -95,13 +96,13 @@ def _bits(shape: tuple[int, ...], seed: Any) -> Any:
         key = key_of(seed) if not is_traced(seed) else None
         if key is None:
             key = fold_in(np.zeros(2, np.uint32), seed)
-        return lambda part: apply("random_bits", key, np.uint32(0), shape=shape, stream=1 + part)
+        return lambda part: apply("random_bits", key, _START, shape=shape, stream=1 + part)
     trace = Trace.current()
     key = trace.random_key() if trace is not None else None
     if trace is None or key is None:
         raise UsageError(located("cr.random outside a network needs a seed: cr.random.normal(shape, seed=0)"))
     stream = trace.next_stream()
-    return lambda part: apply("random_bits", key, np.uint32(0), shape=shape, stream=4 * stream + part)
+    return lambda part: apply("random_bits", key, _START, shape=shape, stream=4 * stream + part)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -111,14 +112,14 @@ def _shape(shape: Any) -> tuple[int, ...]:
 @composition("unit_interval", examples=lambda r: [([r.integers(0, 2**32, 7, dtype=np.uint32)], {})], smooth=False)
 def unit_interval(bits: Any) -> Any:
     """The top 24 bits as a float32 number in [0, 1)."""
-    return np.right_shift(bits, np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    return np.right_shift(bits, np.array(8, np.uint32)).astype(np.float32) * 2.0**-24
 
 
 @composition("unit_interval64", examples=lambda r: [([r.integers(0, 2**32, 7, dtype=np.uint32)] * 2, {})], smooth=False)
 def unit_interval64(high: Any, low: Any) -> Any:
     """53 bits of two words as a float64 number in [0, 1)."""
-    top = np.right_shift(high, np.uint32(5)).astype(np.float64) * 2.0**26
-    return (top + np.right_shift(low, np.uint32(6)).astype(np.float64)) * 2.0**-53
+    top = np.right_shift(high, np.array(5, np.uint32)).astype(np.float64) * 2.0**26
+    return (top + np.right_shift(low, np.array(6, np.uint32)).astype(np.float64)) * 2.0**-53
 
 
 def uniform(shape: Any = (), low: Any = 0.0, high: Any = 1.0, *, seed: int | None = None, dtype: Any = np.float32) -> Any:
@@ -153,7 +154,7 @@ def normal(shape: Any = (), mean: Any = 0.0, std: Any = 1.0, *, seed: int | None
     else:
         u, v = unit_interval(bits(0)), unit_interval(bits(1))
     radius = np.sqrt(-2.0 * np.log1p(-u))  # 1 - u lies in (0, 1]
-    return _plain(mean + std * (radius * np.cos(u.dtype.type(2 * math.pi) * v)), dtype)
+    return _plain(mean + std * (radius * np.cos(2 * math.pi * v)), dtype)
 
 
 def bernoulli(shape: Any = (), p: Any = 0.5, *, seed: int | None = None) -> Any:

@@ -1,0 +1,609 @@
+"""Files of networks: what is written comes back, and no truncated or forged file does anything but raise `FileFormatError`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import re
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.losses import losses
+from chainrule.optim import optimizers
+from chainrule.schedules import schedules
+
+Array = np.ndarray
+
+
+def state(net: nn.Module) -> dict[str, Array]:
+    return {**net.parameters, **net.statistics}
+
+
+def assert_same(a: dict[str, Array], b: dict[str, Array]) -> None:
+    assert list(a) == list(b)
+    for name, value in a.items():
+        assert value.dtype == b[name].dtype
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def data(rows: int = 12, inputs: int = 4, outputs: int = 2) -> tuple[Array, Array]:
+    r = np.random.default_rng(0)
+    return r.normal(size=(rows, inputs)), r.normal(size=(rows, outputs))
+
+
+class Scaled(nn.Module):
+    """A layer of a user."""
+
+    def __init__(self, layer: nn.Module, factor: float = 2.0, *, names: tuple[str, ...] = ()) -> None:
+        self.layer, self.factor, self.names = layer, factor, names
+
+    def __call__(self, x: Any) -> Any:
+        return self.factor * self.layer(x) * self.parameter("gain", (1,), "ones")
+
+
+class Branches(nn.Module):
+    """Two named inputs."""
+
+    def __init__(self) -> None:
+        self.a, self.b = nn.Dense(2), nn.Dense(2)
+
+    def __call__(self, left: Any, right: Any) -> Any:
+        return self.a(left) * self.b(right)
+
+
+def there_and_back(net: nn.Module, folder: Path, layers: Any = ()) -> nn.Module:
+    path = folder / "net.safetensors"
+    net.save(path)
+    return cr.load(path, layers=layers)
+
+
+# ------------------------------------------------------------------------------------------------------------- there and back
+
+EXAMPLES = [(name, example) for name, layer in nn.layers.items() for example in layer.examples]
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=[f"{n}-{k}" for k, (n, _) in enumerate(EXAMPLES)])
+def test_every_registered_layer(name: str, example: Mapping[str, Any], tmp_path: Path) -> None:
+    r = np.random.default_rng(0)
+    x = r.integers(0, example["below"], example["input"]) if "below" in example else r.normal(size=example["input"])
+    layer = nn.layers[name](*copy.deepcopy(example["args"]))
+    net = nn.Sequential(layer, nn.Flatten(), nn.Dense(2))
+    t = r.normal(size=(len(x), 2))
+    net.fit(x, t, epochs=2, batch_size=2, optimizer=cr.Adam(0.01)) if len(x) % 2 == 0 else net.fit(x, t, epochs=2)
+    again = there_and_back(net, tmp_path)
+    assert repr(again) == repr(net)
+    assert again.summary() == net.summary()
+    assert_same(state(again), state(net))
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+    assert_same(again.gradients(x, t, seed=3), net.gradients(x, t, seed=3))
+    for each in (net, again):
+        each.fit(x, t, epochs=1)
+    assert_same(state(again), state(net))
+    assert again.evaluate(x, t) == net.evaluate(x, t)
+
+
+OPTIMIZERS = [(name, options) for name, rule in optimizers.items() for options in rule.examples]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=[f"{n}-{'-'.join(o)}" for n, o in OPTIMIZERS])
+def test_every_optimizer_goes_on(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Sequential(nn.Dense(3, "tanh"), nn.Dense(2))
+    net.fit(x, t, epochs=3, batch_size=5, optimizer=optimizers[name](**options))
+    again = there_and_back(net, tmp_path)
+    runs = [each.fit(x, t, epochs=2, batch_size=5) for each in (net, again)]
+    assert_same(state(again), state(net))
+    assert runs[0].loss == runs[1].loss
+
+
+@pytest.mark.parametrize("name", list(schedules))
+def test_every_schedule_goes_on(name: str, tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Dense(2)
+    net.fit(x, t, epochs=3, batch_size=5, optimizer=cr.SGD(schedules[name](0.1), accumulate=2, clip_norm=1.0, l2=0.1))
+    again = there_and_back(net, tmp_path)
+    runs = [each.fit(x, t, epochs=2, batch_size=5) for each in (net, again)]
+    assert runs[0].learning_rate == runs[1].learning_rate
+    assert_same(state(again), state(net))
+
+
+LOSSES = [(name, number) for name, loss in losses.items() for number in range(len(loss.examples))]
+
+
+@pytest.mark.parametrize(("name", "number"), LOSSES, ids=[f"{n}-{k}" for n, k in LOSSES])
+def test_every_loss_is_remembered(name: str, number: int, tmp_path: Path) -> None:
+    example = losses[name].examples[number]
+    loss = losses[name](**example.options)
+    x = np.arange(float(len(example.scores)))[:, None]
+    net = nn.Sequential(nn.Dense(int(np.prod(example.scores.shape[1:]))), nn.Reshape(*example.scores.shape[1:]))
+    net.fit(x, example.target, loss=loss, epochs=1)
+    again = there_and_back(net, tmp_path)
+    assert again.evaluate(x, example.target) == net.evaluate(x, example.target)
+    if loss.is_classification and loss.link != "identity":
+        np.testing.assert_array_equal(again.predict_proba(x), net.predict_proba(x))
+
+
+def test_sharing_freezing_precision_and_names(tmp_path: Path) -> None:
+    x, t = data()
+    layer = nn.Dense(4, "tanh")
+    net = nn.Sequential(layer, nn.Sequential(layer, nn.BatchNorm(momentum=0.2)), nn.Dense(2))
+    net[1].trainable = False
+    net.fit(x, t, epochs=2, dtype="float64")
+    again = there_and_back(net, tmp_path)
+    assert again[0] is again[1][0]
+    assert [again[k].trainable for k in range(3)] == [True, False, True]
+    assert list(again.gradients(x, t)) == list(net.gradients(x, t))
+    assert {value.dtype for value in state(again).values()} == {np.dtype("float64")}
+    assert repr(again) == repr(net)
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+
+
+def test_a_network_that_is_not_built(tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Sequential(nn.Dense(3, "relu"), nn.Dropout(0.2), nn.Dense(2))
+    again = there_and_back(net, tmp_path)
+    assert not again.built
+    for each in (net, again):
+        each.fit(x, t, epochs=2)
+    assert_same(state(again), state(net))
+
+
+def test_layers_of_a_user(tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Sequential(Scaled(nn.Dense(3), 0.5, names=("a", "b")), Scaled(layer=nn.Dense(2)))
+    net.fit(x, t, epochs=2)
+    again = there_and_back(net, tmp_path, layers=[Scaled])
+    assert isinstance(again[0], Scaled)
+    assert (again[0].factor, tuple(again[0].names), again[1].factor) == (0.5, ("a", "b"), 2.0)
+    assert list(again.parameters) == ["0.gain", "0.layer.weight", "0.layer.bias", "1.gain", "1.layer.weight", "1.layer.bias"]
+    assert_same(state(again), state(net))
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+
+
+def test_a_layer_of_a_user_must_be_named_when_loading(tmp_path: Path) -> None:
+    net = nn.Sequential(Scaled(nn.Dense(3)))
+    net.save(tmp_path / "net.safetensors")
+    with pytest.raises(cr.FileFormatError, match=r"Scaled.*layers="):
+        cr.load(tmp_path / "net.safetensors")
+
+
+def test_several_inputs(tmp_path: Path) -> None:
+    x, t = data()
+    net = Branches()
+    net.fit({"right": x, "left": x[:, :3]}, t, epochs=1)
+    again = there_and_back(net, tmp_path, layers=[Branches])
+    given = {"left": x[:, :3], "right": x}
+    np.testing.assert_array_equal(again.predict(given), net.predict(given))
+    np.testing.assert_array_equal(again.predict((x[:, :3], x)), net.predict(given))
+    with pytest.raises(cr.ShapeError, match="left"):
+        again.predict(x)
+
+
+def test_functions_known_by_name(tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Sequential(nn.Dense(3, "gelu", init="orthogonal"), nn.Activation("mish"), nn.Dense(2, init=cr.initializers.normal(0.3)))
+    net.fit(x, t, epochs=1)
+    again = there_and_back(net, tmp_path)
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+    for each in (net, again):
+        each.reset()
+        each.fit(x, t, epochs=1, seed=4)
+    assert_same(state(again), state(net))
+
+
+NO_FILE: dict[str, Callable[[], nn.Module]] = {
+    "lambda": lambda: nn.Dense(2, lambda z: z**3),
+    "function of a user": lambda: nn.Sequential(nn.Dense(2), there_and_back),
+    "initializer": lambda: nn.Dense(2, init=lambda generator, shape: np.ones(shape)),
+    "object": lambda: Scaled(nn.Dense(2), names=object()),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("make", list(NO_FILE.values()), ids=list(NO_FILE))
+def test_what_no_file_can_describe_is_refused_and_an_old_file_stays(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    nn.Dense(1).save(path)
+    before = path.read_bytes()
+    with pytest.raises(cr.UsageError):
+        make().save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_a_loss_of_a_user_does_not_keep_the_weights_from_being_saved(tmp_path: Path) -> None:
+    x, t = data()
+    net = nn.Dense(2)
+    net.fit(x, t, loss=lambda s, t: (s - t) ** 4, epochs=1)
+    again = there_and_back(net, tmp_path)
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+    with pytest.raises(cr.UsageError, match="loss"):
+        again.evaluate(x, t)
+    assert again.evaluate(x, t, loss="mse") == net.evaluate(x, t, loss="mse")
+
+
+# ------------------------------------------------------------------------------------------------------------ how it is written
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    x, t = data()
+    net = nn.Sequential(nn.Dense(3), nn.BatchNorm(), nn.Dense(2))
+    net.fit(x, t, epochs=1)
+    net.save(tmp_path / "net.safetensors")
+    arrays = load_file(tmp_path / "net.safetensors")
+    for name, value in state(net).items():
+        assert any(key.endswith(name) and np.array_equal(array, value) for key, array in arrays.items()), name
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    """Who reads the old file while a new one is written sees all of the old one."""
+    path = tmp_path / "net.safetensors"
+    nn.Dense(1).save(path)
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        first = reader.read(10)
+        built(tmp_path, path)
+        assert first + reader.read() == before
+    assert path.read_bytes() != before
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.safetensors"
+    nn.Dense(1).save(path)
+    before = path.read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            try:
+                nn.Dense(5).save(path)
+            except OSError:
+                assert path.read_bytes() == before
+                assert os.listdir(tmp_path) == ["net.safetensors"]
+            else:
+                assert name == "fsync"  # not every writer asks for it
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        nn.Dense(1).save(tmp_path / "nowhere" / "net.safetensors")
+    with pytest.raises(FileNotFoundError):
+        cr.load(tmp_path / "net.safetensors")
+
+
+def test_text_paths(tmp_path: Path) -> None:
+    path = str(tmp_path / "a net")
+    nn.Dense(3).save(path)
+    assert repr(cr.load(path)) == "Dense(3)"
+
+
+# ---------------------------------------------------------------------------------------------------------- files that are wrong
+
+
+def built(folder: Path, path: Path | None = None) -> Path:
+    """A file with everything in it: nested and shared layers, statistics, slots, a schedule's state, several epochs."""
+    x, t = data()
+    shared = nn.Dense(3, "tanh")
+    net = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Dense(3), shared, nn.Residual(shared), nn.BatchNorm(), nn.Dropout(0.1),
+                        nn.Reshape(3), nn.Dense(2))  # fmt: skip
+    words = np.arange(24).reshape(12, 2) % 9
+    plateau = cr.schedules.reduce_on_plateau(0.1, patience=0)
+    net.fit(words, t, epochs=2, batch_size=6, loss=cr.losses.huber(2.0), optimizer=cr.RMSprop(plateau, momentum=0.5))
+    path = path or folder / "whole.safetensors"
+    net.save(path)
+    return path
+
+
+def parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a safetensors file: 8 bytes of length, JSON, arrays."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+def joined(header: Any, body: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return built(tmp_path_factory.mktemp("saved")).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def no_code_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"a file made us run {args}")
+
+    for place, name in ((os, "system"), (os, "popen"), (pickle, "loads"), (pickle, "load"), (pickle, "Unpickler")):
+        monkeypatch.setattr(place, name, run)
+
+
+def refused(path: Path, raw: bytes, **options: Any) -> str:
+    path.write_bytes(raw)
+    with pytest.raises(cr.FileFormatError) as caught:
+        cr.load(path, **options)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def harmless(path: Path, raw: bytes) -> bool:
+    """Loading raises `FileFormatError` or gives a network that can be used or refuses with an error of ours; in no time."""
+    path.write_bytes(raw)
+    started = time.perf_counter()
+    try:
+        net = cr.load(path)
+    except cr.FileFormatError:
+        return False
+    finally:
+        assert time.perf_counter() - started < 5
+    assert isinstance(net, nn.Module)
+    return True
+
+
+def test_truncated_at_every_kind_of_place(whole: bytes, tmp_path: Path) -> None:
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    edges = [0, 1, 7, 8, 9, 10, header // 2, header - 1, header, header + 1, len(whole) - 4, len(whole) - 1]
+    for place in [*edges, *range(11, len(whole), 97)]:
+        refused(tmp_path / "cut.safetensors", whole[:place])
+
+
+def test_lengthened(whole: bytes, tmp_path: Path) -> None:
+    for more in (b"\0", b"\0" * 4, whole):
+        refused(tmp_path / "long.safetensors", whole + more)
+
+
+def test_bytes_that_changed_on_the_way(whole: bytes, tmp_path: Path) -> None:
+    """Any flipped byte of the header gives an error of ours or a network, nothing else."""
+    r = np.random.default_rng(0)
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    outcomes = set()
+    for place in r.integers(0, header, 300):
+        raw = bytearray(whole)
+        raw[place] ^= int(r.integers(1, 256))
+        outcomes.add(harmless(tmp_path / "flipped.safetensors", bytes(raw)))
+    assert False in outcomes
+
+
+OTHER_FILES: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"weights: 1 2 3\n" * 100,
+    "zeros": b"\0" * 1000,
+    "ones": b"\xff" * 1000,
+    "a pickle": b"\x80\x04cos\nsystem\n(S'echo hacked'\ntR.",
+    "a zip": b"PK\x03\x04" + b"\0" * 200,
+    "an npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+    "a header longer than the file": struct.pack("<Q", 2**63) + b"{}",
+    "a header of 2^40 bytes": struct.pack("<Q", 2**40) + b"{}",
+    "no JSON": joined(b"{not json}", b""),
+    "JSON that is a list": joined([1, 2], b""),
+    "JSON that is null": joined(None, b""),
+    "bad UTF-8": joined(b'{"\xff\xfe": 1}', b""),
+    "deep JSON": joined(b"[" * 200_000, b""),
+    "deep JSON in the metadata": joined(b'{"__metadata__": {"record": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}", b""),
+    "no metadata": joined({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
+    "metadata of another program": joined({"__metadata__": {"format": "pt"}}, b""),
+}
+
+
+@pytest.mark.parametrize("raw", list(OTHER_FILES.values()), ids=list(OTHER_FILES))
+def test_files_of_another_kind(raw: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "other.safetensors", raw)
+
+
+def test_a_folder_is_no_network(tmp_path: Path) -> None:
+    with pytest.raises((cr.FileFormatError, IsADirectoryError, PermissionError)):
+        cr.load(tmp_path)
+
+
+# ---- forged headers: every value in the header and in the description of the network, replaced by something hostile
+
+
+Path_ = tuple[Any, ...]
+
+
+def places(tree: Any, here: Path_ = ()) -> Iterator[Path_]:
+    """The paths to all values in a JSON tree."""
+    if here:
+        yield here
+    if isinstance(tree, dict):
+        for key in tree:
+            yield from places(tree[key], (*here, key))
+    elif isinstance(tree, list):
+        for at in range(len(tree)):
+            yield from places(tree[at], (*here, at))
+
+
+def replaced(tree: Any, at: Path_, value: Any) -> Any:
+    tree = copy.deepcopy(tree)
+    node = tree
+    for key in at[:-1]:
+        node = node[key]
+    if value is REMOVED:
+        del node[at[-1]]
+    else:
+        node[at[-1]] = value
+    return tree
+
+
+REMOVED = object()
+HOSTILE: list[Any] = [
+    REMOVED, None, True, -1, 0, 10**12, 10**400, 1e308, float("nan"), "", "os.system", "__class__", "float64", "0", [], [[]], {},
+    [10**12, 10**12], {"layer": "os.system", "args": ["echo hacked"], "kwargs": {}}, {"layer": "Dense", "number": 0, "args": [10**12]},
+]  # fmt: skip
+
+
+def description(header: dict[str, Any]) -> tuple[str, Any]:
+    """The key in the metadata that holds the network's description as JSON, and the description."""
+    for key, text in header["__metadata__"].items():
+        if text.startswith(("{", "[")):
+            return key, json.loads(text)
+    raise AssertionError("the metadata holds no description")
+
+
+def forge(whole: bytes, change: Callable[[Any], Any]) -> bytes:
+    """The file with another description of the network."""
+    header, body = parts(whole)
+    key, tree = description(header)
+    changed = change(tree)
+    header["__metadata__"][key] = changed if isinstance(changed, str) else json.dumps(changed)
+    return joined(header, body)
+
+
+def test_a_forged_description_is_harmless(whole: bytes, tmp_path: Path) -> None:
+    _, tree = description(parts(whole)[0])
+    every = list(places(tree))
+    assert len(every) > 100
+    r = np.random.default_rng(0)
+    refusals = 0
+    for number, at in enumerate(every):
+        for value in [HOSTILE[number % len(HOSTILE)], *(HOSTILE[k] for k in r.integers(0, len(HOSTILE), 4))]:
+            raw = forge(whole, lambda tree, at=at, value=value: replaced(tree, at, value))
+            refusals += not harmless(tmp_path / "forged.safetensors", raw)
+    assert refusals > 3 * len(every)
+
+
+def test_a_forged_table_of_arrays_is_harmless(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    r = np.random.default_rng(1)
+    refusals, tries = 0, 0
+    for at in places(header):
+        for value in (HOSTILE[k] for k in r.integers(0, len(HOSTILE), 3)):
+            tries += 1
+            refusals += not harmless(tmp_path / "forged.safetensors", joined(replaced(header, at, value), body))
+    assert refusals > 0.9 * tries
+
+
+def test_what_loads_after_a_forgery_can_be_used_or_refuses(whole: bytes, tmp_path: Path) -> None:
+    """Sizes, dtypes and inputs that contradict each other must not reach the arithmetic."""
+    _, tree = description(parts(whole)[0])
+    words = np.arange(24).reshape(12, 2) % 9
+    r = np.random.default_rng(2)
+    every = [at for at in places(tree) if at[0] in ("built", "counters", "loss", "optimizer", "schedule_state", "network")]
+    for k in r.permutation(len(every))[:60]:
+        raw = forge(whole, lambda tree, at=every[k]: replaced(tree, at, HOSTILE[int(r.integers(0, len(HOSTILE)))]))
+        path = tmp_path / "forged.safetensors"
+        path.write_bytes(raw)
+        try:
+            net = cr.load(path)
+        except cr.FileFormatError:
+            continue
+        for use in (net.predict, lambda x, net=net: net.fit(x, np.zeros((12, 2)), epochs=1), lambda x, net=net: repr(net)):
+            try:
+                use(words)
+            except cr.ChainruleError:
+                pass
+
+
+LAYER_NAMES = ["os.system", "builtins.eval", "__import__", "Module", "object", "Denss", "", "dense", "Sequential.__init__", "../Dense", "\0"]
+
+
+@pytest.mark.parametrize("name", LAYER_NAMES)
+def test_an_unknown_layer_is_refused_by_name(name: str, whole: bytes, tmp_path: Path) -> None:
+    said = refused(tmp_path / "forged.safetensors", whole.replace(b'\\"Residual\\"', json.dumps(json.dumps(name))[1:-1].encode(), 1)
+                   if False else forge(whole, lambda tree: json.dumps(tree).replace('"Residual"', json.dumps(name))))  # fmt: skip
+    if name.isprintable():
+        assert name in said
+
+
+def test_a_layer_that_is_no_layer_cannot_be_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    nn.Dense(1).save(path)
+    for wrong in ([os.system], [object], ["Dense"], [nn.Dense(1)]):
+        with pytest.raises(cr.UsageError, match="layer"):
+            cr.load(path, layers=wrong)  # type: ignore[arg-type]
+
+
+def test_missing_and_surplus_arrays(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    names = [name for name in header if name != "__metadata__"]
+    for name in names:
+        short, at = {}, 0
+        blocks = b""
+        for other in names:
+            begin, end = header[other]["data_offsets"]
+            if other != name:
+                short[other] = {**header[other], "data_offsets": [at, at + end - begin]}
+                blocks += body[begin:end]
+                at += end - begin
+        refused(tmp_path / "short.safetensors", joined({"__metadata__": header["__metadata__"], **short}, blocks))
+    more = {**header, "parameter/9.weight": {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}}
+    refused(tmp_path / "more.safetensors", joined(more, body + b"\0" * 4))
+
+
+def test_other_shapes_with_the_same_number_of_elements(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    tried = 0
+    for name, entry in header.items():
+        if name != "__metadata__" and len(entry["shape"]) == 2 and entry["shape"][0] != entry["shape"][1]:
+            for shape in (entry["shape"][::-1], [entry["shape"][0] * entry["shape"][1]], [*entry["shape"], 1]):
+                tried += 1
+                said = refused(tmp_path / "turned.safetensors", joined({**header, name: {**entry, "shape": shape}}, body))
+                assert re.search(r"shape|\(\d+, \d+\)", said), said
+    assert tried >= 6
+
+
+def test_other_types_of_the_same_size(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            for dtype in ("I32", "U32"):
+                refused(tmp_path / "typed.safetensors", joined({**header, name: {**entry, "dtype": dtype}}, body))
+
+
+def test_weights_that_are_not_finite_are_refused(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    for name in ("parameter/2.weight", "statistic/5.variance"):
+        (key,) = [k for k in header if k == name]
+        begin = header[key]["data_offsets"][0]
+        for bits in (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f"):  # NaN, infinity
+            said = refused(tmp_path / "nan.safetensors", whole[: len(whole) - len(body)] + body[:begin] + bits + body[begin + 4 :])
+            assert name.partition("/")[2] in said
+
+
+def test_deep_and_long_descriptions(whole: bytes, tmp_path: Path) -> None:
+    def nested(depth: int) -> str:
+        layer = '{"layer": "Dense", "number": 1, "args": [3], "kwargs": {}}'
+        _, tree = description(parts(whole)[0])
+        text = json.dumps({**tree, "network": "HERE"})
+        for number in range(2, depth):
+            layer = f'{{"layer": "Residual", "number": {number}, "args": [{layer}], "kwargs": {{}}}}'
+        return text.replace('"HERE"', layer)
+
+    limit = sys.getrecursionlimit()
+    for depth in (5, limit // 4, limit, 20 * limit):
+        refused(tmp_path / "deep.safetensors", forge(whole, lambda tree, depth=depth: nested(depth)))
+    refused(tmp_path / "deep.safetensors", forge(whole, lambda tree: "[" * 100_000))
+    refused(tmp_path / "deep.safetensors", forge(whole, lambda tree: '{"a":' * 50_000 + "1" + "}" * 50_000))
+    refused(tmp_path / "digits.safetensors", forge(whole, lambda tree: json.dumps(tree).replace('"args": [9, 2]', f'"args": [{"9" * 5000}, 2]')))
+
+
+def test_a_file_of_a_later_version(whole: bytes, tmp_path: Path) -> None:
+    header, body = parts(whole)
+    key = next(k for k, v in header["__metadata__"].items() if v.isdigit())
+    header["__metadata__"][key] = str(int(header["__metadata__"][key]) + 1)
+    said = refused(tmp_path / "later.safetensors", joined(header, body))
+    assert "version" in said
+
+
+def test_the_whole_file_itself_loads(whole: bytes, tmp_path: Path) -> None:
+    """The forgeries above are refused for what was changed, not for how the file was put together."""
+    assert harmless(tmp_path / "same.safetensors", whole)
+    assert harmless(tmp_path / "same.safetensors", joined(*parts(whole)))
+    assert harmless(tmp_path / "same.safetensors", forge(whole, lambda tree: tree))
