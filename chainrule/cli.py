@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import shlex
 import stat
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -34,7 +34,7 @@ from .data import Table, read_table
 from .data.read import file_bytes, original_rows
 from .data.understand import Understanding, understand
 from .errors import ChainruleError, GradientMismatch, UsageError
-from .report import run_folder, scored, write_text
+from .report import plain, run_folder, scored, short, write_text
 
 if TYPE_CHECKING:
     from .demo import Result
@@ -79,27 +79,6 @@ def _fail(message: str) -> NoReturn:
     sys.exit(MISTAKE)
 
 
-def plain(text: str) -> str:
-    """The text with what could steer a terminal or turn the line around written as an escape; line breaks stay.
-
-    >>> plain("a\\tb\\x1b[31m")
-    'a\\\\tb\\\\x1b[31m'
-    """
-    return "".join(c if c == "\n" or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _steers(character: str) -> bool:
-    """Control characters, lone halves of a pair, line separators, and those that change the direction of writing."""
-    turns = character in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-
-
-def _word(text: object, most: int = 60) -> str:
-    """A name that stands in a line or a table: on one line and not endless."""
-    line = plain(str(text)).replace("\n", "\\n")
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
 def _say(console: Console, line: str, style: str = "") -> None:
     """A line as it is: no markup, no colours guessed."""
     console.print(Text(plain(line), style=style), soft_wrap=True)
@@ -124,6 +103,16 @@ def reading_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+class Amount(click.FloatRange):
+    """A number within bounds; NaN, which no comparison refuses, and infinity are outside all of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def _widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -151,15 +140,15 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
     "--hidden", default="128,64", show_default=True, callback=_widths, help="Units of the hidden layers; none for none."
 )
 @click.option("--activation", default="silu", show_default=True, help="After each hidden layer.")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
+@click.option("--dropout", type=Amount(0, 1, max_open=True), default=0.1, show_default=True)
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Amount(0, min_open=True),
     default=2e-3,
     show_default=True,
     help="At the start; it falls to 0 by half a cosine wave.",
 )
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.3, show_default=True)
+@click.option("--weight-decay", type=Amount(0), default=0.3, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512.")
 @click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100.")
 @click.option(
@@ -167,17 +156,17 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 )
 @click.option(
     "--validation",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Amount(0, 1, max_open=True),
     default=0.1,
     show_default=True,
     help="Share of the training rows that decides when to stop; 0 trains on all of them to the last epoch.",
 )
-@click.option(
-    "--test", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True, help="Held-out share."
-)
+@click.option("--test", type=Amount(0, 1, min_open=True, max_open=True), default=0.2, show_default=True, help="Held-out share.")
 @click.option("--log-target", is_flag=True, help="Learn the logarithm of a positive quantity, such as a price.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the network.")
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Of the choice of held-out rows.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the network.")
+@click.option(
+    "--split-seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the choice of held-out rows."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. Default: runs/NAME, or the next that is free.")
 @click.option("--overwrite", is_flag=True, help="Write into the run folder although it holds a run.")
 @click.option("--quiet", is_flag=True, help="Only the scores.")
@@ -256,7 +245,7 @@ def _target(table: Table, name: str | None) -> str:
     if "pixels" in table.columns and "label" in table.columns:
         return "label"
     raise UsageError(
-        f"say which column to predict with --target. {table.source} has: {', '.join(map(_word, list(table.columns)[:SHOWN]))}"
+        f"say which column to predict with --target. {table.source} has: {', '.join(map(short, list(table.columns)[:SHOWN]))}"
     )
 
 
@@ -495,33 +484,31 @@ def _grid(title: str, *columns: str, right: int = 2) -> Grid:
 
 def _show_facts(console: Console, facts: Understanding) -> None:
     """What was understood, as a short table."""
-    title = f"{_word(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
+    title = f"{short(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
     grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("column", "left"), ("kind", "left"), ("missing", "right"), ("distinct", "right"), ("", "left")):
         grid.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal each
     for facts_on in facts.columns[:SHOWN]:
         grid.add_row(
-            Text(_word(facts_on.name)),
+            Text(short(facts_on.name)),
             facts_on.kind,
             f"{facts_on.missing:,}" if facts_on.missing else "",
             f"{facts_on.distinct:,}" if facts_on.distinct else "",
-            Text(_word(facts_on.remark, 200)),
+            Text(short(facts_on.remark, 200)),
             style="" if facts_on.used else "dim",
         )
     if len(facts.columns) > SHOWN:
         grid.add_row(f"... {len(facts.columns) - SHOWN:,} more", "", "", "", "")
-    grid.add_section()
-    grid.add_row(Text(_word(facts.target)), "target", "", "", Text(f"{facts.task}: {_word(facts.reason, 200)}"))
-    if facts.classes:
-        grid.add_row("", "", "", "", Text(_listed(facts.classes)))
     console.print(grid)
+    classes = f": {_listed(facts.classes)}" if facts.classes else ""
+    _say(console, f"target: {short(facts.target)}, {facts.task}, {short(facts.reason, 200)}{classes}")
     for note in facts.notes:
         _say(console, f"note: {note}")
 
 
 def _listed(labels: Iterable[object], most: int = 8) -> str:
     """The first few, each short."""
-    words = [_word(label, 30) for label in labels]
+    words = [short(label, 30) for label in labels]
     return ", ".join(words[:most]) + (f", ... ({len(words)})" if len(words) > most else "")
 
 

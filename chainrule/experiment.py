@@ -23,9 +23,10 @@ from .data.understand import Understanding
 from .errors import DataError, DivergenceError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .nn.saving import load
 from .optim import AdamW
-from .report import Report, number, write_report, write_text
+from .report import Report, write_report, write_text
 from .schedules import cosine
 from .train.history import Run as History
+from .train.progress import duration
 
 Scores = dict[str, float]
 STEPS = 6_000  # what a table of some thousand rows takes to be learnt well; larger tables get 20 epochs, whatever it takes
@@ -164,9 +165,10 @@ def train(
                 verbose=verbose,
             )
     except DivergenceError as error:
+        failure = str(error).partition(". The network keeps")[0]
         if not isinstance(error.run, History) or not error.run.loss:
-            raise
-        run, failure = error.run, str(error)
+            raise DivergenceError(f"{failure}: nothing was learnt; take a smaller learning rate", error.run) from None
+        run = error.run
     seconds = time.perf_counter() - start
     answers, chances = predictions(network, code, x_judge)
     true = judge.column(facts.target)
@@ -277,14 +279,15 @@ def write(folder: Path, outcome: Outcome) -> None:
         scores=outcome.scores,
         history=outcome.history,
         best_epoch=outcome.best_epoch,
-        notes=[*facts.notes, *(f"{c.name}: {c.remark}" for c in facts.columns if not c.used), *outcome.notes],
+        notes=[*facts.notes, *outcome.notes],
         true=numbers(outcome.true)[0]
         if code.task == "regression"
         else code.decode(np.eye(len(code.classes))[code.encode(outcome.true)]),
         predicted=outcome.predicted,
         classes=code.classes,
         target=facts.target,
-        judged="all rows, which were learnt from" if outcome.everything else "held-out rows",
+        judged="the rows that were learnt from" if outcome.everything else "held-out rows",
+        columns=[(c.name, c.kind, c.missing, c.distinct, c.remark) for c in facts.columns],
     )
     write_report(folder, settings, report)
 
@@ -306,7 +309,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
         ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "".join(f", {c.remark}" for c in blocks)),
         ("network", f"{' → '.join(map(str, widths))}, {recipe.activation}, {outcome.preparation.target.loss}"),
-        ("training", f"{epochs} epochs in {number(outcome.seconds)} s{stopped}{kept}; seed {recipe.seed}"),
+        ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 

@@ -10,8 +10,10 @@ import io
 import json
 import math
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,36 @@ def history_csv(history: Mapping[str, Numbers]) -> str:
     return out.getvalue()
 
 
+def plain(text: str) -> str:
+    """The text with what could steer a terminal or turn the line around written as an escape; line breaks stay.
+
+    >>> plain("a\\tb\\x1b[31m")
+    'a\\\\tb\\\\x1b[31m'
+    """
+    return "".join(c if c == "\n" or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _steers(character: str) -> bool:
+    """Control characters, lone halves of a pair, line separators, and those that change the direction of writing."""
+    turns = character in "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def short(text: object, most: int = 60) -> str:
+    """A name that stands in a line or a table: on one line and not endless.
+
+    >>> short("a\\nb"), short("abcdef", 4)
+    ('a\\\\nb', 'abc…')
+    """
+    line = plain(str(text)).replace("\n", "\\n")
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _html(text: object, most: int = 300) -> str:
+    """A text from data as HTML."""
+    return escape(short(text, most))
+
+
 def number(value: float) -> str:
     """Four significant digits, as people write them.
 
@@ -156,23 +188,23 @@ def scored(metric: str, value: float) -> str:
 
 def page(report: Report) -> str:
     """The whole HTML page."""
-    parts = [f"<h1>{escape(report.title)}</h1>", _score_table(report.scores, report.judged), _fact_table(report.facts)]
+    parts = [f"<h1>{_html(report.title)}</h1>", _score_table(report.scores, report.judged), _fact_table(report.facts)]
     if report.notes:
-        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>")
+        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{_html(note)}</li>" for note in report.notes) + "</ul>")
     names = {"loss": "training rows", "validation_loss": "validation rows"}
     losses = {name: report.history[key] for key, name in names.items() if len(report.history.get(key, ()))}
     if losses:
         parts.append("<h2>Loss by epoch</h2>" + line_chart(losses, x_label="epoch", y_label="loss", mark=report.best_epoch))
     if len(report.true) and report.classes:
-        parts.append(f"<h2>Which class was taken for which ({escape(report.judged)})</h2>")
-        parts.append(confusion_table(confusion(report.true, report.predicted, report.classes), report.classes))
+        parts.append(f"<h2>Which class was taken for which ({_html(report.judged)})</h2>")
+        parts.append(confusion_table(report.true, report.predicted, report.classes))
     elif len(report.true):
-        parts.append(f"<h2>Predicted and true ({escape(report.judged)})</h2>")
+        parts.append(f"<h2>Predicted and true ({_html(report.judged)})</h2>")
         parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
     if report.columns:
         parts.append(_column_table(report.columns))
     parts.append(FOOT)
-    return f"{HEAD.format(title=escape(report.title))}{''.join(part + chr(10) for part in parts)}</body>\n</html>\n"
+    return f"{HEAD.format(title=_html(report.title))}{''.join(part + chr(10) for part in parts)}</body>\n</html>\n"
 
 
 HEAD = """<!doctype html>
@@ -189,26 +221,33 @@ table {{ border-collapse: collapse; margin: 1rem 0; }}
 th, td {{ padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 tr.own {{ font-weight: 600; }}
-.wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
+td, th, h1 {{ overflow-wrap: break-word; }} td.zero, footer {{ color: #8a8a8a; }}
+.wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }} footer {{ margin-top: 2rem; font-size: .9rem; }}
 </style>
 </head>
 <body>
 """
 
 
+FOOT = (
+    "<footer>Beside this page: network.safetensors (the network), preparation.json (what was done to the columns), settings.json, "
+    "history.csv. More: chainrule predict, chainrule explain, chainrule check with the name of this folder.</footer>"
+)
+
+
 def _score_table(scores: Mapping[str, Mapping[str, float]], judged: str) -> str:
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
-    head = "".join(f'<th class="n">{escape(metric)}</th>' for metric in metrics)
+    head = "".join(f'<th class="n">{_html(metric)}</th>' for metric in metrics)
     rows = []
     for i, (model, values) in enumerate(scores.items()):
         cells = "".join(f'<td class="n">{scored(m, values[m]) if m in values else "–"}</td>' for m in metrics)
         own = ' class="own"' if i == 0 else ""
-        rows.append(f"<tr{own}><td>{escape(model)}</td>{cells}</tr>")
-    return f"<h2>Scores on {escape(judged)}</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+        rows.append(f"<tr{own}><td>{_html(model)}</td>{cells}</tr>")
+    return f"<h2>Scores on {_html(judged)}</h2><table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
 def _fact_table(facts: Sequence[tuple[str, str]]) -> str:
-    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
+    rows = "".join(f"<tr><td>{_html(name)}</td><td>{_html(value)}</td></tr>" for name, value in facts)
     return f"<h2>What was learnt from</h2><table>{rows}</table>"
 
 
@@ -218,8 +257,8 @@ def _count(value: int) -> str:
 
 def _column_table(columns: Sequence[tuple[str, str, int, int, str]]) -> str:
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td>{escape(kind)}</td><td class="n">{_count(missing)}</td><td class="n">{_count(distinct)}</td>'
-        f"<td>{escape(remark)}</td></tr>"
+        f'<tr><td>{_html(name, 60)}</td><td>{_html(kind)}</td><td class="n">{_count(missing)}</td><td class="n">{_count(distinct)}</td>'
+        f"<td>{_html(remark)}</td></tr>"
         for name, kind, missing, distinct, remark in columns[:MAX_COLUMNS]
     )
     head = '<tr><th>column</th><th>kind</th><th class="n">missing</th><th class="n">distinct</th><th></th></tr>'
@@ -228,7 +267,7 @@ def _column_table(columns: Sequence[tuple[str, str, int, int, str]]) -> str:
 
 
 def confusion(true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] | npt.NDArray[Any], classes: Sequence[Any]) -> Any:
-    """Counts (classes, classes): row the true class, column the predicted one.
+    """Counts (classes, classes): row the true class, column the predicted one; other classes are not counted.
 
     >>> confusion(["a", "b", "b"], ["a", "a", "b"], ["a", "b"]).tolist()
     [[1, 0], [1, 1]]
@@ -236,14 +275,23 @@ def confusion(true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] |
     place = {label: i for i, label in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for t, p in zip(true, predicted, strict=True):
-        counts[place[t], place[p]] += 1
+        if t in place and p in place:
+            counts[place[t], place[p]] += 1
     return counts
 
 
-def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
+def confusion_table(
+    true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] | npt.NDArray[Any], classes: Sequence[Any]
+) -> str:
     """The counts as an HTML table, shaded by the share of the row; only the largest classes if there are very many."""
-    shown = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:MAX_CLASSES])
-    head = "".join(f'<th class="n">{escape(str(classes[j]))}</th>' for j in shown)
+    every = len(classes)
+    if every > MAX_CLASSES:
+        rows_of = Counter(list(true))
+        largest = {label for label, _ in sorted(rows_of.items(), key=lambda item: -item[1])[:MAX_CLASSES]}
+        classes = [label for label in classes if label in largest]
+    counts = confusion(true, predicted, classes)
+    shown = range(len(classes))
+    head = "".join(f'<th class="n">{_html(label, 24)}</th>' for label in classes)
     rows = []
     for i in shown:
         total = max(int(counts[i].sum()), 1)
@@ -254,8 +302,8 @@ def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
             shade = f"background: rgba({color}, {strength:.2f})"
             own = "n" if counts[i, j] else "n zero"
             cells += f'<td class="{own}" style="{shade}">{counts[i, j]:,}</td>'
-        rows.append(f"<tr><th>{escape(str(classes[i]))}</th>{cells}</tr>")
-    note = f"<p>The {MAX_CLASSES} largest of {len(classes)} classes.</p>" if len(shown) < len(classes) else ""
+        rows.append(f"<tr><th>{_html(classes[i], 24)}</th>{cells}</tr>")
+    note = f"<p>The {len(classes)} largest of {every:,} classes.</p>" if len(classes) < every else ""
     return (
         f'<p>Rows: the true class. Columns: the predicted one.</p>{note}<div class="wide"><table><tr><th></th>{head}</tr>'
         f"{''.join(rows)}</table></div>"
@@ -264,13 +312,14 @@ def confusion_table(counts: npt.NDArray[Any], classes: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a drawing: the values `low` .. `high` lie between the pixels `start` and `end`."""
+    """One axis of a drawing: the values `low` .. `high` lie between the pixels `start` and `end`. `whole`: ticks at integers only."""
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     @classmethod
     def over(cls, values: Numbers, start: float, end: float, *, log: bool = False) -> Axis:
@@ -307,6 +356,7 @@ class Axis:
         raw = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
+        step = max(step, 1.0) if self.whole else step
         start = math.ceil(self.low / step)
         return [k * step for k in range(start, math.floor(self.high / step) + 1)]
 
@@ -323,15 +373,15 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
         out.append(f'<line x1="{x.start:.1f}" y1="{at:.1f}" x2="{x.end:.1f}" y2="{at:.1f}" stroke="#e4e4e4"/>')
         out.append(f'<text x="{x.start - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">{number(value)}</text>')
     across, down = (x.start + x.end) / 2, (y.start + y.end) / 2
-    out.append(f'<text x="{across:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
+    out.append(f'<text x="{across:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{_html(x_label)}</text>')
     turned = f'text-anchor="middle" transform="rotate(-90 16 {down:.1f})"'
-    out.append(f'<text x="16" y="{down:.1f}" {turned}>{escape(y_label)}</text>')
+    out.append(f'<text x="16" y="{down:.1f}" {turned}>{_html(y_label)}</text>')
     return "".join(out)
 
 
 def _svg(content: str, label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{_html(label)}" '
         f'font-family="system-ui, sans-serif" font-size="13" fill="#1c1c1c">{content}</svg>'
     )
 
@@ -345,7 +395,7 @@ def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mar
     finite = every[np.isfinite(every)]
     log = bool(len(finite)) and finite.min() > 0 and finite.max() > 20 * finite.min()
     longest = max(len(v) for v in series.values())
-    x = Axis.over([1, max(longest, 2)], LEFT, WIDTH - RIGHT)
+    x = replace(Axis.over([1, max(longest, 2)], LEFT, WIDTH - RIGHT), whole=True)
     y = Axis.over(every, HEIGHT - BOTTOM, TOP, log=log)
     out = [_frame(x, y, x_label, y_label + (" (logarithmic)" if log else ""))]
     if mark is not None:
@@ -362,7 +412,7 @@ def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mar
             if len(piece) == 1:
                 out.append(f'<circle cx="{piece[0][0]:.1f}" cy="{piece[0][1]:.1f}" r="3" fill="{color}"/>')
         out.append(
-            f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 * (i + 1)}" text-anchor="end" fill="{color}">{escape(name)}</text>'
+            f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 18 * (i + 1)}" text-anchor="end" fill="{color}">{_html(name)}</text>'
         )
     return _svg("".join(out), f"{y_label} by {x_label}")
 

@@ -157,7 +157,9 @@ class Reader:
             return eval(compile(code, text, "eval"), {"__builtins__": {}}, self.space)
 
     def function(self, line: str) -> None:
-        left, right = line.split(" = ", 1) if "=" not in line.split(" = ", 1)[0] else re.split(r"(?<=\)) = ", line, maxsplit=1)
+        """`f(x, axis=0) = u + 1 with u = exp(x), ...`"""
+        left, right = re.split(r"(?<=\)) = ", line, maxsplit=1)
+        right, *parts = re.split(r" with |, (?=[uvw]\d* = )", right)
         call = ast.parse(self.code(left), mode="eval").body
         assert isinstance(call, ast.Call)
         assert isinstance(call.func, ast.Name)
@@ -172,6 +174,9 @@ class Reader:
             kept = self.space
             self.space = {**kept, **dict(zip(parameters, args, strict=True))}
             try:
+                for part in parts:
+                    name, _, value = part.partition(" = ")
+                    self.space[name] = self.value(value)
                 return self.value(right)
             finally:
                 self.space = kept

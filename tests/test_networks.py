@@ -237,6 +237,41 @@ def test_a_users_own_batch_norm_behaves_as_the_built_in_one() -> None:
     assert set(nets[0].statistics) == {"1.mean", "1.variance"}
 
 
+def test_an_attribute_that_is_changed_between_calls_is_seen() -> None:
+    class Power(nn.Module):
+        def __init__(self, exponent: int) -> None:
+            self.exponent = exponent
+
+        def __call__(self, x: Any) -> Any:
+            return x**self.exponent * self.parameter("scale", (x.shape[-1],), "ones")
+
+    x, _ = data()
+    net = nn.Sequential(Power(1), nn.Dropout(0.0))
+    net.fit(x, x, epochs=1, optimizer=cr.SGD(0.0), dtype="float64")
+    np.testing.assert_array_equal(net.predict(x), x)
+    net[0].exponent = 2
+    net[1].rate = 0.5
+    np.testing.assert_array_equal(net.predict(x), x**2)
+    assert net.evaluate(x, x)["loss"] == pytest.approx(np.mean((x**2 - x) ** 2), rel=1e-12)
+    assert net.fit(x, x, epochs=1, optimizer=cr.SGD(0.0)).loss[0] > 1.2 * np.mean((x**2 - x) ** 2)  # dropout is on
+
+
+def test_a_trained_part_in_a_new_network_keeps_what_it_has_learnt() -> None:
+    x, t = data()
+    body = nn.Sequential(nn.Dense(4, "tanh"), nn.Dense(3, "tanh"))
+    body.fit(x, np.ones((12, 3)), epochs=3)
+    learnt = body.parameters
+    net = nn.Sequential(body, nn.Dense(2))
+    body.trainable = False
+    net.fit(x, t, epochs=3)
+    for name, value in learnt.items():
+        np.testing.assert_array_equal(net.parameters[f"0.{name}"], value)
+    other = nn.Sequential(body, nn.Dense(2))
+    other.fit(x, t, epochs=1, dtype="float64")
+    assert {value.dtype for value in other.parameters.values()} == {np.dtype("float64")}
+    assert np.isfinite(other.predict(x)).all()
+
+
 def test_a_layer_with_a_gradient_inside() -> None:
     """A network that is trained on its own slope: y' = cos x, by second derivatives."""
 
@@ -976,7 +1011,7 @@ def nothing(self: Any, x: Any) -> Any:
 
 
 def loses_rows(self: Any, x: Any) -> Any:
-    return np.sum(x, axis=0)
+    return np.sum(x * self.parameter("w", (x.shape[-1],), "ones"), axis=0)
 
 
 WRONG = [

@@ -12,7 +12,7 @@ import autograd.numpy as anp
 import numpy as np
 import pytest
 from differences import assert_gradient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chainrule as cr
@@ -68,7 +68,7 @@ ONE: dict[str, Callable[[Any, Any, int], Any]] = {
     "log": lambda xp, x, k: xp.log(1.5 + x * x),
     "sqrt": lambda xp, x, k: xp.sqrt(x * x + 0.5),
     "log1p expm1": lambda xp, x, k: xp.log1p(xp.abs(xp.expm1(xp.tanh(x)))),
-    "power": lambda xp, x, k: (x * x + 1.0) ** (k - 2.5),
+    "power": lambda xp, x, k: (x * x + 1.0) ** (0.7 - 0.3 * k),
     "square": lambda xp, x, k: xp.sin(x) ** (k % 4),
     "reciprocal": lambda xp, x, k: 1.0 / (x * x + 1.0),
     "cosh": lambda xp, x, k: xp.cosh(xp.sin(x)) - xp.sinh(xp.cos(x)),
@@ -89,12 +89,12 @@ ONE: dict[str, Callable[[Any, Any, int], Any]] = {
     "pick": lambda xp, x, k: x[np.array([0, -1, 0])] if x.ndim else x,
     "item": lambda xp, x, k: x[k % x.shape[0]] if x.ndim else x,
     "join": lambda xp, x, k: xp.concatenate([x, xp.sin(x)], axis=_axis(x, k)) if x.ndim else x,
-    "stack": lambda xp, x, k: xp.stack([x, x * x], axis=k % (x.ndim + 1)) if x.ndim < 3 else x,
+    "stack": lambda xp, x, k: xp.stack([x, x * xp.sin(x)], axis=k % (x.ndim + 1)) if x.ndim < 3 else x,
     "repeat": lambda xp, x, k: xp.tile(x, (2,)) if x.ndim and x.size < 40 else x,
     "cumsum": lambda xp, x, k: xp.cumsum(x, axis=_axis(x, k)) if x.ndim else x,
     "pad": lambda xp, x, k: xp.pad(x, 1, mode="constant") if x.ndim and x.size < 10 else x,
-    "matmul": lambda xp, x, k: xp.matmul(x, xp.swapaxes(x, -1, -2)) if x.ndim > 1 else x,
-    "einsum": lambda xp, x, k: xp.einsum("...i,...i->...", x, x) if x.ndim else x,
+    "matmul": lambda xp, x, k: xp.matmul(xp.cos(x), xp.swapaxes(x, -1, -2)) if x.ndim > 1 else x,
+    "einsum": lambda xp, x, k: xp.einsum("...i,...i->...", x, xp.sin(x)) if x.ndim else x,
     "scan": lambda xp, x, k: _scan(xp, x, k) if x.ndim else x,
     "float": lambda xp, x, k: x.astype(np.float64),
     "test": lambda xp, x, k: (x > 0.11 * k) * x,
@@ -142,34 +142,32 @@ class Program:
             total: Any = 0.0
             for v in self.run(xp, arrays):
                 weights = np.cos(np.arange(max(v.size, 1))).reshape(v.shape)
-                total = total + xp.sum(xp.sin(v) * weights)
+                total = total + xp.sum(xp.arctan(v) * weights)
             return total
 
         return f
 
 
-@st.composite
-def programs(draw: st.DrawFn, dtypes: Sequence[str] = ("f8",), without: Sequence[str] = ()) -> Program:
-    shape = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-    shapes = tuple(draw(st.lists(shape, min_size=1, max_size=3)))
-    kinds = tuple(draw(st.sampled_from(dtypes)) for _ in shapes)
-    program = Program(shapes, kinds, ())
+def make_program(seed: int, length: int, dtypes: Sequence[str], without: Sequence[str]) -> Program:
+    """The first `length` instructions of the endless program number `seed`: so a failing one shrinks from its end."""
+    random = np.random.default_rng(seed)
+    shapes = tuple(tuple(map(int, random.integers(1, 4, random.integers(4)))) for _ in range(random.integers(1, 4)))
+    program = Program(shapes, tuple(str(random.choice(dtypes)) for _ in shapes), ())
     values = program.inputs()
     steps: list[tuple[str, tuple[int, ...], int]] = []
-    recent = st.integers(0, 5)
-    for _ in range(draw(st.integers(2, 10))):
-        a = max(0, len(values) - 1 - draw(recent))
-        b, k = max(0, len(values) - 1 - draw(recent)), draw(st.integers(0, 5))
-        fit = [n for n in TWO if _fits(values[a], values[b])]
-        name = draw(st.sampled_from([n for n in (*ONE, *fit) if n not in without]))
-        both = name in fit and (name not in ONE or draw(st.booleans()))
-        step = (name, (a, b) if both else (a,), k)
-        values.append(TWO[name](np, values[a], values[b], k) if both else ONE[name](np, values[a], k))
-        if values[-1].size > 200:
-            values.pop()
-            continue
-        steps.append(step)
+    while len(steps) < length:
+        a, b = (len(values) - 1 - int(i) for i in random.integers(0, min(len(values), 5), 2))
+        two = _fits(values[a], values[b]) and random.random() < 0.4
+        name, k = str(random.choice([n for n in (TWO if two else ONE) if n not in without])), int(random.integers(6))
+        made = TWO[name](np, values[a], values[b], k) if two else ONE[name](np, values[a], k)
+        if made.size <= 200:
+            values.append(made)
+            steps.append((name, (a, b) if two else (a,), k))
     return dataclasses.replace(program, steps=tuple(steps))
+
+
+def programs(dtypes: Sequence[str] = ("f8",), without: Sequence[str] = ()) -> st.SearchStrategy[Program]:
+    return st.builds(make_program, st.integers(0, 2**32 - 1), st.integers(4, 14), st.just(dtypes), st.just(without))
 
 
 def _fits(a: Array, b: Array) -> bool:
@@ -186,8 +184,10 @@ def assert_close(got: Any, want: Any, rtol: float) -> None:
 
 
 NUMPY = Numpy()
+more_samples = settings(max_examples=3 * settings().max_examples)
 
 
+@more_samples
 @given(programs(("f8", "f4")))
 def test_programs_mean_the_same_recorded_and_normalized(program: Program) -> None:
     arrays = program.inputs(1)
@@ -204,6 +204,7 @@ def test_programs_mean_the_same_recorded_and_normalized(program: Program) -> Non
         assert_close(got, want, precise)
 
 
+@more_samples
 @given(programs())
 def test_normal_form_is_a_fixed_point_and_no_larger(program: Program) -> None:
     f = program.loss(NUMPY)
@@ -222,6 +223,7 @@ def _expanded(graph: Graph) -> Graph:
     return expand(graph)
 
 
+@more_samples
 @given(programs())
 def test_gradients_agree_with_central_differences(program: Program) -> None:
     arrays = program.inputs(3)
@@ -232,6 +234,7 @@ def test_gradients_agree_with_central_differences(program: Program) -> None:
         assert_gradient(lambda *xs: float(plain(*xs)), arrays, i, g, rel=1e-5)
 
 
+@more_samples
 @given(programs())
 def test_second_derivatives_agree_with_central_differences(program: Program) -> None:
     arrays = program.inputs(4)
@@ -242,10 +245,11 @@ def test_second_derivatives_agree_with_central_differences(program: Program) -> 
     assert_gradient(slope, [arrays[0]], 0, hv, rel=1e-5)
 
 
-# autograd has no derivative for whole arrays cast, for einsum with ellipsis, and none that is right for loops in place.
-FOREIGN = ("float", "einsum", "pad")
+# autograd 1.9 fails or errs where `where` broadcasts and where `tile` has fewer repetitions than axes, and it casts nothing.
+FOREIGN = ("float", "choose", "repeat")
 
 
+@more_samples
 @given(programs(without=FOREIGN))
 def test_gradients_agree_with_autograd(program: Program) -> None:
     arrays = program.inputs(5)
@@ -255,6 +259,7 @@ def test_gradients_agree_with_autograd(program: Program) -> None:
         assert_close(got, want, 1e-10)
 
 
+@more_samples
 @given(programs(("f4",), without=("float",)))
 def test_gradients_in_single_precision(program: Program) -> None:
     arrays = program.inputs(6)
@@ -366,12 +371,11 @@ def test_different_programs_have_different_keys() -> None:
     assert len({key(f, x) for x in (np.ones(3), np.ones(4), np.ones((3, 1)), np.ones(3, np.float32), np.float64(1), 1.0)}) >= 5
 
 
+@more_samples
 @given(programs(), st.data())
 def test_programs_with_equal_keys_compute_the_same(program: Program, data: st.DataObject) -> None:
     """One instruction is changed; then either the key is another, or nothing is different."""
-    at = data.draw(st.integers(0, max(len(program.steps) - 1, 0)))
-    if not program.steps:
-        return
+    at = data.draw(st.integers(0, len(program.steps) - 1))
     name, operands, k = program.steps[at]
     changed = dataclasses.replace(program, steps=(*program.steps[:at], (name, operands, (k + 1) % 6), *program.steps[at + 1 :]))
     arrays = program.inputs(7)
@@ -399,10 +403,11 @@ def test_the_sample_of_programs_reaches_the_whole_vocabulary() -> None:
         used.update(name for name, _, _ in program.steps)
 
     collect()
-    assert len(used) > 0.8 * len({*ONE, *TWO})
+    assert len(used) > 0.9 * len({*ONE, *TWO})
 
 
 @pytest.mark.slow
+@more_samples
 @given(programs(("f8", "f4")))
 def test_programs_under_every_transform(program: Program) -> None:
     arrays = program.inputs(8)

@@ -20,6 +20,7 @@ Kind = Literal["numeric", "categorical", "block", "constant", "empty", "identifi
 Label = str | int | float
 
 MAX_INTEGER_CLASSES = 20  # a target of more distinct whole numbers is a quantity
+MAX_CLASSES = 1_000
 MIN_ROWS_A_CLASS = 5  # and so is one whose numbers hardly repeat
 STRAY_SHARE = 0.1  # text in at most this share of a column of numbers is taken for mistakes, not for categories
 OWN_SHARE = 0.5  # text with more distinct values than this share of its rows names rows (identifiers, free text)
@@ -153,6 +154,8 @@ def _classes(name: str, labels: tuple[Label, ...], rows: int) -> tuple[Task, str
         raise DataError(
             f'the target "{name}" has {len(labels):,} classes in {rows:,} rows: nearly every row is a class of its own'
         )
+    if len(labels) > MAX_CLASSES:
+        raise DataError(f'the target "{name}" has {len(labels):,} classes: {MAX_CLASSES:,} are the most that is taken for a task')
     return ("binary" if len(labels) == 2 else "multiclass"), f"it holds text, {len(labels)} classes"
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from .terms import ELEMENTWISE, ONE, Ratio, Term, Terms, walk
+from .terms import ATOMS, ELEMENTWISE, ONE, Ratio, Term, Terms, Var, times, walk
 from .values import Values
 
 _MOST_CASES = 3
@@ -112,9 +112,9 @@ def factored(terms: Terms, t: Term) -> Term:
         return terms.rebuild(t, [factored(terms, a) if a.op == "add" else a for a in t.args])
     if t.op != "add":
         return t
-    joined = _joined(terms, _distributed(terms, t))
-    if joined is not t:
-        return factored(terms, joined)
+    simpler = _joined(terms, _distributed(terms, t))
+    if simpler is not t:
+        return factored(terms, simpler)
     parts = [(r, dict(zip(a.args, a.attrs[1], strict=True)) if a.op == "mul" else {a: 1}) for r, a in zip(t.attrs[0], t.args, strict=True)]
     shared: dict[Term, int] = {}
     for f, e in parts[0][1].items():
@@ -133,16 +133,17 @@ def factored(terms: Terms, t: Term) -> Term:
 def _distributed(terms: Terms, t: Term) -> Term:
     """a + (b - 4 a) / 4 as b / 4: numbers before sums within a sum, where that makes it shorter."""
     parts = [
-        [(times(r, times(a.attrs[0], q)), b) for q, b in zip(a.args[0].attrs[0], a.args[0].args, strict=True)]
-        if a.op == "mul" and len(a.args) == 1 and a.args[0].op == "add" and a.attrs[1] == (1,) else [(r, a)]
-        for r, a in ((times(r, _number(a)), _rest(terms, a)) for r, a in zip(t.attrs[0], t.args, strict=True))
-    ]  # fmt: skip
+        [(times(r, q), b) for q, b in zip(a.attrs[0], a.args, strict=True)] if a.op == "add" else [(r, a)]
+        for r, a in zip(t.attrs[0], t.args, strict=True)
+    ]
     new = terms.add(*(p for group in parts for p in group))
     return new if new.weight < t.weight else t
 
 
 def _joined(terms: Terms, t: Term) -> Term:
     """where(c, a, 0) + where(c, 0, b) as where(c, a, b), if anything is to be joined so."""
+    if t.op != "add":
+        return t
     cases: dict[Term, list[list[Term]]] = {}
     rest: list[tuple[Ratio, Term]] = []
     for r, a in zip(t.attrs[0], t.args, strict=True):
@@ -161,3 +162,24 @@ def _joined(terms: Terms, t: Term) -> Term:
         yes, no = (factored(terms, terms.add(*((ONE, v) for v in side))) for side in (a, b))
         rest.append((ONE, terms.where(c, yes, no)))
     return terms.add(*rest)
+
+
+def shared_parts(terms: Terms, t: Term, longest: int, shortest: int, names: Iterator[str]) -> tuple[Term, list[tuple[Var, Term]]]:
+    """A long term with names for what comes up in it several times, those that the others need first."""
+    parts: list[tuple[Var, Term]] = []
+    while t.weight > longest:
+        readers: dict[Term, int] = {}
+        for each in [e for s in (t, *(p for _, p in parts)) for e in walk(s)]:
+            for a in each.args:
+                readers[a] = readers.get(a, 0) + 1
+        several = [e for e, n in readers.items() if n > 1 and e.op not in ATOMS and e.weight >= shortest and not e.loops]
+        if not several:
+            break
+        chosen = max(several, key=lambda e: e.weight)
+        name = next(names)
+        var = Var(chosen.shape, chosen.kind, "value", name, name=name)
+        known = {chosen: terms.var(var)}
+        t = terms.substitute(t, known)
+        parts = [(v, terms.substitute(p, known)) for v, p in parts]
+        parts.insert(0, (var, chosen))
+    return t, parts

@@ -309,7 +309,7 @@ class _Core:
             taken.add(name)
             self.vars.append(Var(node.shape, kind_of(node), "input", name, name=name))
         self.taken = taken
-        self.terms = Terms(taken)
+        self.terms = Terms(taken, 1e-14 if self.loss.dtype == np.float64 else 1e-7)
         self.library = Library(self.terms)
         self.wrt = wrt
         self.own = own

@@ -21,6 +21,7 @@ from ..graph.trace import apply, build, inline
 from ..normalize import graph_key
 from ..ops.call import COMPOSITIONS, expand
 from ..ops.elementwise import strong_multiply
+from .text import definition_text
 from .terms import ATOMS, ELEMENTWISE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, variables, walk
 
 LONG = 76  # an expression longer than about this many characters is split
@@ -152,43 +153,30 @@ class Library:
         (definition,) = builder.graph(body, table)
         if definition.weight > WHOLE_DEFINITION:
             return None
-        from .algebra import factored, merge_cases
+        from .algebra import factored, merge_cases, shared_parts
 
         definition = merge_cases(self.terms, factored(self.terms, definition) if wished.endswith("'") else definition)
+        taken = {p.name for p in parameters}
+        letters = (c for c in ("u", "v", "w", *(f"u{i}" for i in range(1, 100))) if c not in taken)
+        definition, parts = shared_parts(self.terms, definition, LONG, SHORT, letters)
         known = self.functions.setdefault(wished, [])
-        for other in known:
-            if other.options == options and alike(self.terms, other, parameters, definition):
-                return other
         notation = str(node.attrs.get("notation") or "")
         if notation and wished.endswith("'"):
             notation += "'"
-        clash = any(o.options == options for o in known)
-        name = wished if not clash else f"{wished.rstrip(chr(39))}{len(known) + 1}" + ("'" if wished.endswith("'") else "")
         note = ""
         if "name" in node.attrs:
             note = "its derivative is given with it"
-        elif name == "stop_gradient":
+        elif wished == "stop_gradient":
             note = "no gradient flows through"
-        function = Function(name, options, parameters, definition, is_elementwise(body), notation if not clash else "", note)
+        function = Function(wished, options, parameters, definition, is_elementwise(body), notation, note, tuple(parts))
+        text = definition_text(function)
+        for other in known:
+            if definition_text(other) == text:
+                return other
+        if any(o.options == options for o in known):  # one name, but it means something else for these shapes
+            function.name, function.notation = f"{wished.rstrip(chr(39))}{len(known) + 1}" + ("'" if wished.endswith("'") else ""), ""
         known.append(function)
         return function
-
-
-def alike(terms: Terms, one: Function, parameters: Sequence[Var], definition: Term) -> bool:
-    """Whether a definition says the same as that of `one`, as printed: shapes may differ."""
-    from .text import Text
-
-    renamed = {v: w.name for v, w in zip(parameters, one.parameters, strict=False)}
-    if len(parameters) != len(one.parameters):
-        return False
-    printer = Text(definition=True)
-    before = {v: v.name for v in parameters}
-    for v, name in renamed.items():
-        v.name = name
-    same = printer.term(definition) == printer.term(one.definition)
-    for v, name in before.items():
-        v.name = name
-    return same
 
 
 def _parameter_names(function: str, count: int) -> list[str]:
@@ -578,9 +566,6 @@ class Builder:
         for j in sorted(read):
             if j >= states:
                 results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer, (node, j) in self._arrays, derived)
-        for j in range(states, len(body.outputs)):  # the states on entry, for the loop of the backward pass
-            if results[j] is None and body.outputs[j] in inputs and inputs[body.outputs[j]].attrs[:1] in [(v,) for v in carried.values()]:
-                results[j] = self._sequence(inputs[body.outputs[j]], ix, outer)
         for out in taken:
             del self._states[out]
         self._tables.pop()
@@ -593,6 +578,10 @@ class Builder:
             if summed is not None:
                 t.names.pop(summed, None)
             results[i] = t.at(var, (*outer, (None, last + after)))
+        for j in range(states, len(body.outputs)):  # the states on entry, which the loop of the backward pass reads
+            entry = inputs.get(body.outputs[j])
+            if results[j] is None and entry is not None and entry.op == "at" and entry.attrs[0] in carried.values() and entry.attrs[0].role == "state":
+                results[j] = self._sequence(entry, ix, outer)
         self._loops[key] = results
         self._args.append(args)
         return results

@@ -28,17 +28,18 @@ class Named:
 
 @dataclass(frozen=True)
 class Part:
-    """Equations under a heading ("" for none)."""
+    """Equations under a heading ("" for none). shapes: whether to say what shape each value has."""
 
     heading: str
     items: list[Item]
+    shapes: bool = True
 
 
 @dataclass(frozen=True)
 class Section:
     title: str
     parts: list[Part]
-    remark: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -234,7 +235,7 @@ def settle_names(items: Iterable[Item], taken: Iterable[str] = ()) -> None:
         if var.of is not None and var.of.name:
             var.name = unique(f"δ{var.of.name}" if var.role == "state" else f"∂L/∂{var.of.name}")
         else:
-            var.name = numbered({"draw": "u", "gradient": "g", "sum": "s", "state": "g"}.get(var.role, "v"))
+            var.name = numbered({"draw": "u", "gradient": "g", "sum": "s", "state": "g", "temporary": "k"}.get(var.role, "v"))
 
 
 def functions_in(terms: Iterable[Term]) -> list[Function]:
@@ -246,5 +247,5 @@ def functions_in(terms: Iterable[Term]) -> list[Function]:
         for e in walk(t):
             if e.op == "call" and e.attrs[0] not in found:
                 found[e.attrs[0]] = None
-                stack.append(e.attrs[0].definition)
+                stack += e.attrs[0].terms
     return list(found)

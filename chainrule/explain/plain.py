@@ -9,8 +9,8 @@ import numpy as np
 
 from .build import Equation, Item, Loop, added
 from .document import Document
-from .terms import Terms, Var
-from .text import NOTATION, Text, place
+from .terms import Terms
+from .text import NOTATION, Text, definition_text, place
 
 _LARGE = 48  # arrays with more elements than this are summed up
 
@@ -25,20 +25,27 @@ def plain_text(document: Document) -> str:
             f"  {n.var.name:<{width}} {shape_text(n.var.shape) if not n.number else '= ' + n.number:<12} {n.about}".rstrip()
             for n in document.names
         ]
+        if document.numbers:
+            shown = zip(rows, document.names, strict=True)
+            rows = [line for row, n in shown for line in (row, *([] if n.number else _value(document.numbers.get(n.var), "    ")))]
         blocks.append("\n".join(["Names", *rows]))
     for section in document.sections:
         lines: list[tuple[str, str, Any]] = []
         for part in section.parts:
             if part.heading:
                 lines.append((f"  {part.heading}", "", None))
-            lines += _lines(part.items, text, document, "    " if part.heading else "  ")
-        blocks.append("\n".join([section.title, *_aligned(lines)]))
+            rows = _lines(part.items, text, document, "    " if part.heading else "  ")
+            lines += rows if part.shapes else [(left, "", value) for left, _, value in rows]
+        blocks.append("\n".join([section.title, *(f"  {r}" for r in section.remarks), *_aligned(lines)]))
+    if document.after:
+        rows = []
+        for name, value in document.after:
+            rows += [f"  {name}", *_value(value, "    ")]
+        blocks.append("\n".join(["After the first step", *rows]))
     definitions = []
     for function in document.functions:
-        inner = Text(definition=True)
-        line = f"  {inner.heading(function)} = {inner.term(function.definition)}"
+        line = f"  {definition_text(function, text.used)}"
         definitions.append(line + (f"    ({function.note})" if function.note else ""))
-        text.used |= inner.used
     remarks = [f"  {NOTATION[k]}" for k in NOTATION if k in text.used or k in document.remarks]
     remarks += [f"  {r}" for r in document.remarks if r not in NOTATION]
     if definitions or remarks:
@@ -54,7 +61,7 @@ def _aligned(lines: list[tuple[str, str, Any]]) -> list[str]:
         out.append(f"{left:<{column - 2}}  {right}".rstrip() if right else left)
         if value is not None:
             indent = " " * (len(left) - len(left.lstrip()) + 2)
-            out += [indent + row for row in array_text(value).splitlines()]
+            out += _value(value, indent)
     return out
 
 
@@ -67,6 +74,10 @@ def _lines(items: list[Item], text: Text, document: Document, indent: str) -> It
             yield from _lines(item.items, text, document, indent + "    ")
             continue
         yield f"{indent}{equation_text(item, text)}", _margin(item), document.numbers.get(item.var) if _last(item) else None
+
+
+def _value(value: Any, indent: str) -> list[str]:
+    return [] if value is None else [indent + row for row in array_text(value).splitlines()]
 
 
 def _last(item: Equation) -> bool:
@@ -118,6 +129,3 @@ def summary(value: Any) -> list[tuple[str, str]]:
         ("largest", f"{real.max():.6g}"),
     ]
 
-
-def all_names(document: Document) -> list[Var]:
-    return [n.var for n in document.names]

@@ -10,7 +10,7 @@ for, as long as NumPy would broadcast it there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite, prod
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ def ratio(num: Fraction, den: Fraction = Fraction(1)) -> Ratio:
     if den < 0:
         num, den = -num, -den
     num, den = num * den.denominator, Fraction(den.numerator)
-    if num.denominator in (2, 4, 8, 16) or not _is_decimal(num):
+    if (num.denominator in (2, 4, 8, 16) and abs(num.numerator) == 1) or not _is_decimal(num):
         num, den = Fraction(num.numerator), den * num.denominator
     if num % den == 0:
         num, den = num / den, Fraction(1)
@@ -65,12 +65,27 @@ def _is_decimal(x: Fraction) -> bool:
     return rest == 1
 
 
-def times(a: Ratio, b: Ratio) -> Ratio:
+def times(a: Ratio, b: Ratio, precision: float = 1e-14) -> Ratio:
+    """a b. A product of decimals that is a plain fraction but for rounding is taken as that."""
     num = a.num * b.num
-    if num.denominator > 10**12:  # a product of decimals that is a plain fraction but for rounding
-        near = num.limit_denominator(1000)
-        num = near if abs(near - num) <= abs(num) * Fraction(1, 10**14) else num
+    if num.denominator > 10**12 and num:
+        near = num.limit_denominator(12 if precision > 1e-10 else 1000)
+        num = near if abs(near / num - 1) <= precision else num
     return ratio(num, Fraction(a.den * b.den))
+
+
+def nearest_fraction(x: Any) -> Fraction:
+    """The number that a float stands for: 1/6 for the float nearest to it, else the shortest decimal that denotes it.
+
+    >>> nearest_fraction(np.float32(1 / 6)), nearest_fraction(0.1)
+    (Fraction(1, 6), Fraction(1, 10))
+    """
+    decimal = Fraction(str(x))
+    if len(str(decimal.numerator)) > 6 and abs(x) > 1e-7:
+        near = decimal.limit_denominator(1000) if abs(x) > 1e-3 else Fraction(1, round(1 / abs(x))) * (1 if x > 0 else -1)
+        if type(x)(near.numerator / near.denominator) == x:
+            return near
+    return decimal
 
 
 def plus(a: Ratio, b: Ratio) -> Ratio:
@@ -127,7 +142,7 @@ class Term:
 class Function:
     """A named function with its definition: parameters and a term in them. options: those that stand in each call.
 
-    derivative_of: the function whose derivative it is.
+    parts: names for what comes up several times in the definition.
     """
 
     name: str
@@ -137,7 +152,11 @@ class Function:
     elementwise: bool
     notation: str = ""
     note: str = ""
-    uses: list[Function] = field(default_factory=list)
+    parts: tuple[tuple[Var, Term], ...] = ()
+
+    @property
+    def terms(self) -> list[Term]:
+        return [self.definition, *(t for _, t in self.parts)]
 
 
 ATOMS = frozenset(("var", "at", "sequence", "const", "index", "special"))
@@ -151,10 +170,11 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 class Terms:
     """Makes terms. `names`: what a term has been named, so that it is referred to wherever it comes up again.
 
-    taken: names that counters of loops must not have.
+    taken: names that counters of loops must not have; precision: of the floats that constants come from.
     """
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
+    def __init__(self, taken: Iterable[str] = (), precision: float = 1e-14) -> None:
+        self._precision = precision
         self._letters = [c for c in COUNTERS if c not in set(taken)]
         self._known: dict[Any, Term] = {}
         self.names: dict[Term, Term] = {}
@@ -187,7 +207,7 @@ class Terms:
         elif not isfinite(value):
             return self.make("special", (), (str(float(value)),), kind="f", weight=3)
         else:
-            exact = Ratio(Fraction(str(value)), 1)
+            exact = ratio(nearest_fraction(value))
         return self.make("const", (), (exact,), kind=kind, weight=len(number(exact)))
 
     def var(self, var: Var) -> Term:
@@ -209,6 +229,9 @@ class Terms:
     def index(self, ix: Index) -> Term:
         return self.make("index", (), (ix,), (), "i", 1, loops=(ix,))
 
+    def _times(self, a: Ratio, b: Ratio) -> Ratio:
+        return times(a, b, self._precision)
+
     # ---- arithmetic ----------------------------------------------------------------------------------------------------------
 
     def _core(self, t: Term) -> tuple[Ratio, Term]:
@@ -227,14 +250,14 @@ class Terms:
         def collect(r: Ratio, t: Term) -> None:
             if t.op == "add" and r in (ONE, MINUS_ONE):
                 for inner, each in zip(t.attrs[0], t.args, strict=True):
-                    put(times(r, inner), each)
+                    put(self._times(r, inner), each)
                 return
             factor, core = self._core(t)
-            put(times(r, factor), core)
+            put(self._times(r, factor), core)
 
         def put(r: Ratio, core: Term) -> None:
             if core.op == "const":
-                r, core = times(r, core.attrs[0]), self.one
+                r, core = self._times(r, core.attrs[0]), self.one
             table[core] = plus(table[core], r) if core in table else r
 
         for r, t in parts:
@@ -272,12 +295,12 @@ class Terms:
             if t.op == "const" and (t.attrs[0].num != 0 or e > 0):
                 value = t.attrs[0] if e > 0 else ratio(Fraction(t.attrs[0].den), t.attrs[0].num)
                 for _ in range(abs(e)):
-                    by = times(by, value)
+                    by = self._times(by, value)
             elif t.op == "mul":
                 if e != 0:
                     r = t.attrs[0] if e > 0 else ratio(Fraction(t.attrs[0].den), t.attrs[0].num)
                     for _ in range(abs(e)):
-                        by = times(by, r)
+                        by = self._times(by, r)
                 for inner, each in zip(t.args, t.attrs[1], strict=True):
                     table[inner] = table.get(inner, 0) + e * each
             else:
@@ -295,7 +318,7 @@ class Terms:
             if e == 1 and by == ONE:
                 return t
             if e == 1 and t.op == "add" and by == MINUS_ONE:
-                return self.add(*((times(by, r), each) for r, each in zip(t.attrs[0], t.args, strict=True)))
+                return self.add(*((self._times(by, r), each) for r, each in zip(t.attrs[0], t.args, strict=True)))
         args, powers = tuple(entries), tuple(entries.values())
         weight = sum(a.weight + 3 + (2 if a.op in ("add", "contract") else 0) for a in args) + (0 if by == ONE else 3)
         shape = np.broadcast_shapes(*(a.shape for a in args))

@@ -295,6 +295,17 @@ class Text:
 
 
 
+def definition_text(function: Function, used: set[str] | None = None) -> str:
+    """What a function is, with what its definition names. used: of `NOTATION`, is added to."""
+    text = Text(definition=True)
+    line = f"{text.heading(function)} = {text.term(function.definition)}"
+    if function.parts:
+        line += " with " + ", ".join(f"{v.name} = {text.term(t)}" for v, t in function.parts)
+    if used is not None:
+        used |= text.used
+    return line
+
+
 def _factors(t: Term) -> tuple[Sequence[Term], Sequence[int]]:
     return (t.args, t.attrs[1]) if t.op == "mul" else ((t,), (1,))
 

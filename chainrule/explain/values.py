@@ -223,7 +223,10 @@ class Values:
 
     def _call(self, t: Term, *args: Array) -> Array:
         function: Function = t.attrs[0]
-        return Values(self.terms, dict(zip(function.parameters, args, strict=True))).term(function.definition)
+        inner = Values(self.terms, dict(zip(function.parameters, args, strict=True)))
+        for var, part in function.parts:
+            inner.whole[var] = inner.term(part)
+        return inner.term(function.definition)
 
 
 def _scaled(r: Any, x: Array) -> Array:

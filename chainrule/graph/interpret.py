@@ -51,8 +51,10 @@ class Plan:
                     values[slot] = function(*[values[a] for a in args])
                     for d in dead:
                         values[d] = None
-        except IndexError as error:
-            raise DataError(f"{error} [{node.scope or node.op if node else ''}, {node.source if node else ''}]") from None
+        except DataError as error:
+            assert node is not None
+            place = ", ".join(p for p in (node.scope and f'layer "{node.scope}"', node.source) if p)
+            raise DataError(f"{error} [{place}]") from None
         return [values[o] for o in self._outputs]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import ChainruleError, DtypeError, ShapeError, TraceError
 from ..registry import nearest
 from . import tree as trees
-from .node import DTYPES, OPS, Graph, Node, Type, constant_node, input_node, make, output_node
+from .node import DTYPES, OPS, Array, Graph, Node, Type, constant_node, input_node, make, output_node
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
@@ -167,7 +167,11 @@ class Trace:
         """An array from outside is taken as it is now: the function may go on writing to it. One that is met again unchanged is one
         input."""
         for node, snapshot, met in self._arrays.get(id(value), ()):
-            if met is value and snapshot.dtype == array.dtype and np.array_equal(snapshot, array, equal_nan=array.dtype.kind == "f"):
+            if (
+                met is value
+                and snapshot.dtype == array.dtype
+                and np.array_equal(snapshot, array, equal_nan=array.dtype.kind == "f")
+            ):
                 return node
         snapshot = np.array(array)
         node = input_node(Type(array.shape, array.dtype), "captured", self._line())

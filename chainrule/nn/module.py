@@ -9,21 +9,34 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from abc import ABCMeta
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from .. import initializers
-from ..errors import UsageError
+from ..errors import NotBuiltError, UsageError
 from ..graph.trace import Trace, is_traced, located
 from ..ops.activations import activations
+from ..train.data import inputs_of
 from ..train.model import Model
 from ..train.scope import Scope
+from ..train.state import OWN
 from . import saving
 
 
-class Module(Model):
+class _Made(ABCMeta):
+    """Layers take `trainable=False` when they are made, whatever else their `__init__` takes."""
+
+    def __call__(cls, *args: Any, trainable: bool = True, **kwargs: Any) -> Any:
+        layer = super().__call__(*args, **kwargs)
+        if not trainable:
+            layer.trainable = False
+        return layer
+
+
+class Module(Model, metaclass=_Made):
     """A layer, or a network of layers.
 
     A subclass makes its parts in `__init__` and computes in `__call__`, in NumPy, with
@@ -36,7 +49,8 @@ class Module(Model):
 
     Shapes come from the arrays that `__call__` receives. Layers kept in attributes (or in lists, tuples, dicts of them) are part of
     the network; their parameters are named by attribute or position, dotted: "encoder.0.weight". A layer kept twice is shared and
-    keeps its first name. `trainable = False` freezes a layer and all in it: parameters and statistics stay as they are.
+    keeps its first name. `trainable=False`,
+    given when a layer is made or set later, freezes it and all in it: parameters and statistics stay as they are.
 
     >>> import numpy as np
     >>> class Scale(Module):
@@ -103,6 +117,14 @@ class Module(Model):
         """
         saving.save(self, path)
 
+    def _adopt(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A layer of a trained network, called by itself: it has its parameters, and only its shapes are new."""
+        try:
+            self._build(inputs_of(named or inputs if len(inputs) > 1 or named else inputs[0]), 0, None, create=False)
+        except (UsageError, NotBuiltError):
+            self._require_built(f"calling {type(self).__name__}")
+            raise
+
     # ---- what the training needs to know -------------------------------------------------------------------------------------
 
     def _scores(self, *inputs: Any, **named: Any) -> Any:
@@ -111,7 +133,7 @@ class Module(Model):
     def _children(self) -> Iterator[tuple[str, Module]]:
         """Name and layer of each direct part."""
         for name, value in vars(self).items():
-            if not name.startswith("_"):
+            if name not in OWN:
                 yield from _modules(name, value)
 
     def _layers(self) -> dict[str, Module]:
@@ -157,7 +179,8 @@ def _traced_call(call: Callable[..., Any]) -> Callable[..., Any]:
         if scope is not None and trace is not None:
             with trace.within(scope.path(self)):
                 return call(self, *inputs, **named)
-        self._require_built(f"calling {type(self).__name__}")
+        if not self.built:
+            self._adopt(inputs, named)
         if not is_traced(*inputs, *named.values()):
             return self.predict(named if named else inputs if len(inputs) > 1 else inputs[0])
         values = {**self._arrays("parameter"), **self._arrays("statistic")}

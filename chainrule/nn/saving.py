@@ -39,18 +39,14 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
     from safetensors.numpy import save as to_bytes
 
     described = _describe(net, {})
-    again = _make(described, {name: type(layer) for layer in net._layers().values() for name in [type(layer).__name__]}, {})
-    if list(again._layers()) != list(net._layers()):
-        raise UsageError(
-            f"this {type(net).__name__} was changed after it was made, so its arguments no longer describe it: "
-            "give all parts to __init__ (layers in the file: " + ", ".join(filter(None, again._layers())) + ")"
-        )
+    again = _make(described, {type(layer).__name__: type(layer) for layer in net._layers().values()}, {})
+    _check_described(net, again)
     built = net._built
     record: dict[str, Any] = {"network": described, "trainable": {p: layer.trainable for p, layer in net._layers().items()}}
     if built:
         record["built"] = {
             "dtype": str(built["dtype"]), "seed": built["seed"], "outputs": list(built["outputs"]), "keys": list(built["keys"]),
-            "inputs": {n: [list(t.shape), str(t.dtype)] for n, t in built["inputs"].items()},
+            "inputs": {n: [list(t.shape), str(t.dtype)] for n, t in built["inputs"].items()}, "names": built["names"],
         }  # fmt: skip
         record["counters"], record["schedule_state"] = dict(net._counters), dict(net._schedule_state)
         record["loss"] = _setting(losses.config, net._loss)
@@ -64,6 +60,29 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
         {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)},
     )
     write_whole(path, data)
+
+
+def _check_described(net: Model, again: Model) -> None:
+    """The arguments that layers were made with must still describe them.
+
+    Raises: `UsageError` that names the layer and what was changed.
+    """
+    before, now = (
+        dict(zip(again._layers(), again.fingerprint(), strict=True)),
+        dict(zip(net._layers(), net.fingerprint(), strict=True)),
+    )
+    if list(before) != list(now):
+        raise UsageError(
+            f"layers of this {type(net).__name__} were added or taken away after it was made ({', '.join(filter(None, now))}; "
+            f"made with {', '.join(filter(None, before))}): make it with all its parts"
+        )
+    for path, (_, _, attributes) in now.items():
+        made = dict(before[path][2])
+        changed = [k for k, v in attributes if k != "trainable" and made.get(k) != v]
+        if changed:
+            raise UsageError(
+                f'"{changed[0]}" of layer "{path}" is not what its arguments made it, so a file would lose it: give it to __init__'
+            )
 
 
 def _setting(config: Any, thing: Any) -> Any:
@@ -108,7 +127,7 @@ def load(path: str | os.PathLike[str], layers: Iterable[type[Model]] = ()) -> An
         _restore(net, record, arrays)
     except FileFormatError:
         raise
-    except (ChainruleError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (ChainruleError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise FileFormatError(f"{path}: the description of the network does not fit together: {error}") from None
     return net
 
@@ -161,7 +180,8 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
         path, _, local = full.rpartition(".")
         parts[path]._values[local], parts[path]._kinds[local] = value, kind
     net._built = {
-        "dtype": dtype, "seed": int(built["seed"]), "outputs": tuple(built["outputs"]), "keys": tuple(built["keys"]),
+        "dtype": dtype, "seed": int(built["seed"]), "names": [str(n) for n in built["names"]],
+        "outputs": tuple(built["outputs"]), "keys": tuple(built["keys"]),
         "inputs": {n: Type(tuple(int(k) for k in shape), np.dtype(kind)) for n, (shape, kind) in built["inputs"].items()},
     }  # fmt: skip
     net._counters = {k: int(record["counters"][k]) for k in ("steps", "epochs")}
@@ -173,13 +193,14 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
 
 
 def _check_slots(net: Model) -> None:
+    """What the optimizer kept must be for these parameters; a frozen parameter has none, and one that was frozen may have some."""
     rule = net._optimizer
     if rule is None or getattr(rule, "driver", False):
         return
-    trainable = {n: net._arrays("parameter")[n] for n in net._trainable()}
-    wanted = {n: v.shape for n, v in initial_slots(rule, trainable, net._built["dtype"]).items()}
-    if {n: v.shape for n, v in net._slots.items()} != wanted:
-        raise FileFormatError(f"the state of the optimizer {rule.name} does not fit the parameters")
+    wanted = initial_slots(rule, net._arrays("parameter"), net._built["dtype"])
+    for name, value in net._slots.items():
+        if name not in wanted or wanted[name].shape != value.shape:
+            raise FileFormatError(f'"{name}" of shape {value.shape} does not fit the optimizer {rule.name} of this network')
 
 
 def _check_whole(net: Model) -> None:

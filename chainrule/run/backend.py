@@ -33,16 +33,27 @@ class Steps:
     keep: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What came of a run: how many steps were taken, and their kept results: one entry a step, or for results with rows one a row, in
+    the order of `Steps.order`. interrupted: Ctrl-C ended it after a whole step."""
+
+    steps: int
+    results: Mapping[str, Array]
+    interrupted: bool = False
+
+
 class Session(ABC):
     """A state at work on a backend, in whatever layout suits it."""
 
     @abstractmethod
-    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> dict[str, Array]:
-        """Take all steps. Returns for each kept result an array: one entry a step, or for results with rows one a row, in the
-        order of `steps.order`.
+    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
+        """Take all steps, or as many as there is time for.
 
-        `pulse(done)` is called from time to time with the number of steps taken; False stops after the step at hand, and what is
-        returned then covers the steps taken. An interrupt leaves the state as it was after a whole step.
+        `pulse(done)` is called from time to time with the number of steps taken; False stops after the step at hand. Ctrl-C stops
+        after the step at hand as well, and is reported, not raised, so that the caller always learns how many steps the state has
+        behind it. `steps` may span several epochs: all that counts is order and sizes.
+        Raises: `DataError` for an index outside its array; the state is then of no use.
         """
 
     @abstractmethod

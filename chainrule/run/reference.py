@@ -6,9 +6,8 @@ where compiled networks flush them to zero.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..errors import DataError
 from ..graph.interpret import Plan, plan_of
 from ..graph.node import Array, Graph, Rows
 from ..program import Entry, Input, Program
-from .backend import Backend, Session, Steps, backends
+from .backend import Backend, Session, Steps, Taken, backends
 
 
 class ReferenceSession(Session):
@@ -25,67 +24,100 @@ class ReferenceSession(Session):
 
     def __init__(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> None:
         self._programs = programs
-        self._state = {name: np.array(value) for name, value in state.items()}
+        self._at = ({name: np.array(value) for name, value in state.items()}, 0)  # the state, and the steps it has behind it
         self._plans: dict[tuple[int, str], tuple[Entry, Plan]] = {}
 
-    def _step(self, rows: int, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _step(self, rows: int, name: str, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The results of one entry, and the state that it leaves."""
         if (rows, name) not in self._plans:
             entry = self._programs[rows].entries[name]
             self._plans[rows, name] = (entry, plan_of(entry.graph))
         entry, plan = self._plans[rows, name]
-        state = self._state
+        state = self._at[0]
         outputs = plan([*[state[r] for r in entry.reads], *[inputs[i] for i in entry.inputs], *entry.captures])
         count = len(entry.results)
-        if entry.writes:  # one assignment: an interrupt finds the old state or the new one, never a mixture
-            self._state = {**state, **dict(zip(entry.writes, outputs[count:], strict=True))}
-        return dict(zip(entry.results, outputs, strict=False))
+        after = {**state, **dict(zip(entry.writes, outputs[count:], strict=True))} if entry.writes else state
+        return dict(zip(entry.results, outputs, strict=False)), after
 
-    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> dict[str, Array]:
+    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
         with one_thread():
             return self._run(steps, pulse)
 
-    def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> dict[str, Array]:
+    def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> Taken:
         kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
-        at = 0
         rows_of: dict[str, Rows] = {}
-        for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
-            program = self._programs[size]
-            rows = steps.order[at : at + size]
-            at += size
-            inputs = {k: cast(v[rows], program.inputs[k]) for k, v in steps.data.items()}
-            inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
-            results = self._step(size, name, inputs)
-            entry = program.entries[name]
-            rows_of.update(zip(entry.results, entry.result_rows, strict=True))
-            for k in kept:
-                if k in results:
-                    kept[k].append(np.asarray(results[k]))
-            if pulse is not None and not pulse(i + 1):
-                break
-        return {k: _join(v, rows_of.get(k)) for k, v in kept.items()}
+        edges = np.cumsum([0, *steps.sizes])
+        self._at = (self._at[0], 0)
+        interrupted = False
+        try:
+            for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
+                program = self._programs[size]
+                rows = steps.order[edges[i] : edges[i + 1]]
+                inputs = {k: cast(v[rows], program.inputs[k]) for k, v in steps.data.items()}
+                inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
+                entry = program.entries[name]
+                results, state = self._step(size, name, inputs)
+                rows_of.update(zip(entry.results, entry.result_rows, strict=True))
+                for k in kept:
+                    if k in results:
+                        kept[k].append(np.asarray(results[k]))
+                self._at = (state, i + 1)  # one assignment: an interrupt finds a whole step behind it
+                if pulse is not None and not pulse(i + 1):
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        taken = self._at[1]
+        return Taken(taken, {k: _join(v[:taken], rows_of.get(k)) for k, v in kept.items()}, interrupted)
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         known = self._programs[rows].inputs
         given = {k: cast(v, known[k]) for k, v in inputs.items()}
         with one_thread():
-            return {k: np.asarray(v) for k, v in self._step(rows, entry, given).items()}
+            results, state = self._step(rows, entry, given)
+        self._at = (state, 0)
+        return {k: np.asarray(v) for k, v in results.items()}
 
     def state(self) -> dict[str, Array]:
-        return {name: np.array(value) for name, value in self._state.items()}
+        return {name: np.array(value) for name, value in self._at[0].items()}
 
 
-@cache
-def _pools() -> Any:
-    from threadpoolctl import ThreadpoolController  # here, for it looks through the loaded libraries
-
-    return ThreadpoolController()
-
-
-def one_thread() -> AbstractContextManager[Any]:
+class _OneThread:
     """Products of matrices on one thread: the order of their sums, and so every bit, must not depend on the number of threads.
-    Small products are also slower on several, many times so where other processes compute."""
-    manager: AbstractContextManager[Any] = _pools().limit(limits=1, user_api="blas")
-    return manager
+    Small products are also slower on several, many times so where other processes compute.
+
+    The setting belongs to the process, so the first that enters makes it and the last that leaves takes it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                if self._controller is None:
+                    from threadpoolctl import ThreadpoolController  # here, for it looks through the loaded libraries
+
+                    self._controller = ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+                self._limit.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.__exit__(None, None, None)
+
+
+_guard = _OneThread()
+
+
+def one_thread() -> _OneThread:
+    """The process's guard; enter it around products of matrices."""
+    return _guard
 
 
 def _join(parts: list[Array], rows: Rows) -> Array:
@@ -118,7 +150,13 @@ class ReferenceBackend(Backend):
         return ReferenceSession(programs, state)
 
     def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
-        return plan_of(graph)
+        plan = plan_of(graph)
+
+        def run(arrays: Sequence[Array]) -> list[Any]:
+            with one_thread():
+                return plan(arrays)
+
+        return run
 
 
 backends.add("reference", ReferenceBackend())

@@ -101,6 +101,20 @@ def finite(array: Array, name: str) -> None:
     )
 
 
+def fits_into(array: Array, dtype: np.dtype[Any], name: str) -> None:
+    """Refuse float64 numbers that float32 cannot hold: they would become infinite.
+
+    Raises: `DataError` that names the largest.
+    """
+    if dtype != np.float32 or array.dtype != np.float64:
+        return
+    largest = float(np.max(np.abs(array)))
+    if largest > np.finfo(np.float32).max:
+        raise DataError(
+            f'{name} holds {largest:.4g}, which is beyond float32; scale the data, or build the network with dtype="float64"'
+        )
+
+
 def _first_odd(array: Array) -> str:
     for value in array.reshape(-1)[:10000]:
         if not isinstance(value, (int, float, bool, np.number, np.bool_)):

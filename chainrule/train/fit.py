@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,15 @@ from ..graph.node import Array
 from ..metrics import Metric
 from ..ops.random import key_of
 from ..program import Program
+from ..registry import nearest
 from ..run.backend import Backend, Session, Steps
 from ..run.batches import epoch_order, step_sizes
 from ..schedules import Schedule
 from .history import Callback, EarlyStopping, Run
-from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task
+from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task, make_program
 from .progress import Progress
 
-EVALUATION_ROWS = 512  # rows that are evaluated at once; results do not depend on it
+EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,20 @@ class Data:
 
     def total(self, rows: Array) -> float:
         """The divisor of a loss over these rows. Rows of weight 0 alone cost nothing and move nothing."""
-        total = float(len(rows)) if self.weight is None else float(np.sum(self.weight[rows]))
-        return total if total > 0 else 1.0
+        return self.weight_of(rows) or 1.0
+
+    def weight_of(self, rows: Array) -> float:
+        """The sum of the weights of these rows."""
+        return float(len(rows)) if self.weight is None else float(np.sum(self.weight[rows]))
 
 
 @dataclass
 class Training:
-    """One `fit`. `programs` makes (or finds) the program for a number of rows; `counters` holds the steps and epochs that the
-    network has behind it."""
+    """One `fit`. `counters` holds the steps and epochs that the network has behind it."""
 
     task: Task
     data: Data
     validation: Data | None
-    programs: Callable[[Task, int, tuple[str, ...]], Program]
     backend: Backend
     epochs: int
     batch_size: int
@@ -79,7 +82,15 @@ class Training:
     counters: dict[str, int]
     schedule_state: dict[str, float]
     save: Callable[[Mapping[str, Array]], None]
+    _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
     _best: dict[str, Any] = field(default_factory=dict)
+    _tied: bool | None = None  # whether the learning rate depends on the run's length
+
+    def prepare(self, state: Mapping[str, Array]) -> None:
+        """Record all programs and check all names, before anything is changed."""
+        self._session(state)
+        if self.early_stopping is not None:
+            self._sign(self.early_stopping.monitor or "loss")
 
     def __call__(self, state: Mapping[str, Array]) -> None:
         """Train from this state; `save` receives the state after every epoch, whatever happens."""
@@ -90,7 +101,6 @@ class Training:
         try:
             for _ in range(self.epochs):
                 good = self._epoch(session, good, progress)
-                self.save(good)
                 self.run.seconds = time.perf_counter() - started
                 progress.epoch()
                 for callback in self.callbacks:
@@ -98,7 +108,6 @@ class Training:
                 if self.worse_for_long(good) or self.run.stopped:
                     break
         except KeyboardInterrupt:
-            self.save(session.state())
             self.run.interrupted, self.run.stopped = True, "interrupted"
         finally:
             self.run.seconds = time.perf_counter() - started
@@ -114,12 +123,22 @@ class Training:
 
     # ---- one epoch -----------------------------------------------------------------------------------------------------------
 
+    def program(self, rows: int, entries: tuple[str, ...]) -> Program:
+        """The program of this run for a number of rows."""
+        key = (rows, entries)
+        if key not in self._programs:
+            self._programs[key] = make_program(self.task, rows, entries)
+        return self._programs[key]
+
+    def session(self, state: Mapping[str, Array], entries: tuple[str, ...], sizes: Sequence[int]) -> Session:
+        """A session with these entries for these numbers of rows, and for the rows of validation "evaluate"."""
+        wanted = dict.fromkeys(sizes, entries)
+        for size in evaluation_sizes(self.validation.rows) if self.validation is not None else ():
+            wanted[size] = (*(e for e in wanted.get(size, ()) if e != "evaluate"), "evaluate")
+        return self.backend.session({rows: self.program(rows, names) for rows, names in wanted.items()}, state)
+
     def _session(self, state: Mapping[str, Array]) -> Session:
-        wanted: dict[int, tuple[str, ...]] = dict.fromkeys(step_sizes(self.data.rows, self.batch_size), self._entries)
-        if self.validation is not None:
-            for size in step_sizes(self.validation.rows, EVALUATION_ROWS):
-                wanted[size] = (*wanted.get(size, ()), "evaluate")
-        return self.backend.session({rows: self.programs(self.task, rows, entries) for rows, entries in wanted.items()}, state)
+        return self.session(state, self._entries, list(dict.fromkeys(step_sizes(self.data.rows, self.batch_size))))
 
     @property
     def _accumulate(self) -> int:
@@ -154,49 +173,61 @@ class Training:
     def _rates(self, schedule: Schedule, taken: Array, in_run: Array, total: int) -> Array:
         """Learning rates. A schedule that depends on the run's length counts the steps of this run; any other goes on counting
         where the last run ended, so that two short runs equal a long one."""
-        rates = schedule(in_run, total)
-        tied = not np.array_equal(rates, schedule(in_run, 2 * total))
-        return (rates if tied else schedule(taken, total)) * self.schedule_state.get("scale", 1.0)
+        if self._tied is None:
+            whole = np.arange(total)
+            self._tied = not np.array_equal(schedule(whole, total), schedule(whole, 2 * total))
+        return schedule(in_run if self._tied else taken, total) * self.schedule_state.get("scale", 1.0)
 
     def _epoch(self, session: Session, good: dict[str, Array], progress: Progress) -> dict[str, Array]:
         """One epoch; returns the state after it. `good` is the state before it, in which everything was finite."""
         begun = time.perf_counter()
         steps = self._steps()
         count = len(steps.sizes)
-        taken = 0
 
         def pulse(done: int) -> bool:
-            nonlocal taken
-            taken = done
             progress.step(done, count)
             return True
 
-        try:
-            kept = session.run(steps, pulse)
-        finally:
-            self.run.steps += taken
-            self.counters["steps"] += taken
+        taken = session.run(steps, pulse)
         state = session.state()
-        losses = kept["loss"].astype(np.float64)
-        if not np.all(np.isfinite(losses)) or not all(np.all(np.isfinite(v)) for v in state.values()):
+        losses = taken.results["loss"].astype(np.float64)
+        finite = bool(np.all(np.isfinite(losses))) and all(np.all(np.isfinite(v)) for v in state.values())
+        if taken.interrupted:
+            if finite:  # else the weights from before this epoch stay
+                self._commit(state, taken.steps, 0)
+            raise KeyboardInterrupt
+        if not finite:
             self._diverged(steps, losses, good)
-        self.counters["epochs"] += 1
-        divisors = steps.numbers[DIVISOR]
+        self._commit(state, taken.steps, 1)
+        edges = np.cumsum([0, *steps.sizes])
+        weights = np.array([self.data.weight_of(steps.order[a:b]) for a, b in pairwise(edges)])
         updates = np.array([e == "step" for e in steps.entries])
-        self.run.loss.append(float(np.sum(losses * divisors) / np.sum(divisors[updates])))
-        self.run.penalty.append(float(kept["penalty"][updates][-1]))
+        sums = losses * steps.numbers[DIVISOR]
+        self.run.loss.append(float(np.sum(np.where(weights > 0, sums, 0.0)) / np.sum(weights)))
+        self.run.penalty.append(float(taken.results["penalty"][updates][-1]))
         self.run.learning_rate.append(float(steps.numbers[RATE][-1]))
-        self.measure("", kept.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
-        if self.validation is not None:
-            value, scores = evaluate(session, self.validation, bool(self.metrics))
-            self.run.validation_loss.append(value)
-            self.measure("validation_", scores, self.validation)
+        self.measure("", taken.results.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
+        self.judge(session)
         optimizer = self.task.optimizer
         assert optimizer is not None
         watched = (self.run.validation_loss or self.run.loss)[-1]
         self.schedule_state.update(optimizer.schedule.observe(watched, self.schedule_state))
         self.run.epoch_seconds.append(time.perf_counter() - begun)
         return state
+
+    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int) -> None:
+        """State and counters change together."""
+        self.save(state)
+        self.run.steps += steps
+        self.counters["steps"] += steps
+        self.counters["epochs"] += epochs
+
+    def judge(self, session: Session) -> None:
+        """Loss and metrics on the rows held out."""
+        if self.validation is not None:
+            value, scores = evaluate(session, self.validation)
+            self.run.validation_loss.append(value)
+            self.measure("validation_", scores, self.validation)
 
     def measure(self, prefix: str, scores: Array | None, data: Data) -> None:
         for metric in self.metrics:
@@ -212,8 +243,8 @@ class Training:
         if stopping is None:
             return False
         name = stopping.monitor or ("validation_loss" if self.run.validation_loss else "loss")
-        sign, values = self._watched(name)
-        value = sign * values[-1]
+        values = getattr(self.run, name) if name in ("loss", "validation_loss") else self.run.metrics[name]
+        value = self._sign(name) * values[-1]
         if not self._best or value < self._best["value"] - stopping.min_delta:
             self._best.update(value=value, epoch=self.run.epochs, state=state)
         elif self.run.epochs - self._best["epoch"] >= stopping.patience:
@@ -221,18 +252,24 @@ class Training:
             return True
         return False
 
-    def _watched(self, name: str) -> tuple[float, list[float]]:
-        if name in ("loss", "validation_loss") and getattr(self.run, name):
-            return 1.0, getattr(self.run, name)
-        if name in self.run.metrics:
-            metric = next(m for m in self.metrics if m.name == name.removeprefix("validation_"))
-            if metric.greater_is_better is None:
-                raise UsageError(
-                    f'early stopping cannot tell whether more or less of "{name}" is better: give the function greater_is_better'
-                )
-            return (-1.0 if metric.greater_is_better else 1.0), self.run.metrics[name]
-        known = ["loss", *(["validation_loss"] if self.validation else []), *self.run.metrics]
-        raise UsageError(f'early stopping monitors "{name}", but this run records {", ".join(known)}')
+    def _sign(self, name: str) -> float:
+        """1 if less of this is better, -1 if more is.
+
+        Raises: `UsageError` if the run does not record it, or nobody said which is better.
+        """
+        prefixes = ["", "validation_"] if self.validation is not None else [""]
+        known = {f"{p}{m.name}": m for p in prefixes for m in self.metrics}
+        if name in {f"{p}loss" for p in prefixes}:
+            return 1.0
+        if name not in known:
+            names = [*(f"{p}loss" for p in prefixes), *known]
+            raise UsageError(f'early stopping monitors "{name}", but this run records {", ".join(names)}.{nearest(name, names)}')
+        better = known[name].greater_is_better
+        if better is None:
+            raise UsageError(
+                f'early stopping cannot tell whether more or less of "{name}" is better: give the function an attribute greater_is_better'
+            )
+        return -1.0 if better else 1.0
 
     def _diverged(self, steps: Steps, losses: Array, good: dict[str, Array]) -> None:
         """Go through the epoch again from its beginning, step by step, and find the first value that is not finite."""
@@ -258,7 +295,7 @@ class Training:
         )
 
     def _first_not_finite(self, steps: Steps, at: int, rows: Array, state: Mapping[str, Array]) -> str:
-        program = self.programs(self.task, steps.sizes[at], self._entries)
+        program = self.program(steps.sizes[at], self._entries)
         entry = program.entries[steps.entries[at]]
         values = {**{k: v[rows] for k, v in steps.data.items()}, **{k: v[at] for k, v in steps.numbers.items()}}
         arrays = [*(state[r] for r in entry.reads), *(np.asarray(values[i], program.inputs[i].type.dtype) for i in entry.inputs)]
@@ -269,10 +306,17 @@ class Training:
         return ("step", "accumulate") if self._accumulate > 1 else ("step",)
 
 
-def evaluate(session: Session, data: Data, want_scores: bool = True) -> tuple[float, Array | None]:
+def evaluation_sizes(rows: int) -> list[int]:
+    """The numbers of rows for which an evaluation needs a program."""
+    return list(dict.fromkeys(step_sizes(rows, EVALUATION_ROWS)))
+
+
+def evaluate(session: Session, data: Data) -> tuple[float, Array]:
     """Loss over all rows as one, and the scores, from a session with "evaluate" programs."""
     sizes = step_sizes(data.rows, EVALUATION_ROWS)
     divisors = np.full(len(sizes), data.total(np.arange(data.rows)))
     steps = Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisors}, ("loss", "scores"))
-    kept = session.run(steps)
-    return float(math.fsum(kept["loss"].tolist())), kept["scores"] if want_scores else None
+    taken = session.run(steps)
+    if taken.interrupted:
+        raise KeyboardInterrupt
+    return float(math.fsum(taken.results["loss"].tolist())), taken.results["scores"]

@@ -24,8 +24,8 @@ from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..transforms import DEFAULT_BACKEND
 from .data import Inputs, row_weights, same_length
-from .fit import EVALUATION_ROWS, Data, Training, evaluate
-from .fullbatch import fit_full_batch
+from .fit import EVALUATION_ROWS, Data, Training, evaluate, evaluation_sizes
+from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, initial_slots, make_program, objective
 from .state import Stateful, dtype_of
@@ -52,7 +52,7 @@ class Model(Stateful):
         x: Any,
         y: Any,
         *,
-        loss: str | Loss | Callable[[Any, Any], Any] = "mse",
+        loss: str | Loss | Callable[[Any, Any], Any] | None = None,
         optimizer: str | Optimizer | None = None,
         epochs: int = 20,
         batch_size: int = 32,
@@ -65,7 +65,7 @@ class Model(Stateful):
         early_stopping: EarlyStopping | int | bool | None = None,
         seed: int | None = 0,
         threads: int | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         backend: str = DEFAULT_BACKEND,
         memory: str | int | None = None,
         verbose: bool = True,
@@ -75,7 +75,8 @@ class Model(Stateful):
         Args:
             x: inputs, rows first; a tuple of arrays for several inputs, a dict for named ones.
             y: targets, one row for each row of x. `cross_entropy` takes class numbers 0..C-1 or rows of probabilities.
-            loss: a name, a `Loss` with options (`cr.losses.huber(2.0)`), or a function (scores, target) -> elements.
+            loss: a name, a `Loss` with options (`cr.losses.huber(2.0)`), or a function (scores, target) -> elements; None is the
+                loss of the last call, at first "mse".
             optimizer: a name or an optimizer; None is the optimizer of the last call, at first `Adam()`.
             epochs: passes over the data; 0 only builds the network.
             batch_size: rows of a step; the last one may be shorter and is exact. `LBFGS` takes all rows at once.
@@ -87,7 +88,7 @@ class Model(Stateful):
             early_stopping: a patience in epochs, or `cr.EarlyStopping`; the best weights come back.
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
             threads, memory: for compiled backends; the reference backend takes NumPy's threads and all memory it needs.
-            dtype: "float32" or "float64", fixed when the network is built.
+            dtype: "float32" (None, at first) or "float64", fixed when the network is built.
             backend: "reference". verbose: a progress line, if standard error is a terminal.
         Returns: a `Run` with the history.
         Raises: `DataError`, `ShapeError`, `UsageError` before anything is changed; `DivergenceError` if the loss is no longer
@@ -104,56 +105,46 @@ class Model(Stateful):
         """
         with self._busy("fit"):
             options = _Options(epochs, batch_size, seed, threads, memory)
+            engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
-            chosen, rule = losses.resolve(loss), self._rule(optimizer)
+            chosen = losses.resolve(loss) if loss is not None else self._loss or losses.mse()
+            rule = optim.resolve(optimizer) if optimizer is not None else self._optimizer or optim.Adam()
             measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
             stopping = early_stopping_of(early_stopping)
-            if self.built and dtype_of(dtype) != self._built["dtype"] and dtype != "float32":
-                raise UsageError(f"this network was built with {self._built['dtype']}; net.reset() lets it be built with {dtype}")
-            built_before = self.built
-            try:
+            with self._undone_if_it_fails():
                 inputs = self._ready(x, options.seed, dtype)
                 data, held = self._split(inputs, y, chosen, validation, sample_weight, class_weight, shuffle, options.seed)
-            except BaseException:
-                if not built_before:
-                    self._unbuild()
-                raise
-            self._loss = chosen
-            self._take_optimizer(rule)
-            task = self._task(chosen, data.target, data.weight is not None, rule)
-            state = {**self._arrays("parameter"), **self._arrays("statistic"), **self._slots}
-            driver = fit_full_batch if getattr(rule, "driver", False) else Training.__call__
-            training = Training(
-                task, data, held, self._program, backends[backend], epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                tuple(callbacks), stopping, verbose, run, self._counters, self._schedule_state, self._store,
-            )  # fmt: skip
+                slots, schedule_state = self._optimizer_state(rule)
+                task = self._task(chosen, data.target, data.weight is not None, rule)
+                state = {**self._state(), **slots}
+                training = (FullBatch if getattr(rule, "driver", False) else Training)(
+                    task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
+                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, self._store,
+                )  # fmt: skip
+                if epochs:
+                    training.prepare(state)
+            self._loss, self._optimizer, self._slots, self._schedule_state = chosen, rule, slots, schedule_state
             if epochs:
-                driver(training, state)
+                training(state)
             return run
 
-    def _unbuild(self) -> None:
-        self._built = {}
-        for layer in self._layers().values():
-            layer._values, layer._kinds = {}, {}
-
-    def _rule(self, optimizer: str | Optimizer | None) -> Optimizer:
-        if optimizer is None:
-            return self._optimizer or optim.Adam()
-        return optim.resolve(optimizer)
-
-    def _take_optimizer(self, rule: Optimizer) -> None:
-        """Slots go on if the optimizer is the same but for its numbers; a different one starts anew."""
+    def _optimizer_state(self, rule: Optimizer) -> tuple[dict[str, Array], dict[str, float]]:
+        """Slots and schedule state to start with. What the last optimizer kept goes on if it is of the same kind, parameter by
+        parameter; a different optimizer starts anew."""
         before = self._optimizer
-        arrays = {n: self._arrays("parameter")[n] for n in self._trainable()}
-        fresh = {} if getattr(rule, "driver", False) else initial_slots(rule, arrays, self._built["dtype"])
         same = before is not None and type(before) is type(rule)
-        if not same or (fresh and {n: v.shape for n, v in fresh.items()} != {n: v.shape for n, v in self._slots.items()}):
-            self._slots = fresh
-            self._schedule_state.clear()
-        if not self._schedule_state or before is None or before.schedule != rule.schedule:
-            self._schedule_state.clear()
-            self._schedule_state.update(rule.schedule.start())
-        self._optimizer = rule
+        parameters = self._arrays("parameter")
+        moving = {n: parameters[n] for n in self._trainable()}
+        if getattr(rule, "driver", False):
+            size = sum(w.size for w in moving.values())
+            pairs = self._slots.get("slot/s")
+            slots = dict(self._slots) if same and pairs is not None and pairs.shape[1] == size else {}
+        else:
+            fresh = initial_slots(rule, moving, self._built["dtype"])
+            kept = self._slots if same else {}
+            slots = {n: kept[n] if n in kept and kept[n].shape == v.shape else v for n, v in fresh.items()}
+        goes_on = same and before is not None and before.schedule == rule.schedule and self._schedule_state
+        return slots, dict(self._schedule_state) if goes_on else rule.schedule.start()
 
     def _split(self, inputs: Inputs, y: Any, loss: Loss, validation: Any, sample_weight: Any, class_weight: Any, shuffle: bool,
                seed: int) -> tuple[Data, Data | None]:  # fmt: skip
@@ -193,12 +184,13 @@ class Model(Stateful):
         """
         self._require_built("predict")
         inputs = self._inputs(x)
-        task = self._task()
         sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
-        programs = {n: self._program(task, n, ("forward",)) for n in sizes}
-        session = backends[backend].session(programs, {**self._arrays("parameter"), **self._arrays("statistic")})
-        steps = Steps(["forward"] * len(sizes), inputs.arrays, np.arange(inputs.rows), sizes, {}, ("scores",))
-        return session.run(steps)["scores"]
+        programs = {n: self._forward_program(n) for n in dict.fromkeys(sizes)}
+        session = backends[backend].session(programs, self._state())
+        taken = session.run(Steps(["forward"] * len(sizes), inputs.arrays, np.arange(inputs.rows), sizes, {}, ("scores",)))
+        if taken.interrupted:
+            raise KeyboardInterrupt
+        return taken.results["scores"]
 
     def predict_proba(self, x: Any) -> Array:
         """Probabilities by the output link of the last loss: (rows, classes); for one sigmoid output two columns, [1 - p, p].
@@ -222,11 +214,9 @@ class Model(Stateful):
         target = self._target(inputs, y, chosen)
         data = Data(inputs.arrays, target, row_weights(inputs.rows, sample_weight, None, target, chosen.is_classification))
         task = self._task(chosen, target, data.weight is not None)
-        programs = {n: self._program(task, n, ("evaluate",)) for n in step_sizes(data.rows, EVALUATION_ROWS)}
-        session = backends[backend].session(programs, {**self._arrays("parameter"), **self._arrays("statistic")})
-        value, scores = evaluate(session, data)
+        programs = {n: make_program(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
+        value, scores = evaluate(backends[backend].session(programs, self._state()), data)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
-        assert scores is not None
         return {"loss": value, **{m.name: m(chosen, scores, target, data.weight) for m in measures}}
 
     def _known_loss(self, loss: Any, what: str) -> Loss:
@@ -241,18 +231,20 @@ class Model(Stateful):
         Args: loss None: that of the last fit; training: with batch statistics and the dropout of `seed` (running statistics stay
         untouched), else in evaluation mode; dtype: "float64" for another precision than the network's.
         """
+        if memory is not None:
+            raise UsageError(_NO_MEMORY)
         o = self._objective(x, y, loss, training=training, seed=seed, dtype=dtype, backend=backend or DEFAULT_BACKEND)
         return {n.removeprefix("gradient."): v for n, v in o.items() if n.startswith("gradient.")}
 
     def _objective(self, x: Any, y: Any, loss: Any, *, training: bool, seed: int, dtype: Any, backend: str) -> dict[str, Array]:
         chosen = self._known_loss(loss, "gradients")
-        inputs = self._ready(x, seed, dtype or "float32")
+        inputs = self._ready(x, seed, None)
         target = self._target(inputs, y, chosen)
         task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
         if not training:
             task = replace(task, forward=lambda state, given, _: self._forward(state, given, False))
         program = make_program(task, inputs.rows, ("gradient",))
-        state = {n: np.asarray(v, task.dtype) for n, v in {**self._arrays("parameter"), **self._arrays("statistic")}.items()}
+        state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()}
         session = backends[backend].session({inputs.rows: program}, state)
         numbers = {DIVISOR: np.asarray(inputs.rows), SEED: key_of(seed), STEP: np.asarray(0)}
         return session.call(inputs.rows, "gradient", {**inputs.arrays, TARGET: target, **numbers})
@@ -279,11 +271,11 @@ class Model(Stateful):
     ) -> Objective:
         """The objective as a graph: outputs [objective, scores], inputs named, with their values."""
         chosen = self._known_loss(loss, "explain")
-        inputs = self._ready(x, seed, dtype or "float32")
+        inputs = self._ready(x, seed, None)
         target = self._target(inputs, y, chosen)
         task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
         rows = inputs.rows
-        state = {**self._arrays("parameter"), **self._arrays("statistic")}
+        state = self._state()
         target_type = target.dtype if target.dtype.kind == "i" else task.dtype
         given: dict[str, Array] = {n: np.asarray(a, task.inputs[n].dtype) for n, a in inputs.arrays.items()}
         given |= {TARGET: np.asarray(target, target_type), DIVISOR: np.asarray(rows, task.dtype), SEED: key_of(seed)}
@@ -332,6 +324,9 @@ class Model(Stateful):
         return "\n".join(lines)
 
 
+_NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
+
+
 @dataclass(frozen=True)
 class _Options:
     """Run options, checked before anything is changed."""
@@ -350,9 +345,7 @@ class _Options:
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, not {value!r}")
         if self.memory is not None:
-            raise UsageError(
-                "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
-            )
+            raise UsageError(_NO_MEMORY)
         seed = secrets.randbits(32) if self.seed_given is None else self.seed_given
         key_of(seed)
         object.__setattr__(self, "seed_given", int(seed))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ShapeError, UsageError
-from ..graph.node import Array, Type
+from ..graph.node import Array, Graph, Type
 from ..graph.trace import located
 from ..losses import Loss
 from ..ops.random import fold_in
@@ -126,6 +126,12 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
     return builder.build()
 
 
+def holds_random_numbers(graph: Graph) -> bool:
+    """Whether anything in the graph, bodies of loops included, is drawn at random."""
+    bodies = [n.attrs["body"] for n in graph.nodes() if n.op == "scan"]
+    return any(n.op == "random_bits" and n.attrs["stream"] for n in graph.nodes()) or any(map(holds_random_numbers, bodies))
+
+
 def _key(given: Mapping[str, Any]) -> Any:
     """Random numbers of a step: from the run's seed and the number of the step."""
     return fold_in(given[SEED], given[STEP])
@@ -166,7 +172,8 @@ def objective(
 def _differentiated(
     task: Task, rows: int, state: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    fixed = {n: v for n, v in state.items() if n not in task.trainable}
+    moving_names = set(task.trainable)
+    fixed = {n: v for n, v in state.items() if n not in moving_names}
 
     def of_parameters(moving: dict[str, Any]) -> tuple[Any, Any]:
         value, scores, statistics = objective(task, rows, given, {**fixed, **moving})

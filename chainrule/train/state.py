@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,16 @@ from ..losses import Loss
 from ..optim import Optimizer
 from ..program import Kind, Program
 from ..registry import nearest
-from .data import Inputs, inputs_of, numeric
+from .data import Inputs, fits_into, inputs_of, numeric
 from .objective import Task, make_program
 from .scope import Scope, initial
+
+_STATE = threading.RLock()  # held for moments only: while state is read as a whole, or replaced
+OWN = {  # attributes of a layer that are not its own affair
+    *("_values", "_kinds", "_built", "_slots", "_optimizer", "_loss", "_counters", "_schedule_state"),
+    *("_lock", "_owner", "_programs", "_config", "_fresh"),
+}
+_KEPT_PROGRAMS = 32
 
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
 
@@ -52,19 +61,25 @@ class Stateful(ABC):
     def _init_state(self) -> None:
         self._values: dict[str, Array] = {}
         self._kinds: dict[str, Kind] = {}
+        self._lock = threading.Lock()
+        self._owner = 0  # the thread that holds the lock
+        self._forget()
+
+    def _forget(self) -> None:
+        """What a network knows beside its arrays, as at first."""
         self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, outputs, seed
         self._slots: dict[str, Array] = {}
         self._optimizer: Optimizer | None = None
         self._loss: Loss | None = None
         self._counters = {"steps": 0, "epochs": 0}
         self._schedule_state: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._programs: dict[Any, Program] = {}
+        self._fresh = []
+        self._programs: OrderedDict[Any, Program] = OrderedDict()  # for predict: by rows and what the layers say of themselves
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         state.pop("_lock", None)
-        state["_programs"] = {}
+        state["_programs"], state["_owner"] = OrderedDict(), 0
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,31 +100,44 @@ class Stateful(ABC):
     @contextmanager
     def _busy(self, what: str) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
+            if self._owner == threading.get_ident():
+                raise BusyError(
+                    f"{what}: this network is being trained; a callback may look at it, and change it when fit has returned"
+                )
             raise BusyError(
                 f"{what}: another thread is training this network at this moment; wait for it, or train a copy (copy.deepcopy)"
             )
+        self._owner = threading.get_ident()
         try:
             yield
         finally:
+            self._owner = 0
             self._lock.release()
+
+    def _state(self) -> dict[str, Array]:
+        """Parameters and statistics, all from one moment."""
+        with _STATE:
+            return {**self._arrays("parameter"), **self._arrays("statistic")}
 
     def _arrays(self, kind: Kind) -> dict[str, Array]:
         """Full name -> array of this kind."""
-        return {
-            f"{path}.{name}" if path else name: value
-            for path, layer in self._layers().items()
-            for name, value in layer._values.items()
-            if layer._kinds[name] == kind
-        }
+        with _STATE:
+            return {
+                f"{path}.{name}" if path else name: value
+                for path, layer in self._layers().items()
+                for name, value in layer._values.items()
+                if layer._kinds[name] == kind
+            }
 
     def _store(self, state: Mapping[str, Array]) -> None:
-        """Put new values of parameters, statistics and slots in place."""
-        for path, layer in self._layers().items():
-            for name in layer._values:
-                full = f"{path}.{name}" if path else name
-                if full in state:
-                    layer._values[name] = state[full]
-        self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
+        """Put new values of parameters, statistics and slots in place, all at once for those who look."""
+        with _STATE:
+            for path, layer in self._layers().items():
+                for name in layer._values:
+                    full = f"{path}.{name}" if path else name
+                    if full in state:
+                        layer._values[name] = state[full]
+            self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
 
     def _frozen_paths(self) -> Callable[[str], bool]:
         frozen = [path for path, layer in self._layers().items() if not layer.trainable]
@@ -161,12 +189,12 @@ class Stateful(ABC):
             self._store({**self._slots, **new})
 
     def reset(self) -> None:
-        """Forget everything learnt: parameters, statistics, optimizer state, shapes. The next use builds the network anew."""
-        with self._busy("reset"):
-            lock = self._lock
+        """Forget everything learnt: parameters, statistics, optimizer state, shapes. The next use builds the network anew. Layers that
+        another network shares are reset for both."""
+        with self._busy("reset"), _STATE:
             for layer in self._layers().values():
-                layer._init_state()
-            self._lock = lock
+                layer._values, layer._kinds = {}, {}
+            self._forget()
 
     # ---- building ------------------------------------------------------------------------------------------------------------
 
@@ -185,61 +213,85 @@ class Stateful(ABC):
         if not isinstance(scores, Tracer) or scores.ndim == 0 or scores.dtype.kind != "f":
             raise ShapeError(f"the network must return one array of numbers with the rows first, not {scores!r}")
 
-    def _build(self, x: Inputs, seed: int, dtype: np.dtype[Any]) -> None:
-        """Create parameters by tracing the forward pass once on the data's shapes."""
-        layers = self._layers()
-        names = {id(layer): path for path, layer in reversed(list(layers.items()))}
-        fresh: list[Any] = []
+    def _build(self, x: Inputs, seed: int, dtype: Any, *, create: bool = True) -> None:
+        """Create parameters by tracing the forward pass once on the data's shapes. Layers that have theirs from another network keep
+        them; without `create` all of them must."""
+        names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
+        known: dict[str, Any] = self._state()
+        kind = self._common_dtype(known, dtype)
 
-        def create(layer: Any, path: str, name: str, kind: Kind, shape: tuple[int, ...], init: Any) -> Array:
-            value = initial(init, f"{path}.{name}", shape, seed, dtype)
-            layer._values[name], layer._kinds[name] = value, kind
+        def make(layer: Any, path: str, name: str, sort: Kind, shape: tuple[int, ...], init: Any) -> Array:
+            value = initial(init, f"{path}.{name}", shape, seed, kind)
+            layer._values[name], layer._kinds[name] = value, sort
             known[f"{path}.{name}" if path else name] = value
-            fresh.append((layer, name))
+            self._fresh.append((layer, name))
             return value
 
-        known: dict[str, Any] = {**self._arrays("parameter"), **self._arrays("statistic")}
-        rows = min(x.rows, 2)
-        scores: list[Any] = []
-
         def run(*values: Any) -> list[Any]:
-            scope = Scope(names, known, training=False, create=create)
+            scope = Scope(names, known, training=False, create=make if create else None)
             args, named = x.arguments(dict(zip(x.arrays, values, strict=True)))
             with scope.active():
-                scores[:] = [self._scores(*args, **named)]
-            self._check_scores(scores[0])
-            return scores
+                scores = self._scores(*args, **named)
+            self._check_scores(scores)
+            return [scores]
 
         def types(index: Sequence[str]) -> dict[str, Type]:
-            return {n: Type((rows, *a.shape[1:]), np.dtype(np.int64) if n in index else dtype) for n, a in x.arrays.items()}
+            return {n: Type((2, *a.shape[1:]), np.dtype(np.int64) if n in index else kind) for n, a in x.arrays.items()}
 
-        whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
-        try:
+        self._fresh = []
+        with self._undone_if_it_fails():
+            whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
             graph = build(run, list(types(whole).values()))
             index = [n for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole and _used_as_index(graph, node)]
             if index != whole:
                 graph = build(run, list(types(index).values()))
-        except BaseException:
-            for layer, name in fresh:
-                layer._values.pop(name, None)
-                layer._kinds.pop(name, None)
-            raise
-        if graph.outputs[0].shape[:1] != (rows,):
-            raise ShapeError(
-                f"the network must keep the rows of a batch on the first axis; it turned {rows} rows into shape {graph.outputs[0].shape}"
-            )
+            if graph.outputs[0].shape[:1] != (2,):
+                raise ShapeError(
+                    f"the network must keep the rows of a batch on the first axis; it turned 2 rows into shape {graph.outputs[0].shape}"
+                )
         self._built = {
-            "dtype": dtype,
+            "dtype": kind,
             "inputs": {n: Type(t.shape[1:], t.dtype) for n, t in types(index).items()},
             "keys": x.keys,
             "outputs": graph.outputs[0].shape[1:],
+            "names": list(self._state()),
             "seed": seed,
         }
+
+    def _common_dtype(self, known: Mapping[str, Array], wanted: Any) -> np.dtype[Any]:
+        """The type to build in: the one asked for, else that of layers which have parameters already, else float32."""
+        found = {str(v.dtype) for v in known.values()}
+        kind = dtype_of(wanted if wanted is not None else min(found, default="float32"))
+        if found - {str(kind)}:
+            other = next(n for n, v in known.items() if v.dtype != kind)
+            raise UsageError(
+                f'"{other}" was built as {known[other].dtype} in another network; build this one with the same dtype'
+            )
+        return kind
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """Take back what was built inside if an error follows; layers that had their arrays before keep them."""
+        built_before = self.built
+        try:
+            yield
+        except BaseException:
+            if not built_before:
+                for layer, name in self._fresh:
+                    layer._values.pop(name, None)
+                    layer._kinds.pop(name, None)
+                self._fresh, self._built = [], {}
+            raise
 
     def _inputs(self, x: Any) -> Inputs:
         """Data checked against what the network was built for."""
         inputs = inputs_of(x)
         expected: dict[str, Type] = self._built["inputs"]
+        missing = sorted(set(self._built["names"]) - set(self._state()))
+        if missing:
+            raise NotBuiltError(
+                f'"{missing[0]}" is gone: a layer that this network shares was reset elsewhere; call reset() and fit again'
+            )
         if set(inputs.arrays) != set(expected):
             raise ShapeError(f"this network takes the inputs {', '.join(expected)}; got {', '.join(inputs.arrays)}")
         for name, array in inputs.arrays.items():
@@ -250,12 +302,15 @@ class Stateful(ABC):
                 )
             if expected[name].dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(array, np.floor(array)):
                 raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
+            fits_into(array, expected[name].dtype, name)
         return inputs
 
     def _ready(self, x: Any, seed: int, dtype: Any) -> Inputs:
-        """Build if needed; the inputs, checked."""
+        """Build if needed; the inputs, checked. dtype None: what the network has."""
         if not self.built:
-            self._build(inputs_of(x), seed, dtype_of(dtype))
+            self._build(inputs_of(x), seed, dtype)
+        elif dtype is not None and dtype_of(dtype) != self._built["dtype"]:
+            raise UsageError(f"this network was built as {self._built['dtype']}; net.reset() lets it be built as {dtype}")
         return self._inputs(x)
 
     def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
@@ -273,20 +328,43 @@ class Stateful(ABC):
             typed(self._built["inputs"]), kind, loss, target_type, weighted, optimizer,
         )  # fmt: skip
 
-    def _program(self, task: Task, rows: int, entries: tuple[str, ...]) -> Program:
-        """The program, kept for the next call. Layers that change are seen by what they say of themselves."""
-        optimizer = task.optimizer
-        recipe = None if optimizer is None else (type(optimizer), tuple(optimizer.hyper()), optimizer.accumulate > 1, optimizer)
-        key = (rows, entries, task.loss, task.weighted, task.target, task.dtype, tuple(task.trainable), recipe, repr(self))
-        try:
-            found = self._programs.get(key)
-        except TypeError:
-            return make_program(task, rows, entries)
-        if found is None:
-            if len(self._programs) > 64:
-                self._programs.clear()
-            found = self._programs[key] = make_program(task, rows, entries)
-        return found
+    def _forward_program(self, rows: int) -> Program:
+        """The program of `predict`, kept for the next call. It is recorded anew when an attribute of a layer changes."""
+        key = (rows, str(self._built["dtype"]), self.fingerprint(identity=True))
+        if key in self._programs:
+            self._programs.move_to_end(key)
+            return self._programs[key]
+        program = self._programs[key] = make_program(self._task(), rows, ("forward",))
+        while len(self._programs) > _KEPT_PROGRAMS:
+            self._programs.popitem(last=False)
+        return program
+
+    def fingerprint(self, *, identity: bool = False) -> tuple[Any, ...]:
+        """What the layers say of themselves, as a hashable value: class and attributes of each. Objects that have no value of their
+        own, functions for instance, count by identity, or only by their class."""
+        layers = self._layers()
+        paths = {id(layer): path for path, layer in reversed(list(layers.items()))}
+        return tuple(
+            (path, type(layer), tuple((k, _mark(v, paths, identity)) for k, v in sorted(vars(layer).items()) if k not in OWN))
+            for path, layer in layers.items()
+        )
+
+
+def _mark(value: Any, paths: Mapping[int, str], identity: bool) -> Any:
+    """An attribute as a hashable value."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return (type(value), repr(value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return (value.shape, value.dtype.str, value.tobytes())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return (type(value), tuple(_mark(v, paths, identity) for v in value))
+    if isinstance(value, dict):
+        return (dict, tuple((_mark(k, paths, identity), _mark(v, paths, identity)) for k, v in value.items()))
+    if isinstance(value, Stateful):
+        return ("layer", paths.get(id(value), ""), type(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return (type(value), tuple(_mark(getattr(value, f.name), paths, identity) for f in fields(value)))
+    return (type(value), id(value) if identity else 0)
 
 
 def dtype_of(dtype: Any) -> np.dtype[Any]:
@@ -302,15 +380,17 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
 
 
 def _used_as_index(graph: Graph, node: Any) -> bool:
-    """Whether an integer input reaches a `take`, a `scatter_add` or a comparison as integers."""
+    """Whether an integer input reaches a `take`, a `scatter_add` or a comparison as integers, in bodies of loops too."""
     whole = {node}
     for n in graph.nodes():
-        if not any(a in whole for a in n.args):
+        reached = [i for i, a in enumerate(n.args) if a in whole]
+        if not reached:
             continue
-        if n.op in ("take", "scatter_add") and n.args[1] in whole:
+        if (n.op in ("take", "scatter_add") and 1 in reached) or n.op == "equal":
             return True
-        if n.op == "equal":
+        body = n.attrs.get("body")
+        if isinstance(body, Graph) and any(_used_as_index(body, body.inputs[i]) for i in reached):
             return True
-        if (n.op == "call" and any(t.dtype.kind in "iu" for t in n.types)) or n.dtype.kind in "iu":
+        if any(t.dtype.kind in "iu" for t in n.types):
             whole.add(n)
     return False
