@@ -21,17 +21,17 @@ from .errors import (
     UnknownNameError,
     UsageError,
 )
-from .gradcheck import check_gradients
+from .gradcheck import GradientReport, check_gradients
 from .nn import load
 from .ops import random
 from .ops.activations import elu, gelu, leaky_relu, mish, relu, selu, sigmoid, silu, softplus, softsign
 from .ops.elementwise import erf
-from .ops.index import one_hot, scatter_add
+from .ops.index import lookup, one_hot, scatter_add
 from .ops.loop import scan
 from .ops.reduce import log_softmax, logsumexp, softmax
 from .ops.window import windows
 from .optim import LBFGS, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, Nadam, Optimizer, RAdam, RMSprop, Rprop
-from .train.history import EarlyStopping, Run
+from .train.history import Callback, EarlyStopping, Run
 from .transforms import compile, custom_gradient, grad, hvp, jacobian, jvp, stop_gradient, value_and_grad, vjp
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ looks its code up by the graph, so a fresh lambda costs no new compilation; only
 they are recorded, so they nest: `grad(grad(f))`.
 
 Arguments: arrays and Python floats are traced; integers, booleans, strings and other objects are seen by the function as they are.
+Keyword arguments are passed on; derivatives are by positional ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .derive.backward import backward
 from .errors import DtypeError, ShapeError, UsageError
 from .graph import tree as trees
 from .graph.node import Array, Graph, Type
-from .graph.trace import Trace, apply, apply_many, build, here, inline, is_traced, located, without_global_random, type_of
+from .graph.trace import Trace, apply, apply_many, build, here, inline, is_traced, located, type_of, without_global_random
 from .normalize import graph_key, normalize
 from .ops.call import composition
 from .ops.elementwise import convert
@@ -115,18 +116,19 @@ def owned(result: Any, arguments: Sequence[Array]) -> Any:
 def _chosen(traced: Traced, argnums: int | Sequence[int], name: str) -> list[list[int]]:
     """For each argument to differentiate by, the positions of its leaves among the graph's inputs."""
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    position = {leaf: at for at, leaf in enumerate(traced.inputs)}
     chosen = []
     for a in wanted:
         if not -len(traced.spans) <= a < len(traced.spans):
             raise UsageError(f"{name}: argnums={a}, but the function got {len(traced.spans)} arguments")
         first, last = traced.spans[a]
         for i in range(first, last):
-            if i not in traced.inputs or type_of(traced.leaves[i]).dtype.kind != "f":
+            if i not in position or type_of(traced.leaves[i]).dtype.kind != "f":
                 raise DtypeError(
                     f"{name}: argument {a} holds {traced.leaves[i]!r:.60}, which has no derivative: "
                     "pass floating-point numbers, or choose other arguments with argnums"
                 )
-        chosen.append([traced.inputs.index(i) for i in range(first, last)])
+        chosen.append([position[i] for i in range(first, last)])
     return chosen
 
 
@@ -158,8 +160,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> C
     """
 
     @wraps(f)
-    def function(*args: Any) -> Any:
-        traced = trace_call(f, args)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        traced = trace_call(partial(f, **kwargs), args)
         outputs = traced.graph.outputs
         if len(outputs) != 1 or outputs[0].shape != () or outputs[0].dtype.kind != "f":
             raise ShapeError(
@@ -191,8 +193,8 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
     both = value_and_grad(f, argnums)
 
     @wraps(f)
-    def function(*args: Any) -> Any:
-        return both(*args)[1]
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return both(*args, **kwargs)[1]
 
     return function
 
@@ -298,8 +300,8 @@ def jacobian(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callabl
     """
 
     @wraps(f)
-    def function(*args: Any) -> Any:
-        traced = trace_call(f, args)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        traced = trace_call(partial(f, **kwargs), args)
         wrt = [i for group in _chosen(traced, argnums, "jacobian") for i in group]
         inputs = _inputs(traced)
         shapes = [traced.graph.inputs[i].shape for i in wrt]
@@ -458,20 +460,22 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
     >>> fast(np.array([1.0, 2.0]), 3).tolist()
     [3.0, 6.0]
     """
-    known: dict[Any, tuple[Callable[..., Any], trees.Structure, tuple[Any, ...]]] = {}
+    known: OrderedDict[Any, tuple[Callable[..., Any], trees.Structure, tuple[Any, ...]]] = OrderedDict()
 
     @wraps(f)
-    def function(*args: Any) -> Any:
+    def function(*args: Any, **kwargs: Any) -> Any:
         if Trace.current() is not None:
-            return f(*args)  # recorded, or computed at once, with what is around it
-        leaves, structure = trees.flatten(args)
+            return f(*args, **kwargs)  # recorded, or computed at once, with what is around it
+        leaves, structure = trees.flatten((*args, kwargs))
         key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
         try:
             found = known.get(key)
         except TypeError:
             raise UsageError("compile: an argument is neither an array nor hashable, so it cannot be static") from None
         if found is None:
-            traced = trace_call(f, args)
+            traced = trace_call(lambda *values: f(*values[:-1], **values[-1]), (*args, kwargs))
+            if len(known) >= _KEPT_FUNCTIONS:
+                known.popitem(last=False)
             found = known[key] = (executable(traced.graph), traced.out, tuple(np.array(c) for c in traced.graph.captures))
         run, out, captures = found
         arrays = [*(np.asarray(leaf) for leaf in leaves if is_array(leaf)), *captures]

@@ -19,8 +19,8 @@ from ..registry import Registry
 Array = npt.NDArray[Any]
 Attrs = Mapping[str, Any]
 
-# Where a value carries the rows (samples) of a batch: on this axis, on none (the same for all rows), or in a way that no longer
-# keeps rows apart.
+# Where a value carries the rows (samples) of a batch: on this axis; on none: it is the same for all rows, or belongs to the batch as a
+# whole, like a sum over rows or bits that are drawn for it; or in a way that no longer keeps rows apart.
 Rows = int | None | Literal["mixed"]
 
 DTYPES = tuple(np.dtype(t) for t in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"))
@@ -82,10 +82,13 @@ class Graph:
     outputs: tuple[Node, ...]
     captures: tuple[Any, ...] = ()
     name: str = ""
+    _order: list[Node] | None = field(default=None, init=False, repr=False)
 
     def nodes(self) -> list[Node]:
         """All nodes in an order in which arguments come before their users; inputs that nothing reads are not among them."""
-        return topological(self.outputs)
+        if self._order is None:
+            object.__setattr__(self, "_order", topological(self.outputs))
+        return self._order or []
 
 
 # A rule gives the gradient by one argument: rule(g, y, *arguments, **attributes), all traced arrays.

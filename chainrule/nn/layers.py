@@ -16,6 +16,7 @@ from .. import initializers
 from ..errors import ShapeError, UsageError
 from ..graph.trace import located
 from ..ops import random
+from ..ops.index import lookup
 from ..ops.reduce import standardize
 from .module import Module, activation_of, positive
 from .saving import layers
@@ -250,7 +251,7 @@ class Embedding(Module):
             )
         # A negative number would count from the end of the table, as in NumPy; moved below its start, it is refused.
         x = np.where(x < 0, x - self.entries, x)
-        return np.take(self.parameter("weight", (self.entries, self.units), self.init), x, axis=0)
+        return lookup(self.parameter("weight", (self.entries, self.units), self.init), x)
 
 
 @layers.declare("Residual")

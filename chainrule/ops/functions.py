@@ -126,7 +126,9 @@ def hypot(a: Any, b: Any) -> Any:
 def sign(x: Any) -> Any:
     """1, 0, -1, or NaN."""
     one = np.ones((), x.dtype)
-    return np.where(less(0, x), one, x if x.dtype.kind == "u" else np.where(less(x, 0), np.full((), -1, x.dtype), np.where(equal(x, 0), 0, x)))
+    return np.where(
+        less(0, x), one, x if x.dtype.kind == "u" else np.where(less(x, 0), np.full((), -1, x.dtype), np.where(equal(x, 0), 0, x))
+    )
 
 
 unary(np.ceil)(lambda x: -floor(-x) if x.dtype.kind == "f" else x)

@@ -24,28 +24,32 @@ def _integers(indices: Type, what: str) -> None:
         raise DtypeError(f"{what} needs integer indices, not {indices.dtype}")
 
 
-def _check(indices: Array, n: int) -> None:
-    """Indices run from -n to n - 1; negative ones count from the end, as in NumPy."""
-    if indices.size and (indices.min() < -n or indices.max() >= n):
-        bad = np.flatnonzero((indices < -n) | (indices >= n))[0]
-        raise DataError(f"index {indices.reshape(-1)[bad]} at position {bad} lies outside an axis of length {n}")
+def _check(indices: Array, n: int, negative: bool = True) -> None:
+    """Indices run from -n to n - 1; negative ones count from the end, as in NumPy, unless they are refused."""
+    lowest = -n if negative else 0
+    if indices.size and (indices.min() < lowest or indices.max() >= n):
+        bad = np.flatnonzero((indices < lowest) | (indices >= n))[0]
+        raise DataError(
+            f"index {indices.reshape(-1)[bad]} (element {bad} of the indices) lies outside {lowest}..{n - 1}; correct the data, "
+            "or make the table longer"
+        )
 
 
-def _infer_take(x: Type, indices: Type, *, axis: int) -> Type:
+def _infer_take(x: Type, indices: Type, *, axis: int, negative: bool = True) -> Type:
     _integers(indices, "take")
     return Type((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _value_take(x: Array, indices: Array, *, axis: int) -> Array:
-    _check(indices, x.shape[axis])
+def _value_take(x: Array, indices: Array, *, axis: int, negative: bool = True) -> Array:
+    _check(indices, x.shape[axis], negative)
     return np.take(x, indices, axis)
 
 
-def _rule_take(g: Any, y: Any, x: Any, indices: Any, *, axis: int) -> Any:
+def _rule_take(g: Any, y: Any, x: Any, indices: Any, *, axis: int, negative: bool = True) -> Any:
     return apply("scatter_add", np.zeros_like(x), indices, g, axis=axis)
 
 
-def _rows_take(rows: Sequence[Rows], types: Sequence[Type], *, axis: int) -> Rows:
+def _rows_take(rows: Sequence[Rows], types: Sequence[Type], *, axis: int, negative: bool = True) -> Rows:
     x, indices = rows
     if x is None:
         return axis + indices if isinstance(indices, int) else None
@@ -137,6 +141,16 @@ def take(x: Any, indices: Any, axis: int | None = None, out: Any = None, mode: s
     return apply("take", x, _checked(indices, np.shape(x)[axis]), axis=axis)
 
 
+def lookup(table: Any, indices: Any) -> Any:
+    """Rows of a table: table[indices], where indices run from 0 to N - 1 and negative ones are refused.
+
+    >>> import numpy as np
+    >>> lookup(np.array([[1.0], [2.0]]), np.array([1, 0])).tolist()
+    [[2.0], [1.0]]
+    """
+    return apply("take", table, indices, axis=0, negative=False)
+
+
 def scatter_add(x: Any, indices: Any, updates: Any, axis: int = 0) -> Any:
     """`x` with `updates` added at `indices` along `axis`; an index that stands twice is added twice.
 
@@ -183,6 +197,7 @@ def getitem(x: Any, index: Any) -> Any:
     """x[...] with integers, slices, None, an ellipsis and integer arrays. Slices come first, then the arrays together."""
     index = index if isinstance(index, tuple) else (index,)
     index = tuple(np.asarray(i, None if i else np.int64) if isinstance(i, list) else i for i in index)
+    index = tuple(part for i in index for part in _known_mask(i))
     _no_masks(index)
     consumed = sum(i is not None and i is not Ellipsis for i in index)
     if consumed > x.ndim:
@@ -232,6 +247,13 @@ def getitem(x: Any, index: Any) -> Any:
     return _take_many(x, positions, [i for _, i in arrays], first)
 
 
+def _known_mask(i: Any) -> tuple[Any, ...]:
+    """A mask that is known now is an index array for each of its axes."""
+    if isinstance(i, np.ndarray) and i.dtype.kind == "b" and i.ndim:
+        return tuple(np.nonzero(i))
+    return (i,)
+
+
 def _bounds(i: slice, n: int) -> tuple[int, int, int]:
     if is_traced(i.start, i.stop, i.step):
         raise TraceError(
@@ -245,7 +267,7 @@ def _no_masks(index: tuple[Any, ...]) -> None:
         if i is None or i is Ellipsis or (isinstance(i, (int, np.integer, slice)) and not isinstance(i, bool)):
             continue
         dtype = type_of(i).dtype
-        if dtype.kind == "b":
+        if dtype.kind == "b" and is_traced(i):
             raise TraceError(
                 located("indexing with a mask gives a size that depends on the data; use np.where(mask, x, 0) instead")
             )

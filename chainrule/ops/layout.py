@@ -400,7 +400,8 @@ def split(x: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
     n = x.shape[normal_axis(axis, x.ndim)]
     if isinstance(indices_or_sections, (int, np.integer)) and n % int(indices_or_sections):
         raise ShapeError(located(f"axis {axis} of shape {x.shape} does not divide into {indices_or_sections} equal parts"))
-    return array_split(x, indices_or_sections, axis)
+    parts: list[Any] = array_split(x, indices_or_sections, axis)
+    return parts
 
 
 @answers(np.array_split)

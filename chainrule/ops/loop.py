@@ -3,8 +3,8 @@
 In: a closed step graph, the first state, and arrays whose first axis is time. Out: the last state and the stacked results. Its
 derivative is a scan as well, run the other way, so it can be differentiated again.
 
-The state on entry of each step is one more stacked result, which the derivative reads; where nothing reads it, `graph/normalize.py`
-takes it away. Whether a backend keeps the inner values of a step or computes them again from that state is its own affair.
+The state on entry of each step is one more stacked result, which the derivative reads; where nothing reads it, `normalize.py` takes
+it away. Whether a backend keeps the inner values of a step or computes them again from that state is its own affair.
 """
 
 from __future__ import annotations

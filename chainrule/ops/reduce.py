@@ -95,11 +95,11 @@ def _reduce(op: str, x: Any, axis: Any, keepdims: Any) -> Any:
 
 
 def wanted(keepdims: Any) -> bool:
-    return keepdims is not np._NoValue and bool(keepdims)  # type: ignore[attr-defined]
+    return keepdims is not np._NoValue and bool(keepdims)
 
 
 def _no_more(name: str, options: dict[str, Any]) -> None:
-    given = [k for k, v in options.items() if v is not None and v is not np._NoValue and v is not True]
+    given = [k for k, v in options.items() if v is not None and v is not np._NoValue and not (k == "where" and v is True)]
     if given:
         raise UsageError(located(f"np.{name} on traced arrays takes no {', '.join(given)}"))
 
@@ -136,7 +136,11 @@ def min_(x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **opt
 @answers(np.any, method="any")
 def any_(x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, **options: Any) -> Any:
     _no_more("any", {"out": out, **options})
-    return np.not_equal(count_nonzero(x, axis, keepdims=keepdims), 0) if not x.size else _reduce("max", convert(x, bool), axis, keepdims)
+    return (
+        np.not_equal(count_nonzero(x, axis, keepdims=keepdims), 0)
+        if not x.size
+        else _reduce("max", convert(x, bool), axis, keepdims)
+    )
 
 
 @answers(np.all, method="all")
@@ -190,7 +194,10 @@ def _rule_standardize(g: Any, y: Any, x: Any, *, axes: tuple[int, ...], eps: flo
 @composition(
     "standardize",
     derivative=(_rule_standardize,),
-    examples=lambda r: [([r.normal(size=(4, 3))], {"axes": (0,), "eps": 1e-5}), ([r.normal(size=(3, 4))], {"axes": (1,), "eps": 0.1})],
+    examples=lambda r: [
+        ([r.normal(size=(4, 3))], {"axes": (0,), "eps": 1e-5}),
+        ([r.normal(size=(3, 4))], {"axes": (1,), "eps": 0.1}),
+    ],
 )
 def standardize(x: Any, *, axes: tuple[int, ...], eps: float) -> Any:
     """(x - μ) / sqrt(σ² + eps), μ and σ² the mean and variance over `axes`. The written derivative needs two sums where the derived

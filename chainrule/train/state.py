@@ -73,7 +73,7 @@ class Stateful(ABC):
         self._loss: Loss | None = None
         self._counters = {"steps": 0, "epochs": 0}
         self._schedule_state: dict[str, float] = {}
-        self._fresh = []
+        self._fresh: list[tuple[Any, str]] = []
         self._programs: OrderedDict[Any, Program] = OrderedDict()  # for predict: by rows and what the layers say of themselves
 
     def __getstate__(self) -> dict[str, Any]:
