@@ -138,7 +138,8 @@ def train(
     if everything:
         training = testing = np.arange(table.rows)
     else:
-        codes = TargetCode(facts.target, facts.task, facts.classes).encode(target)
+        code = TargetCode(facts.target, facts.task, facts.classes)
+        codes = code.encode(target) if facts.classes else np.zeros(table.rows)
         training, testing = hold_out(codes, facts.classes, recipe.test, recipe.split_seed)
     learn, judge = table.take(training), table.take(testing)
     preparation = Preparation.fit(learn, facts, missing=missing, log_target=recipe.log_target)
@@ -240,6 +241,8 @@ def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str,
         ("linear model", Ridge(alpha=1.0) if regression else LogisticRegression(max_iter=300)),
         ("always the mean" if regression else "always the most frequent", DummyRegressor() if regression else DummyClassifier()),
     ):
+        if not regression and len(np.unique(y)) == 1:
+            model = DummyClassifier()  # the other classes have held-out rows only
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a baseline that has not quite converged is still a baseline
             fitted = make_pipeline(StandardScaler(), model).fit(x, y)

@@ -125,6 +125,8 @@ class ProgramBuilder:
         graph = normalize(_without_patterns(graph))
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
+            if write not in self.state:
+                raise GraphError(f'entry "{name}" writes "{write}", which is no state: {", ".join(self.state) or "there is none"}')
             wanted = self.state[write].type
             if (output.shape, output.dtype) != (wanted.shape, wanted.dtype):
                 raise GraphError(f'entry "{name}" writes {output.type} to "{write}", which is {wanted}')
@@ -159,7 +161,7 @@ def _without_patterns(graph: Graph) -> Graph:
         array = np.asarray(value)
         if array.ndim == 0:
             table[node] = constant_node(array, array.dtype, node.source)
-        elif array.size > 1 and bool(np.all(array == array.flat[0])):
+        elif array.size > 1 and _one_number(array):
             table[node] = make("broadcast", (constant_node(array.flat[0], array.dtype),), {"shape": array.shape}, node.source)
         elif array.ndim == 1 and array.size > 1 and array.dtype.kind in "iu" and np.array_equal(array, np.arange(array.size)):
             table[node] = make("iota", (), {"length": array.size, "dtype": array.dtype}, node.source)
@@ -171,6 +173,11 @@ def _without_patterns(graph: Graph) -> Graph:
         table.setdefault(node, rebuilt(node, tuple(table[a] for a in node.args)))
     inputs = (*graph.inputs[:own], *(n for n, _ in kept))
     return Graph(inputs, tuple(table[o] for o in graph.outputs), tuple(v for _, v in kept), graph.name)
+
+
+def _one_number(array: Array) -> bool:
+    """-0.0 and 0.0 are two."""
+    return bool(np.all(array == array.flat[0])) and (array.dtype.kind != "f" or len(set(np.signbit(array.flat))) == 1)
 
 
 def differentiate(f: Callable[[Any], tuple[Any, Any]], at: Any) -> tuple[Any, Any, Any]:

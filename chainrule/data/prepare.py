@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import DataError, FileFormatError
 from .table import Table, Values, absent, first, numbers, refuse_infinite, strings
-from .target import TargetCode, fields_of
+from .target import LARGEST, TargetCode, fields_of
 from .understand import Understanding, stray
 
 MAX_CATEGORIES = 50  # the most frequent ones; all others count as rare
@@ -66,7 +66,7 @@ class NumberColumn:
         from sklearn.impute import SimpleImputer
         from sklearn.preprocessing import RobustScaler, StandardScaler
 
-        column = numbers(values)[0].reshape(-1, 1)
+        column = np.clip(numbers(values)[0], -LARGEST, LARGEST).reshape(-1, 1)
         gaps = np.isnan(column)
         if gaps.all():  # in the training rows; other rows may hold some
             return cls(name, 0.0, 0.0, 1.0, 0.0, 1.0, True)
@@ -95,13 +95,14 @@ class NumberColumn:
         gaps = np.isnan(amounts)
         if gaps.any():
             remarks.filled[self.name] = int(gaps.sum())
-        return [np.where(gaps, self.fill, amounts), *([gaps] if self.flag else [])]
+        return [np.clip(np.where(gaps, self.fill, amounts), -LARGEST, LARGEST), *([gaps] if self.flag else [])]
 
     def apply(self, values: Values, remarks: Remarks) -> list[Values]:
         """float32 columns, each (rows,)."""
         amounts, *flag = self.plain(values, remarks)
-        scaled = (_clipped(amounts, self.center, self.scale) - self.mean) / self.deviation
-        return [part.astype(np.float32) for part in (scaled, *flag)]
+        with np.errstate(over="ignore"):  # by the numbers of a forged preparation only; the network refuses infinity
+            scaled = (_clipped(amounts, self.center, self.scale) - self.mean) / self.deviation
+            return [part.astype(np.float32) for part in (scaled, *flag)]
 
 
 def _clipped(x: Values, center: float, scale: float) -> Values:
@@ -277,6 +278,7 @@ class Preparation:
         """The preparation that `to_json` wrote. Raises: `FileFormatError` for anything else."""
         try:
             data = json.loads(content)
+            json.dumps(data, ensure_ascii=False).encode()  # JSON may write half a character, which no text can hold
         except (ValueError, RecursionError) as error:
             raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -289,7 +291,7 @@ class Preparation:
 
 
 def _column_from(item: Any) -> AnyColumn:
-    if not isinstance(item, dict) or item.get("kind") not in KINDS:
+    if not isinstance(item, dict) or not isinstance(item.get("kind"), str) or item["kind"] not in KINDS:
         raise FileFormatError(f"the preparation has a column of an unknown kind: {str(item)[:80]}")
     wanted: dict[str, dict[str, type]] = {
         "numeric": {"name": str, **dict.fromkeys(("fill", "center", "scale", "mean", "deviation"), float), "flag": bool},

@@ -16,6 +16,8 @@ from ..errors import DataError, FileFormatError
 from .table import Values, absent, first, numbers, refuse_infinite, strings
 from .understand import Label, Task
 
+LARGEST = 1e100
+
 
 @dataclass(frozen=True)
 class TargetCode:
@@ -37,7 +39,7 @@ class TargetCode:
 
     @classmethod
     def fit(cls, name: str, values: Values, task: Task, classes: tuple[Label, ...], *, log: bool = False) -> TargetCode:
-        """Raises: `DataError` for `log` with values that have no logarithm."""
+        """Raises: `DataError` for `log` with values that have no logarithm, and for values beyond all measure."""
         if task != "regression":
             return cls(name, task, classes)
         t = numbers(values)[0]
@@ -45,7 +47,12 @@ class TargetCode:
             if (t <= 0).any():
                 raise DataError(f'the target "{name}" is 0 or less in row {first(t <= 0):,}: it has no logarithm')
             t = np.log(t)
-        return cls(name, task, (), float(t.mean()), float(t.std()) or 1.0, log)
+        if np.abs(t).max() > LARGEST:
+            row = first(np.abs(t) > LARGEST)
+            raise DataError(f'the target "{name}" is {t[row - 1]:g} in row {row:,}: take another unit, its square is no number')
+        spread, size = float(t.std()), float(np.abs(t).max())
+        alike = spread <= max(1e-14 * size, 1 / LARGEST)  # but for rounding
+        return cls(name, task, (), float(t.mean()), (size or 1.0) if alike else spread, log)
 
     @property
     def outputs(self) -> int:

@@ -120,9 +120,8 @@ def decide_task(name: str, values: Values, task: str | None, *, as_names: bool =
         if not as_names and len(bad) >= FEW_ROWS and bad.mean() <= STRAY_SHARE:
             raise DataError(stray(name, values, bad))
         if task == "regression":
-            raise DataError(
-                f'the target "{name}" holds text, first "{values[bad][0]}" in row {first(bad):,}: a quantity needs numbers'
-            )
+            why = f'holds text, first "{values[bad][0]}" in row {first(bad):,}' if bad.any() else "names things, as told"
+            raise DataError(f'the target "{name}" {why}: a quantity needs numbers')
         labels: tuple[Label, ...] = tuple(str(v) for v in np.unique(strings(values)).tolist())
         return *_classes(name, labels, len(values)), labels
     refuse_infinite(name, amounts)
@@ -206,7 +205,8 @@ def _identifies(amounts: Values, named: bool, distinct: int, there: int) -> bool
         return False
     if named:
         return distinct > OWN_SHARE * there
-    return there == len(amounts) and bool(np.all(np.diff(amounts) == 1))
+    with np.errstate(over="ignore"):
+        return there == len(amounts) and bool(np.all(np.diff(amounts) == 1))
 
 
 def _shape(values: Values) -> str:
@@ -224,8 +224,9 @@ def _twins(table: Table, target: str, task: Task, columns: list[ColumnFacts]) ->
             continue
         amounts = numbers(table.column(column.name))[0]
         there = ~np.isnan(amounts)
-        if there.sum() > 2 and np.ptp(amounts[there]) > 0 and np.ptp(wanted[there]) > 0:
-            alike = float(np.corrcoef(amounts[there], wanted[there])[0, 1])
+        with np.errstate(all="ignore"):  # a correlation of numbers such as 1e200 is NaN, and no twin
+            varied = there.sum() > 2 and np.ptp(amounts[there]) > 0 and np.ptp(wanted[there]) > 0
+            alike = float(np.corrcoef(amounts[there], wanted[there])[0, 1]) if varied else 0.0
             if abs(alike) > TWIN:
                 found.append(
                     f"{column.name} is {target} in other units (correlation {alike:.8f}): unless it is known when predicting, "

@@ -55,7 +55,7 @@ def _conditions(terms: Terms, t: Term) -> list[Term]:
             found[c.args[0] if c.op == "logical_not" else c] = None
     for e in _parts(t):
         if e.op == "abs" or (e.op in ("maximum", "minimum") and terms.zero in e.args):
-            x = next(a for a in e.args if a is not terms.zero)
+            x = next((a for a in e.args if a is not terms.zero), terms.zero)
             if not any(c.op in ("less", "less_equal") and terms.zero in c.args and x in c.args for c in found):
                 found[terms.compare("less", terms.zero, x)] = None
     return list(found)

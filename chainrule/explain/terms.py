@@ -67,6 +67,8 @@ def _is_decimal(x: Fraction) -> bool:
 
 def times(a: Ratio, b: Ratio, precision: float = 1e-14) -> Ratio:
     """a b. A product of decimals that is a plain fraction but for rounding is taken as that."""
+    if a == ONE or b == ONE:
+        return b if a == ONE else a
     num = a.num * b.num
     if num.denominator > 10**12 and num:
         near = num.limit_denominator(12 if precision > 1e-10 else 1000)
@@ -160,6 +162,9 @@ class Function:
 
 
 ATOMS = frozenset(("var", "at", "sequence", "const", "index", "special"))
+_FOLDED: dict[str, Any] = {
+    name: getattr(np, name) for name in "abs sign floor maximum minimum exp expm1 log log1p sqrt sin cos tanh arctan".split()
+}
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "less": lambda a, b: bool(a < b),
     "less_equal": lambda a, b: bool(a <= b),
@@ -343,6 +348,11 @@ class Terms:
     def elementwise(self, op: str, args: Sequence[Term], kind: str = "") -> Term:
         if op == "abs" and args[0].op == "mul" and args[0].attrs[0].num < 0:
             args = (self.negative(args[0]),)
+        if all(a.op == "const" for a in args) and op in _FOLDED:
+            with np.errstate(all="ignore"):
+                value = float(_FOLDED[op](*(float(a.attrs[0].value) for a in args)))
+            if value.is_integer() or op in ("abs", "maximum", "minimum"):
+                return self.const(value, args[0].kind)
         shape = np.broadcast_shapes(*(a.shape for a in args))
         return self.make(op, args, (), shape, kind or ("f" if any(a.kind == "f" for a in args) else args[0].kind))
 
@@ -525,6 +535,16 @@ class Terms:
         if not summed:
             a, b = (x.args[0] if x.op == "full" else x for x in (a, b))  # one number for all places needs no places
             return self.times(self._aligned(a, left, out), self._aligned(b, right, out))
+        for x, wx, y, wy in ((a, left, b, right), (b, right, a, left)):
+            if x.op == "full" and _is_number(x.args[0], 0):
+                return self.zero
+            if x.op == "full" and set(wx) <= set(summed) & set(wy):  # a sum over all of these places
+                made = self.reduce("sum", y, [i for i, c in enumerate(wy) if c in summed])
+                rest = [c for c in wy if c in out]
+                return self.times(x.args[0], self.transpose(made, [rest.index(c) for c in out]))
+            if x.op == "full" and not _is_number(x.args[0], 1):
+                plain = self.full(self.one, x.shape)
+                return self.times(x.args[0], self.contract(f"{wx},{wy}->{out}", plain, y))
         both = [c for c in summed if c in left and c in right]
         if len(both) != 1 or set(left) == set(right):
             for x, wx, y, wy in ((a, left, b, right), (b, right, a, left)):

@@ -1,5 +1,6 @@
 """Layers and networks: `from chainrule import nn`."""
 
+from ..registry import nearest
 from .layers import (
     Activation,
     BatchNorm,

@@ -249,8 +249,6 @@ class Embedding(Module):
                     f"Embedding needs integers 0..{self.entries - 1}, not {x.dtype}; it must be the first layer, on integer data"
                 )
             )
-        # A negative number would count from the end of the table, as in NumPy; moved below its start, it is refused.
-        x = np.where(x < 0, x - self.entries, x)
         return lookup(self.parameter("weight", (self.entries, self.units), self.init), x)
 
 

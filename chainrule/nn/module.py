@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import initializers
-from ..errors import NotBuiltError, UsageError
+from ..errors import NotBuiltError, UnknownNameError, UsageError
 from ..graph.trace import Trace, is_traced, located
 from ..ops.activations import activations
 from ..train.data import inputs_of
@@ -88,11 +88,11 @@ class Module(Model, metaclass=_Made):
 
         Args: name: an identifier; shape: an int or a tuple; init: see the class.
         """
-        return _scope(self, name).ask(self, _identifier(name), "parameter", _shape(shape), initializers.resolve(init))
+        return _scope(self, name).ask(self, _identifier(name), "parameter", _shape(shape), _initializer(init))
 
     def statistic(self, name: str, shape: Any, init: Any = 0.0) -> Any:
         """The running statistic `name`: kept with the network, moved by `update` and not by gradients."""
-        return _scope(self, name).ask(self, _identifier(name), "statistic", _shape(shape), initializers.resolve(init))
+        return _scope(self, name).ask(self, _identifier(name), "statistic", _shape(shape), _initializer(init))
 
     def update(self, name: str, value: Any) -> None:
         """Give a statistic its new value. Nothing happens outside training or in a frozen layer."""
@@ -204,6 +204,13 @@ def _identifier(name: str) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         raise UsageError(located(f"a parameter's name must be a word such as weight, not {name!r}"))
     return name
+
+
+def _initializer(init: Any) -> Any:
+    try:
+        return initializers.resolve(init)
+    except (UnknownNameError, UsageError) as error:
+        raise type(error)(located(str(error))) from None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

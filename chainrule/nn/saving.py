@@ -24,6 +24,7 @@ from ..ops.activations import activations
 from ..registry import Registry, nearest
 from ..train.model import Model
 from ..train.objective import initial_slots
+from ..train.state import index_ranges
 
 FORMAT, VERSION = "chainrule network", 1
 
@@ -120,14 +121,27 @@ def load(path: str | os.PathLike[str], layers: Iterable[type[Model]] = ()) -> An
     Raises: `FileFormatError` for a file that is truncated, forged or of another kind, and for layers that are not known;
     `FileNotFoundError`. Nothing in the file is run.
     """
+    layers = tuple(layers)
+    for cls in layers:
+        if not (isinstance(cls, type) and issubclass(cls, Model)):
+            raise UsageError(f"layers= takes the classes of your own layers, subclasses of nn.Module, not {cls!r}")
     arrays, record = _read(Path(path))
     own = {cls.__name__: cls for cls in layers}
     try:
         net = _make(record["network"], own, {})
         _restore(net, record, arrays)
-    except FileFormatError:
-        raise
-    except (ChainruleError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
+    except (
+        ChainruleError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise FileFormatError(f"{path}: the description of the network does not fit together: {error}") from None
     return net
 
@@ -177,6 +191,8 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
             continue
         if kind not in ("parameter", "statistic") or value.dtype != dtype:
             raise FileFormatError(f'the array "{name}" of type {value.dtype} has no place in a network of {dtype}')
+        if not np.all(np.isfinite(value)):
+            raise FileFormatError(f'"{full}" holds values that are not finite')
         path, _, local = full.rpartition(".")
         parts[path]._values[local], parts[path]._kinds[local] = value, kind
     net._built = {
@@ -184,12 +200,12 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
         "outputs": tuple(built["outputs"]), "keys": tuple(built["keys"]),
         "inputs": {n: Type(tuple(int(k) for k in shape), np.dtype(kind)) for n, (shape, kind) in built["inputs"].items()},
     }  # fmt: skip
-    net._counters = {k: int(record["counters"][k]) for k in ("steps", "epochs")}
+    net._counters = {k: int(record["counters"][k]) for k in ("steps", "updates", "epochs")}
     net._schedule_state = {str(k): float(v) for k, v in record["schedule_state"].items()}
     net._loss = losses.from_config(record["loss"]) if record["loss"] else None
     net._optimizer = optim.from_config(record["optimizer"]) if record["optimizer"] else None
     _check_slots(net)
-    _check_whole(net)
+    net._built["ranges"] = _check_whole(net)
 
 
 def _check_slots(net: Model) -> None:
@@ -203,10 +219,11 @@ def _check_slots(net: Model) -> None:
             raise FileFormatError(f'"{name}" of shape {value.shape} does not fit the optimizer {rule.name} of this network')
 
 
-def _check_whole(net: Model) -> None:
-    """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for."""
+def _check_whole(net: Model) -> dict[str, list[tuple[int, int, str]]]:
+    """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for. Returns what inputs that are
+    indices may hold."""
     inputs: dict[str, Type] = net._built["inputs"]
-    state = {**net._arrays("parameter"), **net._arrays("statistic")}
+    state = net._state()
     asked = build(
         lambda *values: [net._forward(state, dict(zip(inputs, values, strict=True)), False)[0]],
         [Type((2, *t.shape), t.dtype) for t in inputs.values()],
@@ -215,6 +232,7 @@ def _check_whole(net: Model) -> None:
         raise FileFormatError(
             f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}"
         )
+    return index_ranges(asked, list(inputs))
 
 
 # ---- layers as plain values --------------------------------------------------------------------------------------------------

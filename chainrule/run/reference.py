@@ -36,7 +36,8 @@ class ReferenceSession(Session):
         state = self._at[0]
         outputs = plan([*[state[r] for r in entry.reads], *[inputs[i] for i in entry.inputs], *entry.captures])
         count = len(entry.results)
-        after = {**state, **dict(zip(entry.writes, outputs[count:], strict=True))} if entry.writes else state
+        written = (_own(v, inputs) for v in outputs[count:])
+        after = {**state, **dict(zip(entry.writes, written, strict=True))} if entry.writes else state
         return dict(zip(entry.results, outputs, strict=False)), after
 
     def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
@@ -75,7 +76,7 @@ class ReferenceSession(Session):
         with one_thread():
             results, state = self._step(rows, entry, given)
         self._at = (state, 0)
-        return {k: np.asarray(v) for k, v in results.items()}
+        return {k: np.array(v) for k, v in results.items()}
 
     def state(self) -> dict[str, Array]:
         return {name: np.array(value) for name, value in self._at[0].items()}
@@ -120,6 +121,12 @@ def one_thread() -> _OneThread:
     return _guard
 
 
+def _own(value: Any, inputs: Mapping[str, Array]) -> Array:
+    """New state as an array that nobody else writes to."""
+    array = np.asarray(value)
+    return array if array.flags.owndata and not any(array is given for given in inputs.values()) else array.copy()
+
+
 def _join(parts: list[Array], rows: Rows) -> Array:
     """The results of all steps: their rows one after the other where they have rows, else one entry a step."""
     if not parts:
@@ -134,7 +141,8 @@ def cast(value: Array, to: Input) -> Array:
     """
     array = np.asarray(value)
     if to.type.dtype.kind in "iu" and not np.can_cast(array.dtype, to.type.dtype):
-        whole = array.astype(to.type.dtype)
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(to.type.dtype)
         if not np.array_equal(whole, array):
             raise DataError(f'"{to.name}" takes whole numbers of {to.type.dtype}; the data of {array.dtype} holds others')
         return whole

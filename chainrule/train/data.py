@@ -63,10 +63,7 @@ def numeric(value: Any, name: str) -> Array:
 
     Raises: `DataError` that says where the trouble is: text, ragged rows, NaN or infinity with column, count and first row.
     """
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise DataError(f"{name}: its rows differ in length, so it is no array; pad them or pass arrays of one shape") from None
+    array = as_array(value, name)
     if array.dtype == object:
         try:
             array = array.astype(np.float64)
@@ -78,41 +75,52 @@ def numeric(value: Any, name: str) -> Array:
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
     if array.ndim == 0:
         raise DataError(f"{name} is a single number; the first axis of data is the samples")
-    if array.shape[0] == 0 or array.size == 0:
+    if array.size == 0:
         raise DataError(f"{name} is empty (shape {array.shape}); there is nothing to learn from")
     if array.dtype.kind == "f":
         finite(array, name)
     return array
 
 
+def as_array(value: Any, name: str) -> Array:
+    """`value` as an array of whatever kind.
+
+    Raises: `DataError` for nothing at all and for ragged rows.
+    """
+    if value is None:
+        raise DataError(f"{name} is None; it must be an array of numbers")
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise DataError(f"{name}: its rows differ in length, so it is no array; pad them or pass arrays of one shape") from None
+
+
 def finite(array: Array, name: str) -> None:
     """Refuse NaN and infinity."""
-    if np.isfinite(np.sum(array)):  # one pass decides the common case; a sum that overflows is looked at closely
-        return
-    bad = ~np.isfinite(array)
-    if not bad.any():
-        return
-    first = np.unravel_index(int(np.argmax(bad)), array.shape)
-    column = f", column {first[1]}" if array.ndim == 2 else f", at {tuple(int(i) for i in first[1:])}" if array.ndim > 2 else ""
-    total = int(bad.sum())
-    raise DataError(
-        f"{name} holds {total} value{'s' if total > 1 else ''} that {'are' if total > 1 else 'is'} NaN or infinite, first in row "
-        f"{int(first[0])}{column} ({array[first]}); impute or drop such rows first (the command line imputes by itself)"
-    )
+    with np.errstate(all="ignore"):
+        total = np.sum(array)
+    if not np.isfinite(total):  # one pass decides the common case; a sum that overflows is looked at closely
+        refuse(array, ~np.isfinite(array), name, "NaN or infinite",
+               "impute or drop such rows first (the command line imputes by itself)")  # fmt: skip
 
 
 def fits_into(array: Array, dtype: np.dtype[Any], name: str) -> None:
-    """Refuse float64 numbers that float32 cannot hold: they would become infinite.
+    """Refuse float64 numbers that float32 cannot hold: they would become infinite."""
+    if dtype == np.float32 and array.dtype == np.float64:
+        advice = 'scale the data, or build the network with dtype="float64"'
+        refuse(array, np.abs(array) > np.finfo(np.float32).max, name, "beyond float32", advice)
 
-    Raises: `DataError` that names the largest.
-    """
-    if dtype != np.float32 or array.dtype != np.float64:
+
+def refuse(array: Array, bad: Array, name: str, what: str, advice: str) -> None:
+    """Raise `DataError` with count, first row and column of the values that are bad, if there are any."""
+    total = int(np.count_nonzero(bad))
+    if not total:
         return
-    largest = float(np.max(np.abs(array)))
-    if largest > np.finfo(np.float32).max:
-        raise DataError(
-            f'{name} holds {largest:.4g}, which is beyond float32; scale the data, or build the network with dtype="float64"'
-        )
+    first = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    row = f", first in row {int(first[0])}" if array.ndim else ""
+    column = f", column {first[1]}" if array.ndim == 2 else f", at {tuple(int(i) for i in first[1:])}" if array.ndim > 2 else ""
+    many = "values that are" if total > 1 else "value that is"
+    raise DataError(f"{name} holds {total} {many} {what}{row}{column} ({array[first]}); {advice}")
 
 
 def _first_odd(array: Array) -> str:
@@ -136,7 +144,10 @@ def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array,
     """
     weight = None
     if sample_weight is not None:
-        weight = np.asarray(sample_weight, np.float64)
+        given = as_array(sample_weight, "sample_weight")
+        if given.dtype.kind not in "biuf":
+            raise DataError(f"sample_weight must hold numbers, not {given.dtype}")
+        weight = given.astype(np.float64)
         if weight.shape != (rows,):
             raise ShapeError(f"sample_weight must hold one number for each of the {rows} rows, not shape {weight.shape}")
         if not np.all(np.isfinite(weight)) or np.any(weight < 0) or not np.any(weight > 0):
@@ -152,7 +163,7 @@ def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array,
             raise DataError(f'class_weight is a mapping from class to weight, or "balanced", not "{class_weight}"')
         table = {float(c): rows / (len(found) * n) for c, n in zip(found, counts, strict=True)}
     else:
-        table = {float(k): float(v) for k, v in dict(class_weight).items()}
+        table = _class_weights(class_weight)
         missing = [c for c in found if float(c) not in table]
         if missing:
             raise DataError(
@@ -162,4 +173,11 @@ def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array,
     return each if weight is None else weight * each
 
 
-__all__ = ["Inputs", "inputs_of", "numeric", "row_weights", "same_length"]
+def _class_weights(given: Any) -> dict[float, float]:
+    try:
+        table = {float(k): float(v) for k, v in dict(given).items()}
+    except (TypeError, ValueError):
+        raise DataError(f'class_weight is a mapping from class number to weight, or "balanced", not {given!r}') from None
+    if any(not (np.isfinite(v) and v >= 0) for v in table.values()) or not any(table.values()):
+        raise DataError(f"class_weight must give finite weights, none negative and not all 0, not {given!r}")
+    return table

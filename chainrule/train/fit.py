@@ -64,7 +64,7 @@ class Data:
 
 @dataclass
 class Training:
-    """One `fit`. `counters` holds the steps and epochs that the network has behind it."""
+    """One `fit`. `counters` holds the steps (batches), updates of the weights and epochs that the network has behind it."""
 
     task: Task
     data: Data
@@ -159,7 +159,10 @@ class Training:
             divisors[i] = self.data.total(order[edges[first] : edges[last]])
             entries.append("step" if i == last - 1 else "accumulate")
         taken = self.counters["steps"] + np.arange(count)
-        rates = self._rates(optimizer.schedule, taken, self.run.steps + np.arange(count), self.epochs * count)
+        update, updates = np.arange(count) // group, -(-count // group)  # a schedule counts updates of the weights
+        rates = self._rates(
+            optimizer.schedule, self.counters["updates"] + update, self.run.epochs * updates + update, self.epochs * updates
+        )
         numbers = {
             DIVISOR: divisors,
             SEED: np.broadcast_to(key_of(self.seed), (count, 2)),
@@ -194,47 +197,58 @@ class Training:
         finite = bool(np.all(np.isfinite(losses))) and all(np.all(np.isfinite(v)) for v in state.values())
         if taken.interrupted:
             if finite:  # else the weights from before this epoch stay
-                self._commit(state, taken.steps, 0)
+                self._commit(state, taken.steps, 0, steps.entries[: taken.steps].count("step"))
             raise KeyboardInterrupt
         if not finite:
             self._diverged(steps, losses, good)
-        self._commit(state, taken.steps, 1)
+        self._commit(state, taken.steps, 1, steps.entries.count("step"))
         edges = np.cumsum([0, *steps.sizes])
         weights = np.array([self.data.weight_of(steps.order[a:b]) for a, b in pairwise(edges)])
         updates = np.array([e == "step" for e in steps.entries])
         sums = losses * steps.numbers[DIVISOR]
-        self.run.loss.append(float(np.sum(np.where(weights > 0, sums, 0.0)) / np.sum(weights)))
-        self.run.penalty.append(float(taken.results["penalty"][updates][-1]))
-        self.run.learning_rate.append(float(steps.numbers[RATE][-1]))
-        self.measure("", taken.results.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
-        self.judge(session)
+        loss = float(np.sum(np.where(weights > 0, sums, 0.0)) / np.sum(weights))
+        added, rate = float(taken.results["penalty"][updates][-1]), float(steps.numbers[RATE][-1])
+        seen = self.measured("", taken.results.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
+        self.record(loss, added, rate, seen, self.judged(session), begun)
         optimizer = self.task.optimizer
         assert optimizer is not None
         watched = (self.run.validation_loss or self.run.loss)[-1]
         self.schedule_state.update(optimizer.schedule.observe(watched, self.schedule_state))
-        self.run.epoch_seconds.append(time.perf_counter() - begun)
         return state
 
-    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int) -> None:
+    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int, updates: int) -> None:
         """State and counters change together."""
         self.save(state)
         self.run.steps += steps
-        self.counters["steps"] += steps
-        self.counters["epochs"] += epochs
+        for name, more in (("steps", steps), ("epochs", epochs), ("updates", updates)):
+            self.counters[name] += more
 
-    def judge(self, session: Session) -> None:
-        """Loss and metrics on the rows held out."""
-        if self.validation is not None:
-            value, scores = evaluate(session, self.validation)
-            self.run.validation_loss.append(value)
-            self.measure("validation_", scores, self.validation)
+    def judged(self, session: Session) -> dict[str, float]:
+        """Loss and metrics on the rows held out: nothing if there are none."""
+        if self.validation is None:
+            return {}
+        value, scores = evaluate(session, self.validation)
+        return {"validation_loss": value, **self.measured("validation_", scores, self.validation)}
 
-    def measure(self, prefix: str, scores: Array | None, data: Data) -> None:
+    def measured(self, prefix: str, scores: Array | None, data: Data) -> dict[str, float]:
+        """All metrics over these rows."""
+        values = {}
         for metric in self.metrics:
             assert scores is not None
             assert self.task.loss is not None
-            value = metric(self.task.loss, scores, data.target, data.weight)
-            self.run.metrics.setdefault(prefix + metric.name, []).append(value)
+            values[prefix + metric.name] = metric(self.task.loss, scores, data.target, data.weight)
+        return values
+
+    def record(self, loss: float, added: float, rate: float, seen: Mapping[str, float], judged: Mapping[str, float],
+               begun: float) -> None:  # fmt: skip
+        """One more epoch in the history, all of it at once: a user's metric that raises leaves no column longer than another."""
+        run = self.run
+        run.loss.append(loss)
+        run.penalty.append(added)
+        run.learning_rate.append(rate)
+        for name, value in {**seen, **judged}.items():
+            (run.validation_loss if name == "validation_loss" else run.metrics.setdefault(name, [])).append(value)
+        run.epoch_seconds.append(time.perf_counter() - begun)
 
     # ---- when to stop --------------------------------------------------------------------------------------------------------
 
@@ -245,6 +259,7 @@ class Training:
         name = stopping.monitor or ("validation_loss" if self.run.validation_loss else "loss")
         values = getattr(self.run, name) if name in ("loss", "validation_loss") else self.run.metrics[name]
         value = self._sign(name) * values[-1]
+        value = math.inf if math.isnan(value) else value  # a metric that is not defined is no best one
         if not self._best or value < self._best["value"] - stopping.min_delta:
             self._best.update(value=value, epoch=self.run.epochs, state=state)
         elif self.run.epochs - self._best["epoch"] >= stopping.patience:

@@ -63,9 +63,8 @@ class FullBatch(Training):
                     raise DivergenceError(f"{where}; scale the data, or start from smaller weights", run)
                 kept = {f"slot/{k}": np.asarray(memory[k]) for k in ("s", "y", "evaluations")}
                 good = {**{n: v for n, v in state.items() if not n.startswith("slot/")}, **moved, **kept}
-                self._commit(good, problem.take_calls(), 1)
-                self._record(rule, value, moved, self._session(good))
-                run.epoch_seconds.append(time.perf_counter() - begun)
+                self._commit(good, problem.take_calls(), 1, 1)
+                self._record(rule, value, moved, self._session(good), begun)
                 run.seconds = time.perf_counter() - started
                 progress.epoch()
                 for callback in self.callbacks:
@@ -81,15 +80,12 @@ class FullBatch(Training):
             progress.close(run.stopped)
         self.restore_best()
 
-    def _record(self, rule: LBFGS, value: float, moved: Mapping[str, Array], session: Session) -> None:
+    def _record(self, rule: LBFGS, value: float, moved: Mapping[str, Array], session: Session, begun: float) -> None:
         """History, metrics and validation of one iteration."""
         added = float(penalty(rule, {n: v.astype(np.float64) for n, v in moved.items()}, rule.hyper()))
-        self.run.loss.append(value - added)
-        self.run.penalty.append(added)
-        self.run.learning_rate.append(float(rule.schedule(np.zeros(1), 1)[0]))
-        if self.metrics:
-            self.measure("", evaluate(session, self.data)[1], self.data)
-        self.judge(session)
+        rate = float(rule.schedule(np.zeros(1), 1)[0])
+        seen = self.measured("", evaluate(session, self.data)[1], self.data) if self.metrics else {}
+        self.record(value - added, added, rate, seen, self.judged(session), begun)
 
 
 class _Problem:

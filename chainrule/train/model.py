@@ -23,7 +23,7 @@ from ..optim import Optimizer
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..transforms import DEFAULT_BACKEND
-from .data import Inputs, row_weights, same_length
+from .data import Inputs, as_array, fits_into, row_weights, same_length
 from .fit import EVALUATION_ROWS, Data, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
@@ -111,6 +111,10 @@ class Model(Stateful):
             rule = optim.resolve(optimizer) if optimizer is not None else self._optimizer or optim.Adam()
             measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
             stopping = early_stopping_of(early_stopping)
+            if callable(callbacks) or not all(callable(c) for c in _listed(callbacks)):
+                raise UsageError(
+                    f"callbacks is a list of functions of the run, such as [lambda run: print(run)], not {callbacks!r}"
+                )
             with self._undone_if_it_fails():
                 inputs = self._ready(x, options.seed, dtype)
                 data, held = self._split(inputs, y, chosen, validation, sample_weight, class_weight, shuffle, options.seed)
@@ -169,11 +173,13 @@ class Model(Stateful):
     def _target(self, inputs: Inputs, y: Any, loss: Loss) -> Array:
         if y is None:
             raise DataError(f"the loss {loss.name} needs a target y")
-        given = np.asarray(y)
+        given = as_array(y, "y")
         if given.ndim == 0:
             raise DataError("y is a single number; it needs one target for each row of x")
         same_length({**inputs.arrays, "y": given})
-        return loss.check_target(y if given.dtype != object else given, self._built["outputs"])
+        target = loss.check_target(y if given.dtype != object else given, self._built["outputs"])
+        fits_into(target, self._built["dtype"], "y")
+        return target
 
     # ---- using ---------------------------------------------------------------------------------------------------------------
 
@@ -354,6 +360,13 @@ class _Options:
     def seed(self) -> int:
         assert self.seed_given is not None
         return self.seed_given
+
+
+def _listed(things: Any) -> list[Any]:
+    try:
+        return list(things)
+    except TypeError:
+        return [None]
 
 
 def _metric(thing: Any, loss: Loss) -> metrics.Metric:

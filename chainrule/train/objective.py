@@ -70,6 +70,8 @@ def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: An
     Raises: `ShapeError` if the loss returns neither one number nor an array with the rows first.
     """
     elements = loss(scores, target)
+    if not hasattr(elements, "ndim"):
+        raise UsageError(f"the loss {loss.name} returns {elements!r}, not an array of losses; perhaps a `return` is missing")
     if elements.ndim == 0:
         if weight is not None:
             raise UsageError(

@@ -94,12 +94,17 @@ class Scope:
         """The new value of a statistic; kept only in training, and not in a frozen layer."""
         path = self.path(layer)
         full = f"{path}.{name}" if path else name
-        if full not in self.state and self._create is None:
+        if layer._kinds.get(name) != "statistic":
             raise UsageError(
                 located(f'update of "{full}", which is no statistic: declare it with self.statistic(name, shape) first')
             )
+        kept = self.state[full]
+        if np.shape(value) != np.shape(kept):
+            raise ShapeError(
+                located(f'update of "{full}", which has shape {np.shape(kept)}, by a value of shape {np.shape(value)}')
+            )
         if self.training and not self.frozen(path):
-            self.updates[full] = value
+            self.updates[full] = value if getattr(value, "dtype", None) == kept.dtype else np.asanyarray(value).astype(kept.dtype)
 
 
 def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype: Any) -> Array:
@@ -107,5 +112,5 @@ def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype:
     random = generator(seed, INITIALIZE, zlib.crc32(full_name.encode()))
     value = np.asarray(init(random, shape), dtype)
     if value.shape != shape:
-        raise ShapeError(f'the initializer of "{full_name}" gave shape {value.shape}, not {shape}')
+        raise ShapeError(located(f'the initializer of "{full_name}" gave shape {value.shape}, not {shape}'))
     return value

@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import BusyError, DataError, NotBuiltError, ShapeError, UnknownNameError, UsageError
-from ..graph.node import Array, Graph, Type
+from ..graph.node import Array, Graph, Node, Type
 from ..graph.trace import Tracer, build
 from ..losses import Loss
 from ..optim import Optimizer
@@ -71,7 +71,7 @@ class Stateful(ABC):
         self._slots: dict[str, Array] = {}
         self._optimizer: Optimizer | None = None
         self._loss: Loss | None = None
-        self._counters = {"steps": 0, "epochs": 0}
+        self._counters = {"steps": 0, "updates": 0, "epochs": 0}
         self._schedule_state: dict[str, float] = {}
         self._fresh: list[tuple[Any, str]] = []
         self._programs: OrderedDict[Any, Program] = OrderedDict()  # for predict: by rows and what the layers say of themselves
@@ -176,7 +176,10 @@ class Stateful(ABC):
         for name, value in values.items():
             if name not in known:
                 raise UnknownNameError(f'this network has no parameter "{name}".{nearest(name, known)} It has {", ".join(known)}')
-            array = np.array(numeric(value, name) if np.ndim(value) else value, self._built["dtype"])
+            one = isinstance(value, (int, float, np.generic)) or np.shape(value if hasattr(value, "shape") else [0]) == ()
+            given = numeric([value], name)[0] if one else numeric(value, name)
+            fits_into(np.asarray(given), self._built["dtype"], name)
+            array = np.array(given, self._built["dtype"])
             if array.shape != known[name].shape:
                 raise ShapeError(f'"{name}" has shape {known[name].shape}; the given array has {array.shape}')
             new[name] = array
@@ -242,7 +245,8 @@ class Stateful(ABC):
         with self._undone_if_it_fails():
             whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
             graph = build(run, list(types(whole).values()))
-            index = [n for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole and _used_as_index(graph, node)]
+            uses = {n: index_uses(graph, node) for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole}
+            index = [n for n in whole if uses[n]]
             if index != whole:
                 graph = build(run, list(types(index).values()))
             if graph.outputs[0].shape[:1] != (2,):
@@ -255,6 +259,7 @@ class Stateful(ABC):
             "keys": x.keys,
             "outputs": graph.outputs[0].shape[1:],
             "names": list(self._state()),
+            "index": {n: uses[n] for n in index},
             "seed": seed,
         }
 
@@ -379,18 +384,41 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-def _used_as_index(graph: Graph, node: Any) -> bool:
-    """Whether an integer input reaches a `take`, a `scatter_add` or a comparison as integers, in bodies of loops too."""
-    whole = {node}
+@dataclass(frozen=True)
+class IndexUse:
+    """How an integer input is used as an index: `layer` reads places `low` to `high` with it (None: the values are changed before, so
+    nobody can say yet which are allowed)."""
+
+    layer: str
+    low: int | None = None
+    high: int | None = None
+
+
+_KEEPS_VALUES = ("reshape", "transpose", "slice", "flip", "broadcast", "cast", "concatenate")
+
+
+def index_uses(graph: Graph, node: Node) -> list[IndexUse]:
+    """Where an integer input reaches a `take`, a `scatter_add` or a comparison as integers, in bodies of loops too."""
+    same: dict[Node, bool] = {node: True}  # what holds whole numbers made of the input, and whether they are the input's own
+    uses = []
     for n in graph.nodes():
-        reached = [i for i, a in enumerate(n.args) if a in whole]
+        reached = [i for i, a in enumerate(n.args) if a in same]
         if not reached:
             continue
-        if (n.op in ("take", "scatter_add") and 1 in reached) or n.op == "equal":
-            return True
+        own = all(same[n.args[i]] for i in reached)
+        if n.op in ("take", "scatter_add") and 1 in reached:
+            size = n.args[0].shape[n.attrs["axis"]]
+            low = -size if n.attrs.get("negative", True) else 0
+            uses.append(IndexUse(n.scope, low, size - 1) if own else IndexUse(n.scope))
+        elif n.op == "equal":
+            uses.append(IndexUse(n.scope))
         body = n.attrs.get("body")
-        if isinstance(body, Graph) and any(_used_as_index(body, body.inputs[i]) for i in reached):
-            return True
+        if isinstance(body, Graph):
+            for i in reached:
+                uses += [
+                    u if own and u.layer else IndexUse(u.layer or n.scope, u.low, u.high)
+                    for u in index_uses(body, body.inputs[i])
+                ]
         if any(t.dtype.kind in "iu" for t in n.types):
-            whole.add(n)
-    return False
+            same[n] = own and n.op in _KEEPS_VALUES
+    return uses
