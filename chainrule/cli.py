@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import re
 import shlex
 import stat
@@ -79,9 +80,9 @@ def _fail(message: str) -> NoReturn:
     sys.exit(MISTAKE)
 
 
-def _say(console: Console, line: str, style: str = "") -> None:
-    """A line as it is: no markup, no colours guessed."""
-    console.print(Text(plain(line), style=style), soft_wrap=True)
+def _say(console: Console, line: str, style: str = "", *, path: bool = False) -> None:
+    """A line as it is: no markup, no colours guessed; broken between words on a terminal, unless it holds a `path` to copy."""
+    console.print(Text(plain(line), style=style), soft_wrap=path or not console.is_terminal)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -208,13 +209,13 @@ def _show_outcome(console: Console, outcome: Outcome, folder: Path, quiet: bool)
     for note in outcome.notes:
         _say(console, f"note: {note}")
     _show_scores(console, f"Scores on {outcome.rows[1]:,} held-out rows", outcome.scores)
-    _say(console, f"run folder: {folder}, with report.html")
+    _say(console, f"run folder: {folder}, with report.html", path=True)
     if outcome.failure or outcome.interrupted:
         what = "training diverged" if outcome.failure else "interrupted"
         click.echo(f"chainrule: {what}; what had been learnt until then is saved in {plain(str(folder))}", err=True)
         return MISTAKE if outcome.failure else INTERRUPTED
     if not quiet:
-        _say(console, f"next: chainrule predict {shlex.quote(str(folder))} NEW.csv")
+        _say(console, f"next: chainrule predict {shlex.quote(str(folder))} NEW.csv", path=True)
     return 0
 
 
@@ -300,7 +301,7 @@ def predict(run: Path, data: Path, out: Path | None, overwrite: bool, missing: t
     if scores:
         _show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
     if not printed:
-        _say(console, f"{table.rows:,} predictions: {out}")
+        _say(console, f"{table.rows:,} predictions: {out}", path=True)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -311,6 +312,8 @@ def _check_output(out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out} is there already: name another file with --out, or say --overwrite")
     if not out.parent.is_dir():
         raise UsageError(f"there is no folder {out.parent} to write {out.name} into")
+    if not os.access(out.parent, os.W_OK | os.X_OK) and not _is_stream(out):
+        raise UsageError(f"the folder {out.parent} cannot be written to: name another place with --out")
 
 
 def _is_stream(out: Path) -> bool:
@@ -361,20 +364,22 @@ def sample_options(command: F) -> F:
 @commands.command(short_help="Prints a network's forward pass, backward pass and update as equations.")
 @click.argument("run", type=click.Path(path_type=Path))
 @sample_options
+@click.option("--numbers", is_flag=True, help="Show the values of these rows too.")
 @click.option("--form", type=click.Choice(["text", "latex", "html"]), default="text", show_default=True)
-def explain(run: Path, data: Path | None, rows: int, form: str) -> None:
+def explain(run: Path, data: Path | None, rows: int, numbers: bool, form: str) -> None:
     """Prints the equations of a network's forward pass, backward pass and update.
 
     \b
     Example:  chainrule explain runs/houses
               chainrule explain runs/houses --form html > houses.html
+              chainrule explain runs/houses --data houses.csv --rows 2 --numbers
     """
     from . import experiment
     from .explain import explain as explained
 
     known = experiment.read_run(run)
     x, y = _sample(known, data, rows)
-    click.echo(getattr(explained(known.network, x, y), form))
+    click.echo(getattr(explained(known.network, x, y, numbers=numbers, optimizer=known.optimizer), form))
 
 
 @commands.command(short_help="Compares a network's gradients with central differences.")
@@ -471,7 +476,7 @@ def _show_results(console: Console, results: Sequence[Result]) -> None:
     _say(console, "\nrun folders, each with the network, its history and a report.html:")
     for result in results:
         for folder in result.folders:
-            _say(console, f"  {folder}")
+            _say(console, f"  {folder}", path=True)
 
 
 def _grid(title: str, *columns: str, right: int = 2) -> Grid:

@@ -22,7 +22,7 @@ from .data.target import TargetCode
 from .data.understand import Understanding
 from .errors import DataError, DivergenceError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .nn.saving import load
-from .optim import AdamW
+from .optim import AdamW, Optimizer
 from .report import Report, write_report, write_text
 from .schedules import cosine
 from .train.history import Run as History
@@ -237,8 +237,9 @@ def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str,
     x, x_judge = preparation.plain(learn), preparation.plain(judge)
     y = numbers(target)[0] if regression else code.encode(target)
     out = {}
+    steps = min(300, max(50, int(2e10 / (x.size * max(len(code.classes), 1)))))  # some seconds on images
     for name, model in (
-        ("linear model", Ridge(alpha=1.0) if regression else LogisticRegression(max_iter=300)),
+        ("linear model", Ridge(alpha=1.0) if regression else LogisticRegression(max_iter=steps)),
         ("always the mean" if regression else "always the most frequent", DummyRegressor() if regression else DummyClassifier()),
     ):
         if not regression and len(np.unique(y)) == 1:
@@ -324,6 +325,11 @@ class Run:
     network: nn.Sequential
     preparation: Preparation
     settings: Mapping[str, Any]
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """What the network was trained with."""
+        return self.network._optimizer
 
 
 def read_run(folder: str | Path) -> Run:

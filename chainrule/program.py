@@ -177,7 +177,8 @@ def _without_patterns(graph: Graph) -> Graph:
 
 def _one_number(array: Array) -> bool:
     """-0.0 and 0.0 are two."""
-    return bool(np.all(array == array.flat[0])) and (array.dtype.kind != "f" or len(set(np.signbit(array.flat))) == 1)
+    first = array.flat[0]
+    return bool(np.all(array == first)) and (array.dtype.kind != "f" or bool(np.all(np.signbit(array) == np.signbit(first))))
 
 
 def differentiate(f: Callable[[Any], tuple[Any, Any]], at: Any) -> tuple[Any, Any, Any]:

@@ -212,12 +212,13 @@ def vjp(f: Callable[..., Any], *args: Any) -> tuple[Any, Callable[[Any], tuple[A
     """
     traced = trace_call(f, args)
     floats = [i for i, n in enumerate(traced.graph.inputs[: len(traced.inputs)]) if n.dtype.kind == "f"]
-    values = execute(traced.graph, _inputs(traced))
+    inputs = [x if is_traced(x) else np.array(x) for x in _inputs(traced)]  # as they are now: `pull` may be called later
+    values = execute(traced.graph, inputs)
     back = backward(traced.graph, floats)
 
     def pull(g: Any) -> tuple[Any, ...]:
         seeds = _like_outputs(traced, g, "vjp")
-        gradients = execute(back, [*_inputs(traced), *seeds])
+        gradients = execute(back, [*inputs, *seeds])
         leaves: list[Any] = [None] * len(traced.leaves)
         for i, d in zip(floats, gradients, strict=True):
             leaves[traced.inputs[i]] = d

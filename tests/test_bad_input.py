@@ -99,7 +99,7 @@ BAD_DATA = [
     Bad("no label", r"row 1.*nan", cr.DataError, y=but(LABELS % 2.0, 1, np.nan), options=CLASSES),
     Bad("rows that are no probabilities", r"row 3", cr.DataError, y=but(np.full((6, 2), 0.5), (3, 0), 0.9), options=CLASSES),
     Bad("negative probabilities", r"row 3", cr.DataError, y=but(np.full((6, 2), 0.5), 3, [-0.5, 1.5]), options=CLASSES),
-    Bad("no yes or no", r"row 2.*2\.0|row 2.*2", cr.DataError, y=but(np.ones((6, 2)), (2, 1), 2.0), options={"loss": "binary_cross_entropy"}),
+    Bad("no yes or no", r"row 2.*2", cr.DataError, y=but(np.ones((6, 2)), (2, 1), 2.0), options={"loss": "binary_cross_entropy"}),
     Bad("a negative count", r"row 4", cr.DataError, y=but(np.ones((6, 2)), (4, 1), -1.0), options={"loss": "poisson"}),
     Bad("no sign", r"row 4", cr.DataError, y=but(np.ones((6, 2)), (4, 1), 0.5), options={"loss": "hinge"}),
 ]  # fmt: skip
@@ -148,7 +148,7 @@ BAD_OPTIONS = [
     options("threads below 1", r"threads.*0", threads=0),
     options("a scalar loss with weights", r"weight", loss=lambda s, t: np.mean((s - t) ** 2), sample_weight=np.ones(6)),
     options("a loss that keeps no rows", r"\(2,\).*6 rows|6 rows.*\(2,\)", cr.ShapeError, loss=lambda s, t: np.mean((s - t) ** 2, axis=0)),
-    options("a loss that does not fit", r"\(6, 3\).*\(2, 3\)", cr.ShapeError, loss=lambda s, t: (s - t) @ np.ones((2, 3)) @ np.ones((2, 3))),
+    options("a loss that does not fit", r"\(6, 3\).*\(2, 3\)", cr.ShapeError, loss=lambda s, t: s @ np.ones((2, 3)) @ np.ones((2, 3))),
     options("a loss that returns nothing", r"loss.*None", cr.ChainruleError, loss=lambda s, t: None),
     options("a loss that branches", r"np\.where|scan", cr.TraceError, loss=lambda s, t: s if np.sum(s) > 0 else t),
 ]  # fmt: skip
@@ -178,7 +178,13 @@ def test_a_new_network_stays_new(bad: Bad) -> None:
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad.what for bad in BAD])
 def test_a_trained_network_loses_nothing(bad: Bad) -> None:
-    if bad.what in ("no columns", "inputs of different length", "NaN in the rows of an image", "no inputs", "no inputs in a tuple"):
+    if bad.what in (
+        "no columns",
+        "inputs of different length",
+        "NaN in the rows of an image",
+        "no inputs",
+        "no inputs in a tuple",
+    ):
         pytest.skip("a network that is built says more about the shape of its inputs, elsewhere")
     nets = [network(), network()]
     for net in nets:
@@ -201,7 +207,12 @@ def test_a_bad_call_with_another_optimizer_keeps_the_slots() -> None:
     nets = [network(), network()]
     for net in nets:
         net.fit(X, Y, epochs=3, optimizer=cr.SGD(0.05, momentum=0.9))
-    for bad in ({"backend": "refrence"}, {"loss": lambda s, t: None}, {"callbacks": (3,)}, {"early_stopping": cr.EarlyStopping(monitor="x")}):
+    for bad in (
+        {"backend": "refrence"},
+        {"loss": lambda s, t: None},
+        {"callbacks": (3,)},
+        {"early_stopping": cr.EarlyStopping(monitor="x")},
+    ):
         with pytest.raises(cr.ChainruleError):
             nets[0].fit(X, Y, optimizer=cr.Adam(), **bad)
     for net in nets:
@@ -332,14 +343,14 @@ def test_a_shape_error_names_shapes_layer_file_and_line() -> None:
     with pytest.raises(cr.ShapeError) as caught:
         net.fit(X, Y)
     said = str(caught.value)
-    assert re.search(r"\(\w+, 5\)", said) and "(3, 2)" in said
+    assert re.search(r"\(\w+, 5\).*\(3, 2\)", said)
     assert 'layer "1.1"' in said
     assert f"test_bad_input.py:{line_of('the rows have 5 numbers')}" in said
 
     with pytest.raises(cr.ShapeError) as caught:
         nn.Sequential(nn.Dense(5), Adds()).fit(X, Y)
     said = str(caught.value)
-    assert re.search(r"\(\w+, 3\)", said) and re.search(r"\(\w+, 4\)", said)
+    assert re.search(r"\(\w+, 3\).*\(\w+, 4\)", said)
     assert 'layer "1"' in said
     assert f"test_bad_input.py:{line_of('3 and 4 units')}" in said
 
@@ -351,7 +362,7 @@ def test_a_shape_error_in_a_function_names_shapes_and_line() -> None:
     with pytest.raises(cr.ShapeError) as caught:
         cr.grad(f)(np.ones((3, 2)))
     said = str(caught.value)
-    assert "(6, 4)" in said and "(3, 2)" in said
+    assert re.search(r"\(6, 4\).*\(3, 2\)", said)
     assert f"test_bad_input.py:{line_of('w has 3 rows')}" in said
 
 
@@ -362,7 +373,7 @@ def test_a_shape_error_in_a_loss_names_the_line() -> None:
     with pytest.raises(cr.ShapeError) as caught:
         network().fit(X, Y, loss=loss)
     said = str(caught.value)
-    assert "(1, 3)" in said and re.search(r"\(\w+, 2\)", said)
+    assert re.search(r"\(\w+, 2\).*\(1, 3\)", said)
     assert f"test_bad_input.py:{line_of('there are two scores')}" in said
 
 
@@ -433,5 +444,11 @@ def test_check_gradients_and_gradients_say_what_they_need() -> None:
 
 def test_errors_can_be_copied_and_shown() -> None:
     """What notebooks and process pools do with exceptions."""
-    for error in (cr.ShapeError("a"), cr.DataError("b"), cr.UnknownNameError("c"), cr.DivergenceError("d", None), cr.UsageError("e")):
+    for error in (
+        cr.ShapeError("a"),
+        cr.DataError("b"),
+        cr.UnknownNameError("c"),
+        cr.DivergenceError("d", None),
+        cr.UsageError("e"),
+    ):
         assert str(copy.copy(error)) == str(error)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from chainrule.cli import commands, main
+from chainrule.experiment import Recipe
 from chainrule.report import FILES
+from chainrule.train.progress import Progress
 
 RNG = np.random.default_rng(0)
 ROWS = 120
@@ -64,13 +70,16 @@ def test_train_predict_explain_check(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call("train", data, "--target", "price", "--epochs", "8", "--hidden", "8,4") == 0
     said = capsys.readouterr().out
     for words in (
-        "120 rows, 4 columns",
+        "houses.csv: 120 rows, 4 columns",
         "categorical",
-        "regression",
+        "target: price, regression, its numbers take",
+        "network: 5 → 8 → 4 → 1, silu, mse",
+        "8 epochs in",
         "linear model",
         "always the mean",
         "24 held-out rows",
-        "runs/houses",
+        "run folder: runs/houses",
+        "next: chainrule predict runs/houses NEW.csv",
     ):
         assert words in said
     run = tmp_path / "runs" / "houses"
@@ -91,11 +100,17 @@ def test_train_predict_explain_check(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(np.isfinite(float(row["prediction"])) for row in predicted)
 
     assert call("explain", run) == 0
-    assert capsys.readouterr().out.strip()
-    for form in ("latex", "html"):
+    said = capsys.readouterr().out
+    for words in ("z4 = a3 @ W4 + b4", "∂L/∂W4 = a3.T @ δ4", "Update: AdamW"):
+        assert words in said
+    for form, words in (("latex", r"\partial"), ("html", "<math")):
         assert call("explain", run, "--form", form) == 0
-        assert capsys.readouterr().out.strip()
+        assert words in capsys.readouterr().out
+    assert call("explain", run, "--data", data, "--rows", "2", "--numbers") == 0
+    assert "L = sum((z4 - y)**2) / n" in (said := capsys.readouterr().out)
+    assert "[[" in said
     assert call("check", run) == 0
+    assert "all derivatives agree with central differences" in capsys.readouterr().out
     assert call("check", run, "--data", data, "--rows", "4") == 0
 
 
@@ -123,6 +138,17 @@ def test_two_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for row in rows_of(tmp_path / "houses-predictions.csv"):
         assert float(row["probability no"]) + float(row["probability yes"]) == pytest.approx(1, abs=1e-5)
         assert (row["prediction"] == "yes") == (float(row["probability yes"]) > 0.5)
+
+
+def test_regression_beats_the_mean_and_classes_beat_the_commonest(tmp_path: Path) -> None:
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "a", "--epochs", "60", "--hidden", "32", "--quiet") == 0
+    scores = json.loads((tmp_path / "a" / "settings.json").read_text(encoding="utf-8"))["scores"]
+    assert scores["this network"]["RMSE"] < 0.5 * scores["always the mean"]["RMSE"]
+    assert scores["this network"]["R²"] > 0.8
+    assert call("train", data, "--target", "town", "--out", "b", "--epochs", "60", "--hidden", "32", "--quiet") == 0
+    scores = json.loads((tmp_path / "b" / "settings.json").read_text(encoding="utf-8"))["scores"]
+    assert scores["this network"]["accuracy"] > scores["always the most frequent"]["accuracy"]
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -178,6 +204,7 @@ def test_runs_are_never_overwritten_unasked(tmp_path: Path, capsys: pytest.Captu
     assert sorted(f.name for f in (tmp_path / "runs").iterdir()) == ["houses", "houses-2"]
     assert "--overwrite" in refused(capsys, "train", data, "--target", "price", "--out", "runs/houses", *QUICK)
     assert call("train", data, "--target", "price", "--out", "runs/houses", "--overwrite", *QUICK) == 0
+    assert sorted(f.name for f in (tmp_path / "runs" / "houses").iterdir()) == sorted(FILES)
     assert call("predict", "runs/houses", data) == 0
     assert "--overwrite" in refused(capsys, "predict", "runs/houses", data)
 
@@ -193,6 +220,16 @@ def test_runs_are_never_overwritten_unasked(tmp_path: Path, capsys: pytest.Captu
         (["train", "houses.csv", "--target", "town", "--task", "regression"], "needs numbers"),
         (["train", "houses.csv", "--target", "price", "--hidden", "8,x"], "no list of layer sizes"),
         (["train", "houses.csv", "--target", "price", "--epochs", "0"], "--epochs"),
+        (["train", "houses.csv", "--target", "price", "--learning-rate", "nan"], "no finite number"),
+        (["train", "houses.csv", "--target", "price", "--validation", "nan"], "no finite number"),
+        (["train", "houses.csv", "--target", "price", "--seed", "-1"], "--seed"),
+        (["train", "houses.csv", "--target", "price", "--split-seed", "-1"], "--split-seed"),
+        (["train", "houses.csv", "--target", "price", "--weight-decay", "1e30"], "diverged in epoch 1"),
+        (["train", "houses.csv", "--target", "price", "--hidden", "99999999999"], "not enough memory"),
+        (["train", "houses.csv", "--target", "price", "--out", "houses.csv/run"], "cannot be made"),
+        (["train", "houses.csv", "--target", "price", "--categorical", "price", "--task", "regression"], "names things, as told"),
+        (["train", "."], "is a folder"),
+        (["train"], "Missing argument"),
         (["predict", "nowhere", "houses.csv"], "no run folder"),
         (["explain", "."], "no whole run"),
         (["demo", "mnist"], "mnist"),
@@ -202,6 +239,7 @@ def test_runs_are_never_overwritten_unasked(tmp_path: Path, capsys: pytest.Captu
 def test_mistakes_give_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
     houses(tmp_path)
     assert words in refused(capsys, *arguments)
+    assert [f.name for f in tmp_path.iterdir()] == ["houses.csv"], "nothing is left behind"
 
 
 def test_a_column_that_is_gone_at_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +254,9 @@ def test_damaged_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = houses(tmp_path)
     assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
     whole = (tmp_path / "run" / name).read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+    for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 100, b"[" * 100_000, b"[]", b'{"__class__": "os.system"}'):
+        if name == "settings.json" and damaged.startswith(b"{"):
+            continue
         (tmp_path / "run" / name).write_bytes(damaged)
         refused(capsys, "predict", "run", data)
     (tmp_path / "run" / name).unlink()
@@ -229,6 +269,186 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], name: str) ->
     assert "Example:  chainrule" in capsys.readouterr().out
 
 
+def test_parts_of_two_runs_are_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = houses(tmp_path)
+    for target in ("price", "town"):
+        assert call("train", data, "--target", target, "--out", target, *QUICK) == 0
+    (tmp_path / "price" / "network.safetensors").write_bytes((tmp_path / "town" / "network.safetensors").read_bytes())
+    for command in (["predict", "price", data], ["explain", "price"], ["check", "price"]):
+        assert "not of one run" in refused(capsys, *command)
+
+
+def test_a_preparation_that_claims_billions_of_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    file = tmp_path / "run" / "preparation.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["columns"][0] = {"kind": "block", "name": "size", "shape": [2**30] * 8, "mean": 0.0, "scale": 1.0}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert "not of one run" in refused(capsys, "predict", "run", data)
+    content["columns"][0]["kind"] = ["block"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert "unknown kind" in refused(capsys, "check", "run")
+
+
+def test_ctrl_c_saves_what_was_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Progress) -> None:
+        if self._run.epochs == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "epoch", interrupt)
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "run", "--epochs", "50", "--hidden", "8") == 130
+    out, err = capsys.readouterr()
+    assert "interrupted in epoch 4 of 50" in out
+    assert err == "chainrule: interrupted; what had been learnt until then is saved in run\n"
+    assert len(rows_of(tmp_path / "run" / "history.csv")) == 3
+    assert json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))["interrupted"] is True
+    assert call("predict", "run", data) == 0
+
+
+def test_ctrl_c_while_the_baselines_are_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chainrule.experiment.baselines", interrupt)
+    assert call("train", houses(tmp_path), "--target", "price", "--out", "run", *QUICK) == 130
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(FILES)
+
+
+def test_ctrl_c_before_anything_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chainrule.cli.read_table", interrupt)
+    assert call("train", houses(tmp_path), "--target", "price", *QUICK) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_diverges_keeps_its_last_good_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A decay of 2.2 a step makes the weights larger at each step until they overflow."""
+    data = houses(tmp_path)
+    options = ("--weight-decay", "1100", "--epochs", "300", "--patience", "300", "--hidden", "8", "--quiet")
+    assert call("train", data, "--target", "price", "--out", "run", *options) == 2
+    out, err = capsys.readouterr()
+    assert "training diverged in epoch" in out
+    assert err == "chainrule: training diverged; what had been learnt until then is saved in run\n"
+    assert len(rows_of(tmp_path / "run" / "history.csv")) > 1
+    assert call("predict", "run", data) == 0
+    assert all(np.isfinite(float(row["prediction"])) for row in rows_of(tmp_path / "houses-predictions.csv"))
+
+
+EVIL = ["<script>alert(1)</script>", "=cmd|calc", "two\nlines", "\x1b[31mred", "[bold]m[/bold]", "ünï ☃", "x" * 300, "\u202eevil"]
+
+
+def test_names_from_data_steer_neither_terminal_nor_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ['=HYPERLINK("http://x")', "<img src=x onerror=alert(1)>", "\x1b]0;title\x07", "[red]y"]
+    with open("evil.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*EVIL, "class"])
+        for i in range(60):
+            writer.writerow([*(round(float(v), 2) for v in RNG.normal(size=len(EVIL))), labels[i % 4]])
+    assert call("train", "evil.csv", "--target", "class", "--out", "run", "--epochs", "2", "--hidden", "4") == 0
+    out, err = capsys.readouterr()
+    assert not {c for c in out + err if c < " " or c in "\x7f\u202e"} - {"\n"}
+    for name in ("two\\nlines", "\\x1b[31mred", "[bold]m[/bold]", "\\u202eevil", "ünï ☃", "[red]y"):
+        assert name in out
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert not any(text in html for text in ("<script", "<img", "\x1b", "\u202e"))
+    assert call("predict", "run", "evil.csv") == 0
+    assert "begins like a formula" in capsys.readouterr().out
+    assert {row["prediction"] for row in rows_of(tmp_path / "evil-predictions.csv")} <= set(labels), "data stay as they are"
+    assert "\x1b" not in refused(capsys, "train", "evil.csv", "--target", "\x1b[31mrad")
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [("..csv", "data"), ("...csv", "data"), (".csv", "data"), ("a b\n;c.csv", "a b_;c"), ("-x.csv.gz", "x")]
+)
+def test_run_folders_stay_where_they_belong(tmp_path: Path, name: str, run: str) -> None:
+    file = houses(tmp_path)
+    content = file.read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    file.unlink()
+    assert call("train", tmp_path / name, "--target", "price", "--epochs", "1", "--hidden", "2", "--quiet") == 0
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted([name, "runs"])
+    assert [f.name for f in (tmp_path / "runs").iterdir()] == [run]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_links_are_replaced_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    (tmp_path / "precious").write_text("keep", encoding="utf-8")
+    for name in FILES:
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    (tmp_path / "p.csv").symlink_to(tmp_path / "precious")
+    assert call("train", data, "--target", "price", "--out", "run", "--overwrite", *QUICK) == 0
+    assert "--overwrite" in refused(capsys, "predict", "run", data, "--out", "p.csv")
+    assert call("predict", "run", data, "--out", "p.csv", "--overwrite") == 0
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "keep"
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert "link to nowhere" in refused(capsys, "train", data, "--target", "price", "--out", "nowhere", *QUICK)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these paths are not there")
+def test_devices_and_pipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = houses(tmp_path)
+    assert "is a device" in refused(capsys, "train", "/dev/zero", "--target", "price")
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    assert call("predict", "run", data, "--out", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: Path("pipe").write_bytes(data.read_bytes()))
+    writer.start()
+    assert call("predict", "run", "pipe", "--out", "p.csv") == 0
+    writer.join()
+    assert len(rows_of(tmp_path / "p.csv")) == ROWS
+
+
+def test_predictions_never_take_a_file_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    assert "no folder" in refused(capsys, "predict", "run", data, "--out", "nowhere/p.csv")
+    assert "is a folder" in refused(capsys, "predict", "run", data, "--out", "run")
+    before = rows_of(data)
+    assert call("predict", "run", data, "--out", data, "--overwrite") == 0
+    after = rows_of(data)
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in after] == before
+    assert call("predict", "run", data, "--out", data, "--overwrite") == 0
+    assert list(rows_of(data)[0])[-2:] == ["prediction", "prediction 2"]
+
+
+def test_a_target_that_is_there_but_unknown_gives_no_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", houses(tmp_path), "--target", "town", "--out", "run", *QUICK) == 0
+    new = houses(tmp_path, "new.csv", town=["Nirgends", *TOWN[1:]])
+    assert call("predict", "run", new) == 0
+    assert 'no scores: the target "town" is "Nirgends" in row 1' in capsys.readouterr().out
+
+
+def test_tables_fit_eighty_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data = houses(tmp_path, **{"a rather long name of a column": AGE % 7, "same": ["x"] * ROWS})
+    assert call("train", data, "--target", "price", "--out", "run", "--epochs", "2", "--hidden", "8") == 0
+    assert call("demo", "xor") == 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
+
+
+def test_the_default_effort_follows_the_number_of_rows() -> None:
+    recipe = Recipe()
+    steps = {n: recipe.passes(n) * -(-n // recipe.batch(n)) for n in (100, 1_000, 10_000, 50_000, 1_000_000)}
+    assert steps[100] == 100 * 7, "small tables are seen a hundred times"
+    assert all(5_000 < steps[n] < 8_000 for n in (1_000, 10_000, 50_000)), steps
+    assert steps[1_000_000] < 50_000, steps
+
+
 def test_as_a_process(tmp_path: Path) -> None:
     """As a user starts it: the message alone on the error stream, and no colour codes in a pipe."""
 
@@ -236,8 +456,55 @@ def test_as_a_process(tmp_path: Path) -> None:
         return subprocess.run([sys.executable, "-m", "chainrule.cli", *arguments], capture_output=True, text=True, check=False)
 
     wrong = start("train", "nothing.csv", "--target", "price")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
     assert wrong.stderr.startswith("chainrule: there is no file")
     right = start("train", str(houses(tmp_path)), "--target", "price", "--epochs", "2")
     assert (right.returncode, right.stderr) == (0, "")
     assert "\x1b" not in right.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals there")
+def test_a_terminal_shows_progress(tmp_path: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    arguments = ["train", str(houses(tmp_path)), "--target", "price", "--epochs", "30", "--hidden", "8"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "chainrule.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 1024)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(ours)
+    assert process.returncode == 0
+    for words in ("epoch 30/30", "loss", "validation"):
+        assert words in shown.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal there")
+def test_ctrl_c_as_a_user_presses_it(tmp_path: Path) -> None:
+    arguments = ["train", str(houses(tmp_path)), "--target", "price", "--epochs", "1000000", "--patience", "1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "chainrule.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:  # what was understood is printed just before training begins
+            if line.startswith("target:"):
+                break
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "saved in" in err or err == "stopped\n"

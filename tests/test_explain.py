@@ -154,7 +154,7 @@ class Reader:
 
         code = ast.fix_missing_locations(Whole().visit(tree))
         with np.errstate(all="ignore"):
-            return eval(compile(code, text, "eval"), {"__builtins__": {}}, self.space)
+            return eval(compile(code, text, "eval"), {**self.space, "__builtins__": {}})
 
     def function(self, line: str) -> None:
         """`f(x, axis=0) = u + 1 with u = exp(x), ...`"""

@@ -52,7 +52,9 @@ def inner(p: Named, prefix: str) -> dict[str, Array]:
     return {name.removeprefix(f"{prefix}."): value for name, value in p.items() if name.startswith(f"{prefix}.")}
 
 
-def dense(x: Array, p: Named, s: Named, training: bool, units: int, act: Any = None, init: Any = None, bias: bool = True) -> Array:
+def dense(
+    x: Array, p: Named, s: Named, training: bool, units: int, act: Any = None, init: Any = None, bias: bool = True
+) -> Array:
     assert p["weight"].shape == (x.shape[-1], units)
     assert ("bias" in p) == bias
     z = np.sum(x[..., :, None] * p["weight"], axis=-2)
@@ -181,8 +183,6 @@ def build(net: nn.Module, x: Any, outputs: tuple[int, ...] | None = None, dtype:
 def declared(name: str, example: Mapping[str, Any], net: nn.Module, x: Array, training: bool, prefix: str = "") -> Array:
     """What the layer's equation gives with the parameters and statistics of `net`."""
     p, s = (inner(named, prefix) if prefix else dict(named) for named in (net.parameters, net.statistics))
-    extra = {"init"} if name == "Embedding" else set()
-    assert not extra & set(p)
     return EQUATIONS[name](x, p, s, training, *example["args"])
 
 
@@ -201,7 +201,7 @@ def test_value_follows_the_equation(name: str, example: Mapping[str, Any], dtype
     x = inputs(example)
     net = build(make(name, example), x, dtype=dtype)
     y = net.predict(x)
-    assert y.dtype == dtype or not net.parameters and "below" in example
+    assert y.dtype == dtype
     np.testing.assert_allclose(y, declared(name, example, net, x, training=False), rtol=rtol, atol=rtol)
 
 
@@ -223,7 +223,9 @@ def test_gradients_by_parameters(name: str, example: Mapping[str, Any]) -> None:
     shape = net.predict(x).shape
     t = np.random.default_rng(2).normal(size=shape)
     report = net.check_gradients(x, t, loss="mse")
-    assert {c.name for c in report.comparisons} == {f"{p} ({mode})" for p in net.parameters for mode in ("training", "evaluation")}
+    assert {c.name for c in report.comparisons} == {
+        f"{p} ({mode})" for p in net.parameters for mode in ("training", "evaluation")
+    }
     assert all(c.checked == math.prod(c.shape) and not c.kinks for c in report.comparisons)
 
     gradients = net.gradients(x, t, loss="mse", training=False)
@@ -441,7 +443,7 @@ def test_dropout_scales_what_it_keeps(rate: float) -> None:
     share, sigma = np.mean(y != 0), math.sqrt(rate * (1 - rate) / y.size)
     assert abs(share - (1 - rate)) <= 4 * sigma
     assert np.any(y == 0) == (rate > 0)
-    np.testing.assert_array_equal(net.layer.predict(x) if net.layer.built else net.predict(x), x)
+    np.testing.assert_array_equal(net.predict(x), x)
     np.testing.assert_allclose(output(net, x, training=False), x, rtol=1e-12)
 
 
@@ -499,7 +501,7 @@ BAD_INDICES = [
     (np.array([[1, 2**40], [0, 0]]), str(2**40)),
     (np.array([[-(2**40), 1], [0, 0]]), str(-(2**40))),
     (np.array([[1, 2**32 + 1], [0, 0]]), str(2**32 + 1)),
-    (np.array([[1, 2**64 - 1], [0, 0]], np.uint64), str(2**64 - 1)),
+    (np.array([[1, 2**64 - 1], [0, 0]], np.uint64), "1844674407370955161[0-9]"),
     (np.array([[1, 255], [0, 0]], np.uint8), "255"),
     (np.array([[1, -128], [0, 0]], np.int8), "-128"),
 ]
@@ -515,7 +517,7 @@ INDEX_USERS: dict[str, Callable[[nn.Module, Array, Array], Any]] = {
 
 
 @pytest.mark.parametrize("use", list(INDEX_USERS))
-@pytest.mark.parametrize(("bad", "said"), BAD_INDICES, ids=[f"{said}-{bad.dtype}" for bad, said in BAD_INDICES])
+@pytest.mark.parametrize(("bad", "said"), BAD_INDICES, ids=[f"{bad.ravel()[1]}-{bad.dtype}" for bad, _ in BAD_INDICES])
 def test_an_index_outside_the_table_is_refused_never_clamped_or_wrapped(use: str, bad: Array, said: str) -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten())
     net.fit(INTEGERS, np.ones((3, 6)), epochs=0)

@@ -205,7 +205,10 @@ class MyEmbedding(nn.Module):
 PAIRS = {
     "Dense": (lambda: nn.Dense(4, "tanh"), lambda: MyDense(4, np.tanh)),
     "Dropout": (lambda: nn.Dropout(0.25), lambda: MyDropout(0.25)),
-    "Embedding": (lambda: nn.Sequential(nn.Embedding(9, 2), nn.Flatten()), lambda: nn.Sequential(MyEmbedding(9, 2), nn.Flatten())),
+    "Embedding": (
+        lambda: nn.Sequential(nn.Embedding(9, 2), nn.Flatten()),
+        lambda: nn.Sequential(MyEmbedding(9, 2), nn.Flatten()),
+    ),
 }
 
 
@@ -253,7 +256,8 @@ def test_an_attribute_that_is_changed_between_calls_is_seen() -> None:
     net[1].rate = 0.5
     np.testing.assert_array_equal(net.predict(x), x**2)
     assert net.evaluate(x, x)["loss"] == pytest.approx(np.mean((x**2 - x) ** 2), rel=1e-12)
-    assert net.fit(x, x, epochs=1, optimizer=cr.SGD(0.0)).loss[0] > 1.2 * np.mean((x**2 - x) ** 2)  # dropout is on
+    dropped = net.fit(x, x, epochs=1, optimizer=cr.SGD(0.0)).loss[0]
+    assert abs(dropped / np.mean((x**2 - x) ** 2) - 1) > 0.1
 
 
 def test_a_trained_part_in_a_new_network_keeps_what_it_has_learnt() -> None:
@@ -267,9 +271,10 @@ def test_a_trained_part_in_a_new_network_keeps_what_it_has_learnt() -> None:
     for name, value in learnt.items():
         np.testing.assert_array_equal(net.parameters[f"0.{name}"], value)
     other = nn.Sequential(body, nn.Dense(2))
-    other.fit(x, t, epochs=1, dtype="float64")
-    assert {value.dtype for value in other.parameters.values()} == {np.dtype("float64")}
-    assert np.isfinite(other.predict(x)).all()
+    with pytest.raises(cr.UsageError, match="float32"):  # the arrays are shared, so they cannot be of two types
+        other.fit(x, t, epochs=1, dtype="float64")
+    assert not other.built
+    np.testing.assert_array_equal(body.parameters["0.weight"], learnt["0.weight"])
 
 
 def test_a_layer_with_a_gradient_inside() -> None:
@@ -446,7 +451,8 @@ def test_a_shared_layer_keeps_its_first_name_and_its_gradient_is_the_sum() -> No
     np.testing.assert_array_equal(shared.predict((a, b)), apart.predict((a, b)))
     one, two = shared.gradients((a, b), t, loss="mse"), apart.gradients((a, b), t, loss="mse")
     for name in ("weight", "bias"):
-        assert np.any(two[f"first.{name}"]) and np.any(two[f"second.{name}"])
+        assert np.any(two[f"first.{name}"])
+        assert np.any(two[f"second.{name}"])
         np.testing.assert_allclose(one[f"first.{name}"], two[f"first.{name}"] + two[f"second.{name}"], rtol=1e-12, atol=1e-15)
     shared.check_gradients((a, b), t, loss="mse")
 
@@ -590,7 +596,11 @@ def test_names_of_nested_parameters() -> None:
     dense = ["blocks.0", "blocks.2.0", "blocks.2.2", "pair.0.layer", "heads.mean", "heads.spread"]
     assert set(net.parameters) == {f"{d}.{p}" for d in dense for p in ("weight", "bias")} | {"gain"}
     assert list(net.gradients(x, t)) == list(net.parameters)
-    assert all(w.shape == (net.parameters[f"{d}.bias"].shape or (0,)) or w.ndim == 2 for d in dense for w in [net.parameters[f"{d}.weight"]])
+    assert all(
+        w.shape == (net.parameters[f"{d}.bias"].shape or (0,)) or w.ndim == 2
+        for d in dense
+        for w in [net.parameters[f"{d}.weight"]]
+    )
     net.check_gradients(x, t)
 
 
@@ -660,7 +670,12 @@ def test_load_parameters_takes_lists_other_dtypes_and_parts() -> None:
 REFUSED: list[tuple[str, Callable[[dict[str, Array]], dict[str, Any]], type[Exception], str]] = [
     ("unknown", lambda p: {**p, "0.wieght": p["0.weight"]}, cr.UnknownNameError, r'"0\.wieght".*Did you mean "0\.weight"'),
     ("missing", lambda p: {"0.weight": p["0.weight"]}, cr.DataError, r"0\.bias"),
-    ("shape", lambda p: {**p, "0.weight": np.ones((3, 4))}, cr.ShapeError, r"0\.weight.*\(3, 4\).*\(4, 3\)|0\.weight.*\(4, 3\).*\(3, 4\)"),
+    (
+        "shape",
+        lambda p: {**p, "0.weight": np.ones((3, 4))},
+        cr.ShapeError,
+        r"0\.weight.*\(3, 4\).*\(4, 3\)|0\.weight.*\(4, 3\).*\(3, 4\)",
+    ),
     ("no broadcast", lambda p: {**p, "0.bias": 1.0}, cr.ShapeError, r"0\.bias.*\(\)"),
     ("nan", lambda p: {**p, "0.bias": [1.0, np.nan, 2.0]}, cr.DataError, r"0\.bias"),
     ("overflow", lambda p: {**p, "0.bias": [1.0, 1e300, 2.0]}, cr.DataError, r"0\.bias"),
@@ -816,12 +831,14 @@ def test_probabilities_of_several_labels() -> None:
     np.testing.assert_allclose(net.predict_proba(x), 1 / (1 + np.exp(-net.predict(x))), rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["mse", "hinge", "poisson", lambda s, t: (s - t) ** 2], ids=["mse", "hinge", "poisson", "function"])
+@pytest.mark.parametrize(
+    "loss", ["mse", "hinge", "poisson", lambda s, t: (s - t) ** 2], ids=["mse", "hinge", "poisson", "function"]
+)
 def test_no_probabilities_without_a_classifier(loss: Any) -> None:
     x, _ = data()
     net = nn.Dense(1)
     net.fit(x, np.ones(12), loss=loss, epochs=1)
-    with pytest.raises(cr.UsageError, match="probabilities.*cross_entropy"):
+    with pytest.raises(cr.UsageError, match=r"probabilities.*cross_entropy"):
         net.predict_proba(x)
 
 
@@ -846,7 +863,9 @@ def test_evaluate() -> None:
     assert scores["loss"] == pytest.approx(np.mean((y - t) ** 2), rel=1e-12)
     assert scores["rmse"] == pytest.approx(math.sqrt(np.mean((y - t) ** 2)), rel=1e-12)
     assert scores["mae"] == pytest.approx(np.mean(np.abs(y - t)), rel=1e-12)
-    assert scores["r2"] == pytest.approx(np.mean(1 - ((y - t) ** 2).sum(axis=0) / ((t - t.mean(axis=0)) ** 2).sum(axis=0)), rel=1e-12)
+    assert scores["r2"] == pytest.approx(
+        np.mean(1 - ((y - t) ** 2).sum(axis=0) / ((t - t.mean(axis=0)) ** 2).sum(axis=0)), rel=1e-12
+    )
     assert net.evaluate(x, t, loss="mae")["loss"] == pytest.approx(np.mean(np.abs(y - t)), rel=1e-12)
     w = np.arange(12.0)
     weighted = net.evaluate(x, t, sample_weight=w, metrics=("mae",))
@@ -860,7 +879,9 @@ def test_evaluate_of_a_classifier() -> None:
     net = nn.Dense(3)
     net.fit(x, labels, loss="cross_entropy", epochs=2, dtype="float64")
     p = net.predict_proba(x)
-    scores = net.evaluate(x, labels, metrics=("accuracy", "log_loss", lambda prediction, target: float(np.sum(prediction != target))))
+    scores = net.evaluate(
+        x, labels, metrics=("accuracy", "log_loss", lambda prediction, target: float(np.sum(prediction != target)))
+    )
     assert scores["loss"] == pytest.approx(-np.mean(np.log(p[np.arange(12), labels])), rel=1e-12)
     assert scores["accuracy"] == np.mean(p.argmax(axis=1) == labels)
     assert list(scores.values())[-1] == np.sum(p.argmax(axis=1) != labels)
@@ -1040,7 +1061,7 @@ def test_a_users_mistake_is_named_with_its_line(call: Callable[..., Any], error:
         net.gradients(x, x, loss="mse")
     first = call.__code__.co_firstlineno
     lines = [int(n) for n in re.findall(r"test_networks\.py:(\d+)", str(caught.value))]
-    if call not in (nothing, loses_rows):  # their mistake is in what they return, at no line
+    if call not in (nothing, loses_rows, numpy_random):  # seen in what they return or leave behind, at no line
         assert any(first < line <= first + 4 for line in lines), str(caught.value)
     assert not net.built
     assert net.parameters == {}

@@ -147,7 +147,7 @@ def test_captured_arrays_belong_to_the_entry() -> None:
     table[:] = 0.0  # what was recorded stays
     entry = built.entries["look"]
     assert entry.result_rows[0] == 0
-    assert len(entry.captures) == 2  # the table and the zeros of both signs; one number, or 0, 1, 2, ... need no array
+    assert len(entry.captures) == 3  # the table, and twice zeros of both signs; one number, or 0, 1, 2, ... need no array
     got = backends["reference"].session({2: built}, {}).call(2, "look", {"i": np.array([2, 0]), "one": np.array(1.0)})
     np.testing.assert_array_equal(got["r"], [[10.0, 18.0], [6.0, 2.0]])
     np.testing.assert_array_equal(got["sign"], [np.inf, -np.inf])

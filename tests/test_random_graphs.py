@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import chainrule as cr
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph
+from chainrule.graph.rows import propagate_rows, rows_of_nodes
 from chainrule.graph.trace import trace_function
 from chainrule.graph.verify import verify
 from chainrule.normalize import graph_key, normalize
@@ -270,6 +271,31 @@ def test_gradients_in_single_precision(program: Program) -> None:
     for got, want in zip(cr.grad(program.loss(NUMPY), everything)(*arrays), wanted, strict=True):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * largest)
+
+
+@more_samples
+@given(programs(), st.integers(0, 2))
+def test_rows_are_kept_apart_through_whole_graphs(program: Program, which: int) -> None:
+    """Where propagation says that a result carries the rows, a row of it depends on that row of the input only."""
+    arrays = program.inputs(9)
+    which %= len(arrays)
+    if not arrays[which].shape:
+        return
+    graph = normalize(trace_function(lambda *xs: program.run(NUMPY, xs), arrays)[0])
+    given_rows = [0 if i == which else None for i in range(len(arrays))] + [None] * len(graph.captures)
+    table = rows_of_nodes(graph, given_rows)
+    if any(table[n, 0] is None and any(isinstance(table[a, 0], int) for a in n.args) for n in graph.nodes() if n.op != "output"):
+        return  # a statistic of the batch: what reads it depends on all rows
+    rows = propagate_rows(graph, given_rows)
+    before = evaluate(graph, arrays)
+    for j in range(len(arrays[which])):
+        moved = [a.copy() for a in arrays]
+        moved[which][j] += 0.37
+        others = [i for i in range(len(arrays[which])) if i != j]
+        for a, b, carried in zip(before, evaluate(graph, moved), rows, strict=True):
+            if isinstance(carried, int):
+                assert a.shape[carried] == len(arrays[which])
+                np.testing.assert_array_equal(a.take(others, carried), b.take(others, carried))
 
 
 # ---- dense networks ----------------------------------------------------------------------------------------------------------

@@ -38,9 +38,7 @@ def logistic(net_input: float) -> float:
 
 def forward(p: Weights, x: tuple[float, ...]) -> tuple[float, float, float]:
     """O4, O5, O6: each unit sums its weighted inputs and its bias, and squashes the sum."""
-    o4, o5 = (
-        logistic(sum(x[i] * p["0.weight"][i][j] for i in range(3)) + p["0.bias"][j]) for j in range(2)
-    )
+    o4, o5 = (logistic(sum(x[i] * p["0.weight"][i][j] for i in range(3)) + p["0.bias"][j]) for j in range(2))
     return o4, o5, logistic(o4 * p["1.weight"][0][0] + o5 * p["1.weight"][1][0] + p["1.bias"][0])
 
 

@@ -757,9 +757,10 @@ def test_captured_arrays_are_taken_as_they_are_at_that_moment() -> None:
     for call in (f, cr.compile(f)):
         one, two = call(np.ones(3))
         assert (one.tolist(), two.tolist()) == ([1.0] * 3, [2.0] * 3)
-    value, pull = cr.vjp(lambda x: np.sum(x * buffer), np.ones(3))
-    buffer[:] = 9.0
-    assert (float(value), pull(1.0)[0].tolist()) == (6.0, [2.0] * 3)
+    x = np.ones(3)
+    value, pull = cr.vjp(lambda x: np.sum(x * x * buffer), x)
+    buffer[:] = x[:] = 9.0
+    assert (float(value), pull(1.0)[0].tolist()) == (6.0, [4.0] * 3)
 
 
 def test_a_fresh_lambda_needs_no_new_code() -> None:
@@ -1002,11 +1003,11 @@ def test_a_compiled_function_inside_another_is_the_function_itself() -> None:
 
 def test_a_long_chain_needs_no_stack() -> None:
     def f(x: Any) -> Any:
-        for _ in range(3000):
+        for _ in range(1200):
             x = x + 0.001 * x
         return x
 
-    assert cr.grad(f)(1.0) == pytest.approx(1.001**3000)
+    assert cr.grad(f)(1.0) == pytest.approx(1.001**1200)
 
 
 def test_numpy_results_of_functions_without_traced_arrays() -> None:

@@ -104,7 +104,7 @@ def test_training_with_every_loss(name: str, options: dict[str, Any], dtype: str
         net.check_gradients(x[:4], target[:4], loss=loss)
         run = net.fit(x, target, loss=loss, epochs=15, batch_size=8, optimizer=cr.Adam(0.02))
         after = net.evaluate(x, target)["loss"]
-        assert after < run.loss[0] and run.loss[-1] < run.loss[0]
+        assert max(after, run.loss[-1]) < run.loss[0]
         assert after < before - 0.1 * abs(before)
 
 
@@ -328,7 +328,13 @@ def test_class_weights(given: Any, each: Array, also: bool) -> None:
     x, _ = data(10)
     own = np.random.default_rng(2).uniform(0.5, 2.0, 10) if also else np.ones(10)
     nets = [nn.Dense(3) for _ in range(2)]
-    options: dict[str, Any] = {"loss": "cross_entropy", "epochs": 3, "batch_size": 4, "optimizer": cr.SGD(0.1), "dtype": "float64"}
+    options: dict[str, Any] = {
+        "loss": "cross_entropy",
+        "epochs": 3,
+        "batch_size": 4,
+        "optimizer": cr.SGD(0.1),
+        "dtype": "float64",
+    }
     one = nets[0].fit(x, CLASSES, class_weight=given, sample_weight=own if also else None, **options)
     two = nets[1].fit(x, CLASSES, sample_weight=own * each[CLASSES], **options)
     for name, value in nets[0].parameters.items():
@@ -383,7 +389,11 @@ def one_step(optimizer: cr.Optimizer) -> tuple[dict[str, Array], dict[str, Array
 PENALTIES: dict[str, tuple[cr.Optimizer, Callable[[Array], Array], Callable[[Array], float]]] = {
     "l2": (cr.SGD(0.1, l2=0.3), lambda w: 0.3 * w, lambda w: 0.15 * np.sum(w**2)),
     "l1": (cr.SGD(0.1, l1=0.3), lambda w: 0.3 * np.sign(w), lambda w: 0.3 * np.sum(np.abs(w))),
-    "both": (cr.SGD(0.1, l1=0.2, l2=0.3), lambda w: 0.2 * np.sign(w) + 0.3 * w, lambda w: 0.2 * np.abs(w).sum() + 0.15 * np.sum(w**2)),
+    "both": (
+        cr.SGD(0.1, l1=0.2, l2=0.3),
+        lambda w: 0.2 * np.sign(w) + 0.3 * w,
+        lambda w: 0.2 * np.abs(w).sum() + 0.15 * np.sum(w**2),
+    ),
     "weight_decay": (cr.SGD(0.1, weight_decay=0.3), lambda w: 0.3 * w, lambda w: 0.0),
 }
 
@@ -558,7 +568,8 @@ def test_fit_of_no_epochs_only_builds() -> None:
     net, other = noisy(), noisy()
     run = fit(net, 0)
     assert (run.loss, run.steps, run.epochs, run.metrics.get("mae", [])) == ([], 0, 0, [])
-    assert net.built and len(net.parameters) == 8
+    assert net.built
+    assert len(net.parameters) == 8
     assert other.parameters == {}
     fit(net, 2)
     fit(other, 2)
@@ -1176,9 +1187,9 @@ def test_two_threads() -> None:
     thread.start()
     try:
         assert running.wait(20)
-        with pytest.raises(cr.BusyError, match="thread|training"):
+        with pytest.raises(cr.BusyError, match=r"another thread"):
             net.fit(x, t, epochs=1)
-        assert isinstance(results, list) and not results
+        assert results == []
     finally:
         release.set()
         thread.join(20)
@@ -1287,7 +1298,7 @@ def test_divergence_with_lbfgs_and_accumulation() -> None:
     x, t = data(8)
     net = nn.Sequential(nn.Dense(3), nn.Dense(2, lambda z: np.log(z - 1e3)))
     for optimizer in ("lbfgs", cr.SGD(0.1, accumulate=4)):
-        with pytest.raises(cr.DivergenceError, match='epoch 1.*"1"'):
+        with pytest.raises(cr.DivergenceError, match=r'epoch 1.*layer "1"'):
             net.fit(x, t, epochs=2, optimizer=optimizer)
     net = nn.Dense(2)
     net.fit(x, t, epochs=0)
@@ -1350,7 +1361,6 @@ def test_progress_on_a_terminal() -> None:
     quiet, loud = said.split("loud")
     assert quiet.strip() == "quiet"
     shown = loud.split("end")[0]
-    assert "epoch" in shown.lower() and "400" in shown
-    assert "loss" in shown and "val" in shown
-    assert "left" in shown.lower() or "eta" in shown.lower()
+    for word in ("epoch", "400", "loss", "val", "left"):
+        assert word in shown, shown
     assert "\r" in shown  # one line, written over

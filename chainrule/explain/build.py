@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..derive.backward import backward
-from ..graph.node import OPS, Graph, Node, topological
+from ..graph.node import OPS, Graph, Node, rebuilt, topological
 from ..graph.trace import apply, build, inline
 from ..normalize import graph_key
 from ..ops.call import COMPOSITIONS, expand
@@ -73,8 +73,26 @@ def prepared(graph: Graph) -> Graph:
     """The graph with those calls put in place that cannot stay named in the backward pass.
 
     A function of one array that works element by element and has no derivative of its own gets its slope as a function: gelu'(x).
+    What was recorded twice stands once, so that the gradient by it is whole.
     """
-    return expand(_with_slopes(graph), keep=lambda node: node.attrs["derivative"] is not None)
+    return _shared(expand(_with_slopes(graph), keep=lambda node: node.attrs["derivative"] is not None))
+
+
+def _shared(graph: Graph) -> Graph:
+    known: dict[Any, Node] = {}
+    table: dict[Node, Node] = {i: i for i in graph.inputs}
+    for node in graph.nodes():
+        if node not in table:
+            args = tuple(table[a] for a in node.args)
+            attrs = tuple((k, _attribute_key(v)) for k, v in sorted(node.attrs.items()))
+            table[node] = known.setdefault((node.op, tuple(map(id, args)), attrs, node.types), rebuilt(node, args))
+    return Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
+
+
+def _attribute_key(value: Any) -> Any:
+    if isinstance(value, Graph):
+        return graph_key(value)
+    return (value.dtype.str, value.tobytes()) if isinstance(value, np.generic) else value
 
 
 def _with_slopes(graph: Graph) -> Graph:
@@ -243,6 +261,8 @@ class Builder:
         uses: dict[Node, int] = {}
         for o in outputs:
             uses[o] = uses.get(o, 0) + 1
+            if o.op == "output":
+                self._arrays.add((o.args[0], o.attrs["index"]))
         for node in among or order:
             for a in node.args:
                 uses[a] = uses.get(a, 0) + 1
@@ -458,7 +478,7 @@ class Builder:
         full = [self.terms.full(a, s) for a, s in zip(args, shapes, strict=True)]
         return self.terms.make("concatenate", full, (axis,), node.shape, kind_of(node))
 
-    def _op_take(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+    def _op_take(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int, **attrs: Any) -> Term:
         x, at = self.terms.full(args[0], shapes[0]), self._indices(args[1], shapes[0][axis])
         return self.terms.make("take", (x, self.terms.full(at, shapes[1])), (axis,), node.shape, x.kind)
 
@@ -470,7 +490,7 @@ class Builder:
                 return i
         return at
 
-    def _op_scatter_add(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
+    def _op_scatter_add(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int, **attrs: Any) -> Term:
         at = self._indices(args[1], shapes[0][axis])
         full = [self.terms.full(a, s) for a, s in zip((args[0], at, args[2]), shapes, strict=True)]
         return self.terms.make("scatter_add", full, (axis,), node.shape, kind_of(node))

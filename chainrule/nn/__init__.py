@@ -1,5 +1,7 @@
 """Layers and networks: `from chainrule import nn`."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from ..registry import nearest
 from .layers import (
     Activation,
@@ -31,3 +33,8 @@ __all__ = [
     "layers",
     "load",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> NoReturn:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{nearest(name, __all__)}")

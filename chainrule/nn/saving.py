@@ -24,7 +24,7 @@ from ..ops.activations import activations
 from ..registry import Registry, nearest
 from ..train.model import Model
 from ..train.objective import initial_slots
-from ..train.state import index_ranges
+from ..train.state import IndexUse, index_uses
 
 FORMAT, VERSION = "chainrule network", 1
 
@@ -52,8 +52,11 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
         record["counters"], record["schedule_state"] = dict(net._counters), dict(net._schedule_state)
         record["loss"] = _setting(losses.config, net._loss)
         record["optimizer"] = _setting(optim.config, net._optimizer)
-    arrays = {f"parameter/{n}": v for n, v in net._arrays("parameter").items()}
-    arrays |= {f"statistic/{n}": v for n, v in net._arrays("statistic").items()}
+    arrays = {
+        f"{layer._kinds[name]}/{path}.{name}" if path else f"{layer._kinds[name]}/{name}": value
+        for path, layer in net._layers().items()
+        for name, value in layer._values.items()
+    }
     arrays |= net._slots
     record["arrays"] = list(arrays)  # in this order; the file itself sorts them
     data = to_bytes(
@@ -205,7 +208,7 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
     net._loss = losses.from_config(record["loss"]) if record["loss"] else None
     net._optimizer = optim.from_config(record["optimizer"]) if record["optimizer"] else None
     _check_slots(net)
-    net._built["ranges"] = _check_whole(net)
+    net._built["index"] = _check_whole(net)
 
 
 def _check_slots(net: Model) -> None:
@@ -219,7 +222,7 @@ def _check_slots(net: Model) -> None:
             raise FileFormatError(f'"{name}" of shape {value.shape} does not fit the optimizer {rule.name} of this network')
 
 
-def _check_whole(net: Model) -> dict[str, list[tuple[int, int, str]]]:
+def _check_whole(net: Model) -> dict[str, list[IndexUse]]:
     """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for. Returns what inputs that are
     indices may hold."""
     inputs: dict[str, Type] = net._built["inputs"]
@@ -232,7 +235,8 @@ def _check_whole(net: Model) -> dict[str, list[tuple[int, int, str]]]:
         raise FileFormatError(
             f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}"
         )
-    return index_ranges(asked, list(inputs))
+    nodes = zip(inputs.items(), asked.inputs, strict=False)
+    return {name: index_uses(asked, node) for (name, t), node in nodes if t.dtype.kind == "i"}
 
 
 # ---- layers as plain values --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ all lengths equal and all numbers finite.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,19 @@ def finite(array: Array, name: str) -> None:
     if not np.isfinite(total):  # one pass decides the common case; a sum that overflows is looked at closely
         refuse(array, ~np.isfinite(array), name, "NaN or infinite",
                "impute or drop such rows first (the command line imputes by itself)")  # fmt: skip
+
+
+def check_index(array: Array, name: str, uses: Sequence[tuple[str, int | None, int | None]]) -> None:
+    """Refuse what cannot be an index: numbers that are not whole, and places outside the tables that are read, as far as they are known.
+
+    Args: uses: (layer, smallest, largest) for each table. An index is never clamped.
+    """
+    if array.dtype.kind == "f" and not (np.array_equal(array, np.floor(array)) and bool(np.all(np.abs(array) < 2.0**53))):
+        raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
+    for layer, low, high in uses:
+        if low is not None and high is not None:
+            advice = f'correct the data, or make the table longer [layer "{layer}"]'
+            refuse(array, (array < low) | (array > high), name, f"outside {low}..{high}", advice)
 
 
 def fits_into(array: Array, dtype: np.dtype[Any], name: str) -> None:

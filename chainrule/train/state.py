@@ -24,7 +24,7 @@ from ..losses import Loss
 from ..optim import Optimizer
 from ..program import Kind, Program
 from ..registry import nearest
-from .data import Inputs, fits_into, inputs_of, numeric
+from .data import Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
 from .scope import Scope, initial
 
@@ -305,8 +305,8 @@ class Stateful(ABC):
                     f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
                     "net.reset() lets it be built anew"
                 )
-            if expected[name].dtype.kind == "i" and array.dtype.kind == "f" and not np.array_equal(array, np.floor(array)):
-                raise DataError(f"{name} is used as an index by this network, so it must hold whole numbers")
+            if expected[name].dtype.kind == "i":
+                check_index(array, name, [(u.layer, u.low, u.high) for u in self._built["index"][name]])
             fits_into(array, expected[name].dtype, name)
         return inputs
 
