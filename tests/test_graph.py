@@ -244,14 +244,18 @@ def test_inputs_stay_also_when_nothing_reads_them() -> None:
 # ---- running -----------------------------------------------------------------------------------------------------------------
 
 
+BROADCASTS = """
+r + c; m * r + c * s; np.where(r > c, r, c); np.broadcast_to(r, (2, 3)); np.broadcast_to(r, (2, 3)) @ np.ones((3, 2));
+np.sum(r * np.ones((2, 3)) * s); (r + c, r * m); np.where(m > 0, s, r); np.stack([np.broadcast_to(c, (2, 3)), m]);
+np.maximum(s, np.broadcast_to(s, (2, 3))); np.broadcast_to(r, (2, 3)).astype(np.float32) * m.astype(np.float32);
+np.transpose(r + c) * 2
+"""
+
+
 def test_broadcasts_that_are_left_to_numpy_change_nothing() -> None:
     row, column, scalar, full = np.arange(3.0), np.arange(2.0)[:, None], np.float64(2), np.ones((2, 3))
-    for f in (
-        lambda r, c, s, m: r + c, lambda r, c, s, m: m * r + c * s, lambda r, c, s, m: np.where(r > c, r, c), lambda r, c, s, m: np.broadcast_to(r, (2, 3)),
-        lambda r, c, s, m: np.broadcast_to(r, (2, 3)) @ np.ones((3, 2)), lambda r, c, s, m: np.sum(r * np.ones((2, 3)) * s), lambda r, c, s, m: (r + c, r * m),
-        lambda r, c, s, m: np.where(m > 0, s, r), lambda r, c, s, m: np.stack([np.broadcast_to(c, (2, 3)), m]), lambda r, c, s, m: np.maximum(s, np.broadcast_to(s, (2, 3))),
-        lambda r, c, s, m: np.broadcast_to(r, (2, 3)).astype(np.float32) * m.astype(np.float32), lambda r, c, s, m: np.transpose(r + c) * 2,
-    ):  # fmt: skip
+    for expression in BROADCASTS.replace("\n", ";").strip(";").split(";"):
+        f = eval(f"lambda r, c, s, m: {expression}", {"np": np})
         args = (row, column, scalar, full)
         for got, want in zip(evaluate(recorded(f, *args), args), trees.flatten(f(*args))[0], strict=True):
             assert (np.shape(got), got.dtype) == (np.shape(want), want.dtype)

@@ -345,6 +345,13 @@ def test_statistics_of_a_users_layer_move_in_training_only() -> None:
     net.evaluate(x, x)
     net.gradients(x, x)
     assert net.statistics["seen"].tolist() == 14.0
+    net.trainable = False
+    net.fit(x, x, epochs=1)
+    assert net.statistics["seen"].tolist() == 14.0
+    holder = nn.Sequential(nn.Sequential(Count()), nn.Dense(2))
+    holder[0].trainable = False
+    holder.fit(x, x, epochs=1)
+    assert holder.statistics["0.0.seen"].tolist() == 0.0
 
 
 # ------------------------------------------------------------------------------------------------------------ several inputs
@@ -1058,7 +1065,7 @@ def test_a_users_mistake_is_named_with_its_line(call: Callable[..., Any], error:
     x, _ = data(6, 4)
     net = nn.Sequential(network(call))
     with pytest.raises(error, match=said) as caught:
-        net.gradients(x, x, loss="mse")
+        net.fit(x, x)
     first = call.__code__.co_firstlineno
     lines = [int(n) for n in re.findall(r"test_networks\.py:(\d+)", str(caught.value))]
     if call not in (nothing, loses_rows, numpy_random):  # seen in what they return or leave behind, at no line

@@ -11,6 +11,7 @@ import pytest
 import chainrule as cr
 from chainrule.errors import UsageError
 from chainrule.graph.interpret import evaluate
+from chainrule.graph.node import Graph
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import normalize
 from chainrule.ops.random import fold_in, key_of, philox
@@ -39,16 +40,20 @@ def test_philox_gives_the_published_words(counter: str, key: str, bits: str) -> 
     assert [int(g[0]) for g in got] == words(bits)
 
 
-def draw(function: Any, *args: Array) -> list[Any]:
-    """What a network would draw: the function is recorded with a key, and run."""
+def recorded(function: Any, *args: Array) -> Graph:
+    """A function as a network records it: with a key that is known when running."""
     at: dict[str, Any] = {}
 
     def record(key: Any, *xs: Any) -> list[Any]:
         at["key"] = key
         return list(function(*xs))
 
-    graph = build(record, [type_of(KEY), *map(type_of, args)], key=lambda: at["key"])
-    return evaluate(graph, [KEY, *args])
+    return build(record, [type_of(KEY), *map(type_of, args)], key=lambda: at["key"])
+
+
+def draw(function: Any, *args: Array) -> list[Any]:
+    """What a network would draw."""
+    return evaluate(recorded(function, *args), [KEY, *args])
 
 
 def test_numbers_are_words_of_the_generator() -> None:
@@ -176,6 +181,10 @@ def test_each_use_in_the_program_text_has_a_stream_of_its_own() -> None:
     again = draw(lambda: [cr.random.uniform(shape), cr.random.uniform(shape)])
     np.testing.assert_array_equal(again[0], uses[0])
     np.testing.assert_array_equal(again[1], uses[1])
+    types = (np.float32, np.float64)
+    graph = recorded(lambda: [f(shape, dtype=t) for f in (cr.random.normal, cr.random.uniform) for t in types])
+    streams = [n.attrs["stream"] for n in graph.nodes() if n.op == "random_bits"]
+    assert len(streams) == len(set(streams)) == 2 + 4 + 1 + 2  # nobody reads another's words
     pairs = draw(lambda: [cr.random.normal((500,), dtype=np.float64) for _ in range(4)])
     c = np.corrcoef(pairs)
     assert np.max(np.abs(c - np.eye(4))) < 5 / math.sqrt(500)
@@ -185,7 +194,7 @@ def test_numbers_are_the_same_recorded_normalized_and_at_once() -> None:
     def f() -> Any:
         return [cr.random.normal((3, 5)), cr.random.uniform((2,), dtype=np.float64), cr.random.bernoulli((7,), 0.3)]
 
-    graph = build(lambda key: f(), [type_of(KEY)], key=lambda: KEY)
+    graph = recorded(f)
     for a, b in zip(evaluate(graph, [KEY]), evaluate(normalize(graph), [KEY]), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(cr.compile(lambda: cr.random.normal((3,), seed=8))(), cr.random.normal((3,), seed=8))

@@ -16,7 +16,8 @@ from .values import Values
 
 _MOST_CASES = 3
 _LONGEST = 400
-_WITH_CASES = frozenset(("where", "iverson", "abs", "sign", "maximum", "minimum", "floor", "less", "less_equal", "equal", "trunc"))
+_CASES = "where iverson abs sign maximum minimum floor less less_equal equal trunc"
+_WITH_CASES = frozenset(_CASES.split())
 
 
 def merge_cases(terms: Terms, t: Term) -> Term:
@@ -115,7 +116,7 @@ def factored(terms: Terms, t: Term) -> Term:
     simpler = _joined(terms, _distributed(terms, t))
     if simpler is not t:
         return factored(terms, simpler)
-    parts = [(r, dict(zip(a.args, a.attrs[1], strict=True)) if a.op == "mul" else {a: 1}) for r, a in zip(t.attrs[0], t.args, strict=True)]
+    parts = [(r, _factors(a)) for r, a in zip(t.attrs[0], t.args, strict=True)]
     shared: dict[Term, int] = {}
     for f, e in parts[0][1].items():
         if f.op != "const" and all(f in p and p[f] * e > 0 for _, p in parts):
@@ -128,6 +129,10 @@ def factored(terms: Terms, t: Term) -> Term:
         left = [(f, e - shared.get(f, 0)) for f, e in p.items()]
         rest.append((Ratio(r.num, 1) if den != 1 else r, terms.mul(*left)))
     return terms.mul((terms.add(*rest), 1), *shared.items(), by=Ratio(Fraction(1), den) if den != 1 else ONE)
+
+
+def _factors(t: Term) -> dict[Term, int]:
+    return dict(zip(t.args, t.attrs[1], strict=True)) if t.op == "mul" else {t: 1}
 
 
 def _distributed(terms: Terms, t: Term) -> Term:
@@ -147,19 +152,19 @@ def _joined(terms: Terms, t: Term) -> Term:
     cases: dict[Term, list[list[Term]]] = {}
     rest: list[tuple[Ratio, Term]] = []
     for r, a in zip(t.attrs[0], t.args, strict=True):
-        conditions = [f.args[0] for f in a.args if f.op == "iverson"] if a.op == "mul" else [a.args[0]] if a.op == "iverson" else []
+        factors = _factors(a)
+        conditions = [f.args[0] for f in factors if f.op == "iverson"]
         if len(conditions) != 1:
             rest.append((r, a))
             continue
         (c,) = conditions
-        factors = zip(a.args, a.attrs[1], strict=True) if a.op == "mul" else []
-        value = terms.mul(*((f, e) for f, e in factors if f.op != "iverson"), by=r)
+        value = terms.mul(*((f, e) for f, e in factors.items() if f.op != "iverson"), by=r)
         base, side = (c.args[0], 1) if c.op == "logical_not" else (c, 0)
         cases.setdefault(base, [[], []])[side].append(value)
     if all(len(a) + len(b) < 2 for a, b in cases.values()):
         return t
-    for c, (a, b) in cases.items():
-        yes, no = (factored(terms, terms.add(*((ONE, v) for v in side))) for side in (a, b))
+    for c, sides in cases.items():
+        yes, no = (factored(terms, terms.add(*((ONE, v) for v in side))) for side in sides)
         rest.append((ONE, terms.where(c, yes, no)))
     return terms.add(*rest)
 

@@ -8,136 +8,28 @@ values, the user's own variables). The backward pass is not written down here: i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from ..derive.backward import backward
-from ..graph.node import OPS, Graph, Node, rebuilt, topological
-from ..graph.trace import apply, build, inline
+from ..graph.node import OPS, Graph, Node, topological
 from ..normalize import graph_key
-from ..ops.call import COMPOSITIONS, expand
-from ..ops.elementwise import strong_multiply
-from .text import definition_text
+from ..ops.call import COMPOSITIONS
+from .algebra import factored, merge_cases, shared_parts
+from .equations import Equation, Item, Loop, Place, equations
+from .prepare import is_elementwise
 from .terms import ATOMS, ELEMENTWISE, ONE, Function, Index, Ratio, Shape, Term, Terms, Var, variables, walk
+from .text import definition_text
 
 LONG = 76  # an expression longer than about this many characters is split
 SHORT = 11  # one that is used several times gets a name from here on
-WHOLE_DEFINITION = 260  # a function whose definition is longer is put in place instead
-Place = tuple[Index | None, int]
-
-
-@dataclass(eq=False)
-class Equation:
-    """`var` at `places` (all of its counters, if there are none given) is `term`.
-
-    mode: define, start (of a state), add (to a sum), draw (a random number), update (by an optimizer).
-    """
-
-    var: Var
-    term: Term
-    mode: str = "define"
-    places: tuple[Place, ...] = ()
-    scope: str = ""
-
-
-@dataclass(eq=False)
-class Loop:
-    """Equations repeated for each step of `index`, from the last to the first if `reverse`."""
-
-    index: Index
-    reverse: bool
-    items: list[Item] = field(default_factory=list)
-    scope: str = ""
-
-
-Item = Equation | Loop
-
-
-def equations(items: Sequence[Item]) -> Iterator[Equation]:
-    """All equations, those in loops included."""
-    for item in items:
-        if isinstance(item, Loop):
-            yield from equations(item.items)
-        else:
-            yield item
+LONGEST_DEFINITION = 260  # a function whose definition is longer, or has more nodes than this, is put in place instead
+LARGEST_FUNCTION = 120
 
 
 # ---- functions that stay named -----------------------------------------------------------------------------------------------
-
-
-def prepared(graph: Graph) -> Graph:
-    """The graph with those calls put in place that cannot stay named in the backward pass.
-
-    A function of one array that works element by element and has no derivative of its own gets its slope as a function: gelu'(x).
-    What was recorded twice stands once, so that the gradient by it is whole.
-    """
-    return _shared(expand(_with_slopes(graph), keep=lambda node: node.attrs["derivative"] is not None))
-
-
-def _shared(graph: Graph) -> Graph:
-    known: dict[Any, Node] = {}
-    table: dict[Node, Node] = {i: i for i in graph.inputs}
-    for node in graph.nodes():
-        if node not in table:
-            args = tuple(table[a] for a in node.args)
-            attrs = tuple((k, _attribute_key(v)) for k, v in sorted(node.attrs.items()))
-            table[node] = known.setdefault((node.op, tuple(map(id, args)), attrs, node.types), rebuilt(node, args))
-    return Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
-
-
-def _attribute_key(value: Any) -> Any:
-    if isinstance(value, Graph):
-        return graph_key(value)
-    return (value.dtype.str, value.tobytes()) if isinstance(value, np.generic) else value
-
-
-def _with_slopes(graph: Graph) -> Graph:
-    table: dict[Node, Node] = {}
-    for node in graph.nodes():
-        attrs, body = dict(node.attrs), node.attrs.get("body")
-        if isinstance(body, Graph):
-            attrs["body"] = _with_slopes(body)
-        if node.op == "call" and attrs["derivative"] is None:
-            attrs["derivative"] = _slope(node, attrs["body"])
-        args = tuple(table[a] for a in node.args)
-        same = args == node.args and not isinstance(body, Graph)
-        table[node] = node if same else Node(node.op, args, attrs, node.types, node.source, node.scope)
-    for node in graph.inputs:
-        table.setdefault(node, node)
-    return Graph(tuple(table[i] for i in graph.inputs), tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
-
-
-def _slope(node: Node, body: Graph) -> Any:
-    if all(a.dtype.kind != "f" for a in node.args):
-        return (None,) * len(node.args)
-    if len(node.args) != 1 or len(node.types) != 1 or body.captures or not is_elementwise(body):
-        return None
-    back = backward(body, [0])
-    slope = build(lambda x: inline(back, [x, np.ones_like(x)]), [body.inputs[0].type], name=f"{body.name}'")
-    attrs = {k: v for k, v in node.attrs.items() if k not in ("body", "derivative")}
-
-    def derivative(need: Sequence[bool], g: Any, y: Any, x: Any) -> list[Any]:
-        return [strong_multiply(g, apply("call", x, body=slope, derivative=None, **attrs))]
-
-    return derivative
-
-
-def is_elementwise(body: Graph) -> bool:
-    """Whether each element of the result depends on the same element of the arguments only."""
-    for node in body.nodes():
-        if node.op == "call":
-            if not is_elementwise(node.attrs["body"]):
-                return False
-        elif node.op == "broadcast":
-            if node.args[0].op != "constant":
-                return False
-        elif node.op not in ("input", "constant") and not OPS[node.op].elementwise:
-            return False
-    return all(i.shape == o.shape for i in body.inputs for o in body.outputs)
 
 
 class Library:
@@ -145,7 +37,7 @@ class Library:
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self.functions: dict[str, list[Function]] = {}
+        self._made: dict[str, list[Function]] = {}
         self._known: dict[Any, tuple[Graph, Function | None]] = {}
 
     def function(self, node: Node) -> Function | None:
@@ -158,43 +50,36 @@ class Library:
         return self._known[key][1]
 
     def _make(self, node: Node, body: Graph, options: tuple[tuple[str, Any], ...]) -> Function | None:
-        if len(node.types) > 1 or any(n.op in ("scan", "random_bits") or len(n.types) > 1 for n in body.nodes()) or len(body.nodes()) > 120:
+        order = body.nodes()
+        if len(order) > LARGEST_FUNCTION or len(node.types) > 1 or any(n.op in ("scan", "random_bits") for n in order):
             return None
-        wished = str(node.attrs.get("name") or body.name or "f")
-        live = [i for i in body.inputs if i in set(body.nodes())] or list(body.inputs[:1])
-        names = _parameter_names(wished.rstrip("'"), len(body.inputs))
-        parameters = tuple(
-            Var(i.shape, kind_of(i), "input", name, name=name) for i, name in zip(body.inputs, names, strict=True) if i in live
-        )
+        name, prime = str(node.attrs.get("name") or body.name).rstrip("'"), "'" * body.name.endswith("'")
+        name = name if name.isidentifier() else "f"
+        used = [i for i in body.inputs if i in order] or list(body.inputs[:1])
+        words = _parameter_names(name, len(body.inputs))
+        parameters = {
+            i: Var(i.shape, kind_of(i), "input", w, name=w) for i, w in zip(body.inputs, words, strict=True) if i in used
+        }
         builder = Builder(self.terms, self, naming=False)
-        table = {i: self.terms.var(p) for i, p in zip([i for i in body.inputs if i in live], parameters, strict=True)}
-        (definition,) = builder.graph(body, table)
-        if definition.weight > WHOLE_DEFINITION:
+        (definition,) = builder.graph(body, {i: self.terms.var(p) for i, p in parameters.items()})
+        if definition.weight > LONGEST_DEFINITION:
             return None
-        from .algebra import factored, merge_cases, shared_parts
-
-        definition = merge_cases(self.terms, factored(self.terms, definition) if wished.endswith("'") else definition)
-        taken = {p.name for p in parameters}
-        letters = (c for c in ("u", "v", "w", *(f"u{i}" for i in range(1, 100))) if c not in taken)
+        definition = merge_cases(self.terms, factored(self.terms, definition) if prime else definition)
+        letters = (c for c in (*"uvw", *(f"u{i}" for i in range(1, LONGEST_DEFINITION))) if c not in words)
         definition, parts = shared_parts(self.terms, definition, LONG, SHORT, letters)
-        known = self.functions.setdefault(wished, [])
+        note = "its derivative is given with it" if "name" in node.attrs else ""
+        note = "no gradient flows through" if name == "stop_gradient" else note
         notation = str(node.attrs.get("notation") or "")
-        if notation and wished.endswith("'"):
-            notation += "'"
-        note = ""
-        if "name" in node.attrs:
-            note = "its derivative is given with it"
-        elif wished == "stop_gradient":
-            note = "no gradient flows through"
-        function = Function(wished, options, parameters, definition, is_elementwise(body), notation, note, tuple(parts))
-        text = definition_text(function)
+        made = Function(name + prime, options, tuple(parameters.values()), definition, is_elementwise(body),
+                        notation and notation + prime, note, tuple(parts))  # fmt: skip
+        known = self._made.setdefault(made.name, [])
         for other in known:
-            if definition_text(other) == text:
+            if definition_text(other) == definition_text(made):
                 return other
         if any(o.options == options for o in known):  # one name, but it means something else for these shapes
-            function.name, function.notation = f"{wished.rstrip(chr(39))}{len(known) + 1}" + ("'" if wished.endswith("'") else ""), ""
-        known.append(function)
-        return function
+            made.name, made.notation = f"{name}{len(known) + 1}{prime}", ""
+        known.append(made)
+        return made
 
 
 def _parameter_names(function: str, count: int) -> list[str]:
@@ -207,6 +92,7 @@ def _parameter_names(function: str, count: int) -> list[str]:
 
 
 def kind_of(node: Node) -> str:
+    """The kind of a node's values, as terms have it."""
     return {"f": "f", "b": "b"}.get(node.dtype.kind, "i")
 
 
@@ -219,7 +105,9 @@ class Builder:
     forced: nodes that must be named, with the name. wish: a name for a node that needs one. naming False: no names at all.
     """
 
-    def __init__(self, terms: Terms, library: Library, *, naming: bool = True, wish: Callable[[Node], str] = lambda node: "") -> None:
+    def __init__(
+        self, terms: Terms, library: Library, *, naming: bool = True, wish: Callable[[Node], str] = lambda node: ""
+    ) -> None:
         self.terms = terms
         self.library = library
         self.naming = naming
@@ -231,10 +119,10 @@ class Builder:
         self.backward_nodes: set[Node] | None = None  # set while the backward pass is built
         self.zero_wins = False  # whether a gradient of 0 may meet an infinite slope
         self.table: dict[Node, Term] = {}
-        self._tables: list[dict[Node, Term]] = [self.table]
+        self._tables: list[dict[Node, Term]] = [self.table]  # for the graph, and for each body that is being built
+        self._several: list[dict[Node, list[Term | None]]] = [{}]  # the same for nodes with several results
         self._containers: list[list[Item]] = [self.items]
         self._counters: list[Index] = []
-        self._results: dict[Node, list[Term | None]] = {}
         self._read: dict[Node, set[int]] = {}
         self._loops: dict[Any, list[Term | None]] = {}  # loops by what they compute
         self._args: list[list[Term]] = []  # kept alive, for the keys of `_loops` hold their identities
@@ -243,18 +131,34 @@ class Builder:
         self._scope = ""
         self._states: dict[Node, tuple[Var, tuple[Place, ...]]] = {}  # the nodes that give states of a loop their next value
 
-    def start_section(self) -> None:
-        """Later equations go to a new list."""
+    def start_backward(self, nodes: set[Node], gradient_of: dict[Node, Node]) -> None:
+        """What follows is the backward pass; its equations go to a new list."""
         self.items = []
         self._containers[0] = self.items
+        self.backward_nodes = nodes
+        self.gradient_of = gradient_of
+
+    def name(self, var: Var, term: Term, shape: Shape, scope: str) -> Var:
+        """Name a term of this shape, as an equation of layer `scope`. Returns: the variable that it is now."""
+        self._scope = scope
+        named: Var = self._force(var, term, shape).attrs[0]
+        return named
 
     def graph(self, graph: Graph, table: Mapping[Node, Term]) -> list[Term]:
         """The outputs of a graph whose inputs are these terms."""
-        self._tables.append(dict(table))
+        self._enter(dict(table))
         self.nodes(graph.nodes(), graph.outputs)
         made = [self._tables[-1][o] for o in graph.outputs]
-        self._tables.pop()
+        self._leave()
         return made
+
+    def _enter(self, table: dict[Node, Term]) -> None:
+        self._tables.append(table)
+        self._several.append({})
+
+    def _leave(self) -> None:
+        self._tables.pop()
+        self._several.pop()
 
     def nodes(self, order: Sequence[Node], outputs: Sequence[Node], among: Sequence[Node] = ()) -> None:
         """Terms for these nodes, arguments first. among: all nodes that may read them, if there are others."""
@@ -272,7 +176,7 @@ class Builder:
                 self._arrays |= {(a.args[0], a.attrs["index"]) for a in node.args if a.op == "output"}
         here = self._tables[-1]
         for node in order:
-            if node in here or node in self._results:
+            if node in here or node in self._several[-1]:
                 continue
             self._scope = node.scope or self._scope if self._counters else node.scope
             args = [here[a] for a in node.args] if node.op != "output" else []
@@ -361,14 +265,14 @@ class Builder:
     def _node(self, node: Node, args: list[Term]) -> Term | None:
         op, t, shapes = node.op, self.terms, [a.shape for a in node.args]
         if op == "output":
-            made = self._results[node.args[0]][node.attrs["index"]]
+            made = self._several[-1][node.args[0]][node.attrs["index"]]
             assert made is not None
             return made
         if op == "scan":
-            self._results[node] = self._scan(node, args, shapes)
+            results = self._scan(node, args, shapes)
             if len(node.types) == 1:
-                (only,) = self._results.pop(node)
-                return only
+                return results[0]
+            self._several[-1][node] = results
             return None
         if op == "constant":
             return t.const(node.attrs["value"], kind_of(node))
@@ -388,7 +292,7 @@ class Builder:
             return t.times(g, b) if op == "strong_multiply" else t.over(g, b)
         if op == "cast":
             return self._cast(node, args[0])
-        if op in OPS and OPS[op].elementwise:
+        if op in OPS and OPS[op].elementwise and not node.attrs:
             return t.elementwise(op, args, "b" if node.dtype.kind == "b" else kind_of(node))
         method = getattr(self, f"_op_{op}", None)
         if method is not None:
@@ -399,7 +303,7 @@ class Builder:
         if len(node.types) == 1:
             return t.make(op, full, ("generic", *attrs), node.shape, kind_of(node))
         whole = self.define(t.make(op, full, ("generic", *attrs), (), "f"), kept=True)
-        self._results[node] = [t.make("item", (whole,), (i,), each.shape, "f") for i, each in enumerate(node.types)]
+        self._several[-1][node] = [t.make("item", (whole,), (i,), each.shape, "f") for i, each in enumerate(node.types)]
         return None
 
     def _cast(self, node: Node, x: Term) -> Term:
@@ -472,27 +376,20 @@ class Builder:
         if x is fill:
             return x
         attrs = (tuple(tuple(a) for a in amounts),)
-        return self.terms.make("pad", (self.terms.full(x, shapes[0]), fill), attrs, node.shape, x.kind, x.weight + 8 + 8 * len(amounts))
+        return self.terms.make(
+            "pad", (self.terms.full(x, shapes[0]), fill), attrs, node.shape, x.kind, x.weight + 8 + 8 * len(amounts)
+        )
 
     def _op_concatenate(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int) -> Term:
         full = [self.terms.full(a, s) for a, s in zip(args, shapes, strict=True)]
         return self.terms.make("concatenate", full, (axis,), node.shape, kind_of(node))
 
     def _op_take(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int, **attrs: Any) -> Term:
-        x, at = self.terms.full(args[0], shapes[0]), self._indices(args[1], shapes[0][axis])
-        return self.terms.make("take", (x, self.terms.full(at, shapes[1])), (axis,), node.shape, x.kind)
-
-    def _indices(self, at: Term, n: int) -> Term:
-        """Without the counting from the end of negative indices, which NumPy does by itself."""
-        if at.op == "where" and at.args[0].op == "less" and at.args[0].args[0] is at.args[2] and at.args[0].args[1].op == "const":
-            i = at.args[2]
-            if at.args[1] is self.terms.plus(i, self.terms.const(n, "i")):
-                return i
-        return at
+        x, at = (self.terms.full(a, s) for a, s in zip(args, shapes, strict=True))
+        return self.terms.make("take", (x, at), (axis,), node.shape, x.kind)
 
     def _op_scatter_add(self, node: Node, args: list[Term], shapes: list[Shape], *, axis: int, **attrs: Any) -> Term:
-        at = self._indices(args[1], shapes[0][axis])
-        full = [self.terms.full(a, s) for a, s in zip((args[0], at, args[2]), shapes, strict=True)]
+        full = [self.terms.full(a, s) for a, s in zip(args, shapes, strict=True)]
         return self.terms.make("scatter_add", full, (axis,), node.shape, kind_of(node))
 
     def _op_window(self, node: Node, args: list[Term], shapes: list[Shape], **attrs: Any) -> Term:
@@ -512,7 +409,7 @@ class Builder:
             made = self.graph(body, dict(zip(body.inputs, args, strict=True)))
             if len(node.types) == 1:
                 return made[0]
-            self._results[node] = list(made)
+            self._several[-1][node] = list(made)
             return None
         live = [(a, s, i) for a, s, i in zip(args, shapes, body.inputs, strict=True) if i in set(body.nodes())]
         given = [a if function.elementwise else t.full(a, s) for a, s, _ in live] or [t.full(args[0], shapes[0])]
@@ -536,9 +433,9 @@ class Builder:
         outer: tuple[Place, ...] = tuple((c, 0) for c in self._counters)
         derived = self._deriving or (self.backward_nodes is not None and node in self.backward_nodes)
         key = (graph_key(body), states, sequences, length, reverse, tuple(id(a) for a in args))
-        before_me = self._loops.get(key)
-        if before_me is not None and all(before_me[i] is not None for i in read):
-            return before_me
+        known = self._loops.get(key)
+        if known is not None and all((r := known[i]) is not None and r.loops <= set(self._counters) for i in read):
+            return known
         before, after = (0, -1 if reverse else 1) if derived else (1 if reverse else -1, 0)
         first, last = (0, length - 1) if not reverse else (length - 1, 0)
         live = _live_states(body, states, read)
@@ -561,13 +458,13 @@ class Builder:
                 inputs[x] = self._element(args[k], shapes[k], ix)
             else:
                 inputs[x] = args[k]
-        self._name_states(node, carried, args, shapes, derived)
+        self._name_states(node, carried, args, derived)
 
         loop = Loop(ix, reverse, scope=self._scope)
         deriving, self._deriving = self._deriving, derived
         self._counters.append(ix)
         self._containers.append(loop.items)
-        self._tables.append(inputs)
+        self._enter(inputs)
         taken: set[Node] = set()
         places: dict[Var, tuple[Place, ...]] = dict.fromkeys(carried.values(), (*outer, (ix, after)))
         for i in sorted(live):
@@ -585,10 +482,12 @@ class Builder:
         results: list[Term | None] = [None] * len(body.outputs)
         for j in sorted(read):
             if j >= states:
-                results[j] = self._stacked(inputs[body.outputs[j]], body.outputs[j], ix, outer, (node, j) in self._arrays, derived)
+                results[j] = self._stacked(
+                    inputs[body.outputs[j]], body.outputs[j], ix, outer, (node, j) in self._arrays, derived
+                )
         for out in taken:
             del self._states[out]
-        self._tables.pop()
+        self._leave()
         self._containers.pop()
         self._counters.pop()
         self._containers[-1].append(loop)
@@ -600,7 +499,13 @@ class Builder:
             results[i] = t.at(var, (*outer, (None, last + after)))
         for j in range(states, len(body.outputs)):  # the states on entry, which the loop of the backward pass reads
             entry = inputs.get(body.outputs[j])
-            if results[j] is None and entry is not None and entry.op == "at" and entry.attrs[0] in carried.values() and entry.attrs[0].role == "state":
+            if (
+                results[j] is None
+                and entry is not None
+                and entry.op == "at"
+                and entry.attrs[0] in carried.values()
+                and entry.attrs[0].role == "state"
+            ):
                 results[j] = self._sequence(entry, ix, outer)
         self._loops[key] = results
         self._args.append(args)
@@ -615,13 +520,15 @@ class Builder:
             self.terms.names.setdefault(full, reference)
         return reference
 
-    def _name_states(self, node: Node, carried: Mapping[int, Var], args: list[Term], shapes: list[Shape], derived: bool) -> None:
+    def _name_states(self, node: Node, carried: Mapping[int, Var], args: list[Term], derived: bool) -> None:
         """In a loop of the backward pass the first states are what goes back to the states of the forward loop."""
         if not derived:
             for i, var in carried.items():
                 var.wish = self.wish(node.attrs["body"].outputs[i]) or "h"
             return
-        entered = [a.attrs[0] for a in args if a.op == "sequence" and a.attrs[1] != 0 and a.attrs[0].role == "state" and a.kind == "f"]
+        entered = [
+            a.attrs[0] for a in args if a.op == "sequence" and a.attrs[1] != 0 and a.attrs[0].role == "state" and a.kind == "f"
+        ]
         for i, var in carried.items():
             if i < len(entered) and entered[i].shape == var.shape:
                 var.of = entered[i]
@@ -649,16 +556,15 @@ class Builder:
         t = self.terms
         if x.op == "sequence":
             var, offset = x.attrs
-            return t.at(var, (*((c, 0) for c in self._counters), (ix, offset)))
+            return t.at(var, (*((c, 0) for c in var.indices[:-1]), (ix, offset)))
         if x.op == "iota":
             return t.index(ix)
         if len(x.shape) < len(shape) or x.op in ("const", "special"):
             return x
         if x.shape[0] != shape[0]:
             return t.expand(x, range(1, len(shape)))
-        if x.op in ELEMENTWISE and x.weight <= LONG and not any(v.role == "draw" for v in variables([x])):
-            args = [self._element(a, shape, ix) for a in x.args]
-            return t.rebuild(x, args)
+        if x.op in ELEMENTWISE and x.weight <= LONG:
+            return t.rebuild(x, [self._element(a, shape, ix) for a in x.args])
         if x.op == "transpose" and list(x.attrs[0][1:]) == sorted(x.attrs[0][1:]):
             return t.make("pick", x.args, (ix, x.attrs[0][0]), x.shape[1:], x.kind, x.weight + 3, loops=(ix,))
         if x.op not in ATOMS and self.naming:
@@ -741,13 +647,3 @@ def _as_sum(loop: Loop, var: Var, entering: Term, results: Sequence[Term | None]
         return None
     mine[0].mode, var.role = "add", "sum"
     return mine[0].term
-
-
-def added(terms: Terms, equation: Equation) -> Term:
-    """What a step adds to a sum."""
-    rest = [(r, a) for r, a in zip(equation.term.attrs[0], equation.term.args, strict=True)
-            if not (a.op == "at" and a.attrs[0] is equation.var)]  # fmt: skip
-    return terms.full(terms.add(*rest), equation.var.shape)
-
-
-__all__ = ["Builder", "Equation", "Item", "Library", "Loop", "added", "equations", "prepared"]

@@ -12,7 +12,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from .algebra import factored, merge_cases
-from .build import LONG, Equation, Item, Loop, equations
+from .build import LONG
+from .equations import Equation, Item, Loop, equations
 from .terms import ATOMS, Function, Term, Terms, Var, variables, walk
 from .text import RESERVED
 
@@ -37,6 +38,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
+    """Parts under a title. remarks: lines before them."""
+
     title: str
     parts: list[Part]
     remarks: list[str] = field(default_factory=list)
@@ -81,7 +84,9 @@ def _live(items: Sequence[Item]) -> set[Var]:
     for e in equations(items):
         made.setdefault(e.var, []).append(e)
     live: set[Var] = set()
-    stack = [v for v in made if v.kept and v.role != "draw" and (not v.indices or v.role == "sum" or (v.role == "gradient" and v.of))]
+    stack = [
+        v for v in made if v.kept and v.role != "draw" and (not v.indices or v.role == "sum" or (v.role == "gradient" and v.of))
+    ]
     while stack:
         v = stack.pop()
         if v not in live:

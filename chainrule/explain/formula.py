@@ -11,11 +11,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import prod
 
-from .build import Equation, added
-from .terms import Function, Index, Ratio, Term, Terms, Var, matrix_product, number
+from .equations import Equation, added
+from .terms import ONE, Function, Index, Ratio, Term, Terms, Var, matrix_product, number
 from .text import bounds, expansion, one_hot, stacked
 
 CHOICE, COMPARE, ADD, SUM, MUL, MATMUL, UNARY, POWER, ATOM = range(9)
@@ -32,14 +31,17 @@ class Box:
 
 
 def row(*parts: Box) -> Box:
+    """Boxes side by side."""
     return parts[0] if len(parts) == 1 else Box("row", parts)
 
 
 def sign(text: str) -> Box:
+    """An operator, a relation, a bracket."""
     return Box("sign", text=text)
 
 
 def word(text: str) -> Box:
+    """A name that is set as it is."""
     return Box("name" if len(text) == 1 else "word", text=text)
 
 
@@ -150,7 +152,7 @@ class Formula:
 
     def _special(self, t: Term) -> tuple[Box, int]:
         text = str(t.attrs[0])
-        return (num(text.replace("inf", "∞")) if "inf" in text else word(text.lower() if text in ("True", "False") else text)), ATOM
+        return (num(text.replace("inf", "∞")) if "inf" in text else word(text.lower())), ATOM
 
     def _index(self, t: Term) -> tuple[Box, int]:
         return word(t.attrs[0].letter), ATOM
@@ -177,7 +179,8 @@ class Formula:
         inner: list[Box] = []
         for b in index:
             inner += [sign(","), b] if inner else [b]
-        return Box("sub", (self.term(t, ATOM) if t.op == "var" and not _has_index(t) else Box("paren", (self.term(t),)), row(*inner)))
+        base = self.term(t, ATOM) if t.op == "var" and not _has_index(t) else Box("paren", (self.term(t),))
+        return Box("sub", (base, row(*inner)))
 
     # ---- arithmetic ----------------------------------------------------------------------------------------------------------
 
@@ -204,9 +207,8 @@ class Formula:
         if t.op == "const":
             return num(number(by)), ATOM
         factors = list(zip(t.args, t.attrs[1], strict=True)) if t.op == "mul" else [(t, 1)]
-        if len(factors) == 1 and by == (1, 1) and factors[0][1] == 1:
+        if len(factors) == 1 and by == ONE and factors[0][1] == 1:
             return self._box(factors[0][0])
-        cases = [a.args[0] for a, _ in factors if a.op == "iverson"]
         rest = [(a, e) for a, e in factors if a.op != "iverson"]
         den = by.den
         upper: list[tuple[Box, bool, int]] = []  # box, whether it is a plain number, how strongly it binds
@@ -215,17 +217,16 @@ class Formula:
             count = prod(a.args[0].shape[i] for i in a.attrs[0]) if a.op == "sum" and e == 1 else 0
             if count > 1 and den % count == 0:
                 den //= count
-                upper.append((*self._mean(a), not a.shape))
-                upper[-1] = (upper[-1][0], not a.shape, ATOM)
+                upper.append((self._mean(a), not a.shape, ATOM))
                 continue
             box, level = self._box(a)
             if abs(e) != 1:
-                box, level = Box("sup", (box if level >= ATOM and not _is_raised(box) else Box("paren", (box,)), num(str(abs(e))))), POWER
+                base = box if level >= ATOM and not _is_raised(box) else Box("paren", (box,))
+                box, level = Box("sup", (base, num(str(abs(e))))), POWER
             (upper if e > 0 else lower).append((box, not a.shape, level))
-        for c in cases:
-            hot = one_hot(c)
-            box = self._applied(word("onehot"), [hot[0]]) if hot is not None and not rest else Box("bracket", (self.term(c),))
-            upper.append((box, not c.shape, ATOM))
+        for a, _ in factors:
+            if a.op == "iverson":
+                upper.append((self._iverson(a)[0], not a.shape, ATOM))
         factor = number(Ratio(by.num, 1)) if by.num != 1 or not upper else ""
         if den != 1:
             lower.insert(0, (num(str(den)), True, ATOM))
@@ -249,7 +250,8 @@ class Formula:
         return row(*out)
 
     def _iverson(self, t: Term) -> tuple[Box, int]:
-        return self._product(Ratio(Fraction(1), 1), t) if one_hot(t.args[0]) is None else (self._applied(word("onehot"), [one_hot(t.args[0])[0]]), ATOM)  # type: ignore[index]
+        hot = one_hot(t.args[0])
+        return (self._applied(word("onehot"), [hot[0]]) if hot is not None else Box("bracket", (self.term(t.args[0]),))), ATOM
 
     def _power(self, t: Term) -> tuple[Box, int]:
         base = self.term(t.args[0], ATOM)
@@ -299,8 +301,7 @@ class Formula:
     def _where(self, t: Term) -> tuple[Box, int]:
         branches: list[Box] = []
         while t.op == "where":
-            branches.append(row(self.term(t.args[1]), self.term(t.args[0])))
-            branches[-1] = Box("case", (self.term(t.args[1]), self.term(t.args[0])))
+            branches.append(Box("case", (self.term(t.args[1]), self.term(t.args[0]))))
             t = t.args[2]
         return Box("cases", (*branches, Box("case", (self.term(t),)))), CHOICE
 
@@ -340,7 +341,9 @@ class Formula:
         axes, ndim = t.attrs[0], len(t.args[0].shape)
         if self.definition and axes == (ndim - 1,):
             return "last axis"
-        return "" if len(axes) == len(t.args[0].shape) else f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+        if len(axes) == ndim:
+            return ""
+        return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
 
     def _reduced(self, symbol: Box, t: Term) -> Box:
         axes = self._axes(t)
@@ -349,8 +352,8 @@ class Formula:
     def _sum(self, t: Term) -> tuple[Box, int]:
         return row(self._reduced(sign("∑"), t), self.term(t.args[0], MUL)), SUM
 
-    def _mean(self, t: Term) -> tuple[Box, int]:
-        return self._applied(self._reduced(word("mean"), t), t.args), ATOM
+    def _mean(self, t: Term) -> Box:
+        return self._applied(self._reduced(word("mean"), t), t.args)
 
     def _max(self, t: Term) -> tuple[Box, int]:
         names = {"max": "any", "min": "all"} if t.kind == "b" else {}
@@ -396,7 +399,8 @@ class Formula:
     def _pad(self, t: Term) -> tuple[Box, int]:
         amounts = [a if a[2] else a[:2] for a in t.attrs[0]]
         fill = t.args[1:] if not (t.args[1].op == "const" and t.args[1].attrs[0].num == 0) else ()
-        return self._applied(self._with("pad", ", ".join(f"({', '.join(map(str, a))})" for a in amounts)), [t.args[0], *fill]), ATOM
+        around = ", ".join(f"({', '.join(map(str, a))})" for a in amounts)
+        return self._applied(self._with("pad", around), [t.args[0], *fill]), ATOM
 
     def _concatenate(self, t: Term) -> tuple[Box, int]:
         parts = stacked(t)
@@ -413,7 +417,9 @@ class Formula:
         return self._applied(self._with("scatter_add", f"axis {t.attrs[0]}"), t.args), ATOM
 
     def _window(self, t: Term) -> tuple[Box, int]:
-        options = [f"{k} {'×'.join(map(str, v))}" for k, v in t.attrs if k not in ("stride", "dilation") or any(n != 1 for n in v)]
+        options = [
+            f"{k} {'×'.join(map(str, v))}" for k, v in t.attrs if k not in ("stride", "dilation") or any(n != 1 for n in v)
+        ]
         return self._applied(self._with("windows" if t.op == "window" else "fold", ", ".join(options)), t.args), ATOM
 
     _fold = _window
@@ -429,6 +435,7 @@ def _is_raised(box: Box) -> bool:
 
 
 def function_box(function: Function) -> Box:
+    """A function's name."""
     name = function.notation or function.name
     stem = name.rstrip("'")
     base = word(stem)
@@ -436,6 +443,7 @@ def function_box(function: Function) -> Box:
 
 
 def option_boxes(function: Function) -> list[Box]:
+    """The options that stand in each call of a function."""
     return [Box("text", text=f"{k}={v!r}") for k, v in function.options]
 
 
@@ -444,7 +452,7 @@ def option_boxes(function: Function) -> list[Box]:
 
 def sides(e: Equation) -> tuple[Box, str, Box]:
     """Left side, sign and right side of an equation. The left side of δ says what it is the gradient of."""
-    left = place_box(e.var, e.places or [(ix, 0) for ix in e.var.indices])
+    left = place_box(e.var, e.left)
     if e.var.role == "gradient" and e.var.of is not None and not e.var.name.startswith("∂"):
         left = row(left, sign("="), name_box(f"∂L/∂{e.var.of.name}"))
     formula = Formula()
@@ -472,6 +480,7 @@ _LATEX_SIGNS = {
     "·": r"\cdot", "∞": r"\infty", "←": r"\leftarrow", "∼": r"\sim", "+=": r"\mathrel{+}=", "∑": r"\sum", "…": r"\dots", "′": r"\prime",
     "⌊": r"\lfloor", "⌋": r"\rfloor", ":": "{:}", ",": r",\,",
 }  # fmt: skip
+_FENCES = {"paren": ("(", ")"), "bracket": ("[", "]"), "abs": ("|", "|")}
 _LATEX_FUNCTIONS = frozenset(("exp", "log", "sin", "cos", "tanh", "arctan", "max", "min"))
 _TEXT_ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -509,7 +518,9 @@ def latex(box: Box) -> str:
     if kind == "bold":
         return rf"\mathbf{{{box.text}}}"
     if kind == "name":
-        return f"\\{GREEK[box.text]}" if box.text in GREEK else box.text if box.text.isascii() else rf"\text{{{latex_text(box.text)}}}"
+        if box.text in GREEK:
+            return f"\\{GREEK[box.text]}"
+        return box.text if box.text.isascii() else rf"\text{{{latex_text(box.text)}}}"
     if kind == "word":
         if box.text in _LATEX_FUNCTIONS:
             return f"\\{box.text}"
@@ -542,7 +553,7 @@ def latex(box: Box) -> str:
     if kind == "matrix":
         rows = r" \\ ".join(" & ".join(latex(c) for c in r.parts) for r in parts)
         return rf"\begin{{pmatrix}} {rows} \end{{pmatrix}}"
-    left, right = {"paren": "()", "bracket": "[]", "abs": "||"}[kind]
+    left, right = _FENCES[kind]
     return rf"\left{left} {latex(parts[0])} \right{right}"
 
 
@@ -552,6 +563,9 @@ def _base(box: Box) -> str:
 
 
 # ---- MathML ------------------------------------------------------------------------------------------------------------------
+
+
+_FIRM_SPACE = "\u00a0"
 
 
 def mathml(box: Box) -> str:
@@ -573,8 +587,8 @@ def mathml(box: Box) -> str:
     if kind == "space":
         return '<mspace width="0.17em"></mspace>'
     if kind == "text":
-        text = html.escape(box.text)
-        return f"<mtext>{text.replace(' ', '&nbsp;')}</mtext>"
+        text = html.escape(box.text).replace(" ", _FIRM_SPACE)  # plain ones at the ends would not be shown
+        return f"<mtext>{text}</mtext>"
     tags = {"frac": "mfrac", "sub": "msub", "sup": "msup", "subsup": "msubsup", "sqrt": "msqrt"}
     if kind in tags:
         return f"<{tags[kind]}>{''.join(mathml(p) for p in parts)}</{tags[kind]}>"
@@ -582,10 +596,11 @@ def mathml(box: Box) -> str:
         symbol = '<mo movablelimits="false">∑</mo>' if parts[0].text == "∑" else mathml(parts[0])
         return f"<munder>{symbol}{mathml(parts[1])}</munder>"
     if kind == "case":
-        condition = f"<mtext>if&nbsp;</mtext>{mathml(parts[1])}" if len(parts) > 1 else "<mtext>otherwise</mtext>"
-        return f'<mtr><mtd style="text-align:left">{mathml(parts[0])}</mtd><mtd style="text-align:left;padding-left:1em">{condition}</mtd></mtr>'
+        condition = f"<mtext>if{_FIRM_SPACE}</mtext>{mathml(parts[1])}" if len(parts) > 1 else "<mtext>otherwise</mtext>"
+        cell = '<mtd style="text-align:left'
+        return f'<mtr>{cell}">{mathml(parts[0])}</mtd>{cell};padding-left:1em">{condition}</mtd></mtr>'
     if kind == "cases":
         return f'<mrow><mo stretchy="true" fence="true">{{</mo><mtable>{"".join(mathml(p) for p in parts)}</mtable></mrow>'
-    left, right = {"paren": "()", "bracket": "[]", "abs": "||"}[kind]
+    left, right = _FENCES[kind]
     fence = '<mo fence="true" stretchy="true" lspace="0" rspace="0">'
     return f"<mrow>{fence}{left}</mo>{mathml(parts[0])}{fence}{right}</mo></mrow>"

@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from .build import Equation, Item, Loop
 from .document import Document, Part
+from .equations import Item, Loop, equations
 from .formula import Box, definition_sides, latex_text, mathml, name_box, num, sides
 from .formula import latex as math
-from .plain import shape_text, summary
+from .plain import summary
 from .text import NOTATION, Text, definition_text, place
 
 _IN_FULL = 48  # elements of an array that is shown in full
 _WIDE = 8  # columns of an array that is shown in full
 
 # The remarks on what formulas mean; those on the notation of the text do not apply to them.
-_READING = "Between arrays, ⊙ and fractions work element by element, and a product without a sign is the matrix product; [c] is 1 where c holds, else 0."
+_READING = (
+    "Between arrays, ⊙ and fractions work element by element, and a product without a sign is the matrix product; "
+    "[c] is 1 where c holds, else 0."
+)
 
 
 def _remarks(document: Document) -> list[str]:
@@ -27,7 +30,7 @@ def _remarks(document: Document) -> list[str]:
     text = Text()
     for section in document.sections:
         for part in section.parts:
-            for e in _equations(part.items):
+            for e in equations(part.items):
                 if e.mode != "draw":
                     text.term(e.term)
     for f in document.functions:
@@ -37,21 +40,8 @@ def _remarks(document: Document) -> list[str]:
     return [_READING, *hot, *(NOTATION[k] for k in kept), *(r for r in document.remarks if r not in NOTATION)]
 
 
-def _equations(items: list[Item]) -> Iterator[Equation]:
-    for item in items:
-        if isinstance(item, Loop):
-            yield from _equations(item.items)
-        else:
-            yield item
-
-
-def _span(loop: Loop) -> tuple[str, str]:
-    n = loop.index.length
-    return (str(n - 1), "0") if loop.reverse else ("0", str(n - 1))
-
-
 def _in_full(value: Any) -> bool:
-    return 0 < value.size <= _IN_FULL and value.ndim <= 2 and (value.ndim == 0 or value.shape[-1] <= _WIDE)
+    return bool(0 < value.size <= _IN_FULL and value.ndim <= 2 and (value.ndim == 0 or value.shape[-1] <= _WIDE))
 
 
 def _entries(value: Any) -> list[list[str]]:
@@ -73,7 +63,10 @@ def latex(document: Document) -> str:
     """The explanation for a LaTeX document that uses amsmath."""
     out = [rf"\section*{{{latex_text(document.title)}}}"]
     if document.names:
-        rows = [rf"${math(name_box(n.var.name))}$ & {_latex_shape(n.var.shape) if not n.number else '$= ' + math(num(n.number)) + '$'} & {latex_text(n.about)} \\" for n in document.names]
+        rows = []
+        for n in document.names:
+            shape = _latex_shape(n.var.shape) if not n.number else f"$= {math(num(n.number))}$"
+            rows.append(rf"${math(name_box(n.var.name))}$ & {shape} & {latex_text(n.about)} \\")
         out.append("\\begin{tabular}{lll}\n" + "\n".join(rows) + "\n\\end{tabular}")
         shown = [(n.var, document.numbers.get(n.var)) for n in document.names if not n.number]
         lines = [rf"& {math(name_box(v.name))} = {_latex_value(np.asarray(value))}" for v, value in shown if value is not None]
@@ -114,7 +107,7 @@ def _latex_lines(items: list[Item], part: Part, document: Document, depth: int) 
     quad = r"\quad " * depth
     for item in items:
         if isinstance(item, Loop):
-            first, last = _span(item)
+            first, last = item.span
             letter = item.index.letter
             yield rf"& {quad}\text{{for }} {letter} = {first}, \dots, {last}{{:}}"
             yield from _latex_lines(item.items, part, document, depth + 1)
@@ -192,7 +185,10 @@ def html_fragment(document: Document) -> str:
             out += _html_lines(part.items, part, document)
     if document.after:
         out.append("<h3>After the first step</h3>")
-        out += [f'<div class="eq"><span class="formula">{_math(name_box(n))}</span></div>{_html_value(np.asarray(v))}' for n, v in document.after]
+        for name, after in document.after:
+            out.append(
+                f'<div class="eq"><span class="formula">{_math(name_box(name))}</span></div>{_html_value(np.asarray(after))}'
+            )
     out.append("<h3>Where</h3>")
     for f in document.functions:
         left, right, parts = definition_sides(f)
@@ -216,21 +212,21 @@ def _html_shape(shape: tuple[int, ...]) -> str:
 
 def _html_equation(box: Box, right: str, label: str = "") -> str:
     title = f' title="{html.escape(label)}"' if label else ""
-    return f'<div class="eq"><span class="formula"{title}><math displaystyle="true">{mathml(box)}</math></span><span class="shape">{right}</span></div>'
+    formula = f'<span class="formula"{title}><math displaystyle="true">{mathml(box)}</math></span>'
+    return f'<div class="eq">{formula}<span class="shape">{right}</span></div>'
 
 
 def _html_lines(items: list[Item], part: Part, document: Document) -> Iterator[str]:
     for item in items:
         if isinstance(item, Loop):
-            first, last = _span(item)
-            letter = html.escape(item.index.letter)
-            yield f'<div class="for">for <math><mi>{letter}</mi><mo>=</mo><mn>{first}</mn></math> to <math><mn>{last}</mn></math></div><div class="loop">'
-            yield from _html_lines(item.items, part, document)
-            yield "</div>"
+            first, last = item.span
+            counter = Box("row", (Box("name", text=item.index.letter), Box("sign", text="="), num(str(first))))
+            yield f'<div class="for">for {_math(counter)} to {_math(num(str(last)))}</div>'
+            yield f'<div class="loop">{"".join(_html_lines(item.items, part, document))}</div>'
             continue
         left, relation, right = sides(item)
         margin = _html_shape(item.var.shape) if part.shapes else ""
-        label = place(item.var, item.places or [(ix, 0) for ix in item.var.indices])
+        label = place(item.var, item.left)
         yield _html_equation(Box("row", (left, Box("sign", text=relation), right)), margin, label)
         value = document.numbers.get(item.var) if not item.var.indices else None
         if value is not None:
@@ -243,4 +239,4 @@ def _html_value(value: Any) -> str:
     if _in_full(value):
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(v)}</td>' for v in r)}</tr>" for r in _entries(value))
         return f'<div class="value"><table>{rows}</table></div>'
-    return f'<div class="value">{html.escape(", ".join(f"{k} {v}" for k, v in summary(value)))} {html.escape(shape_text(value.shape))}</div>'
+    return f'<div class="value">{html.escape(", ".join(f"{k} {v}" for k, v in summary(value)))}</div>'

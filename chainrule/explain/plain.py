@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .build import Equation, Item, Loop, added
 from .document import Document
+from .equations import Equation, Item, Loop, added
 from .terms import Terms
 from .text import NOTATION, Text, definition_text, place
 
@@ -27,15 +27,17 @@ def plain_text(document: Document) -> str:
         ]
         if document.numbers:
             shown = zip(rows, document.names, strict=True)
-            rows = [line for row, n in shown for line in (row, *([] if n.number else _value(document.numbers.get(n.var), "    ")))]
+            rows = [
+                line for row, n in shown for line in (row, *([] if n.number else _value(document.numbers.get(n.var), "    ")))
+            ]
         blocks.append("\n".join(["Names", *rows]))
     for section in document.sections:
         lines: list[tuple[str, str, Any]] = []
         for part in section.parts:
             if part.heading:
                 lines.append((f"  {part.heading}", "", None))
-            rows = _lines(part.items, text, document, "    " if part.heading else "  ")
-            lines += rows if part.shapes else [(left, "", value) for left, _, value in rows]
+            made = _lines(part.items, text, document, "    " if part.heading else "  ")
+            lines += made if part.shapes else ((left, "", value) for left, _, value in made)
         blocks.append("\n".join([section.title, *(f"  {r}" for r in section.remarks), *_aligned(lines)]))
     if document.after:
         rows = []
@@ -68,9 +70,8 @@ def _aligned(lines: list[tuple[str, str, Any]]) -> list[str]:
 def _lines(items: list[Item], text: Text, document: Document, indent: str) -> Iterator[tuple[str, str, Any]]:
     for item in items:
         if isinstance(item, Loop):
-            n = item.index.length
-            span = f"{n - 1} … 0" if item.reverse else f"0 … {n - 1}"
-            yield f"{indent}for {item.index.letter} = {span}:", "", None
+            first, last = item.span
+            yield f"{indent}for {item.index.letter} = {first} … {last}:", "", None
             yield from _lines(item.items, text, document, indent + "    ")
             continue
         yield f"{indent}{equation_text(item, text)}", _margin(item), document.numbers.get(item.var) if _last(item) else None
@@ -86,7 +87,7 @@ def _last(item: Equation) -> bool:
 
 def equation_text(e: Equation, text: Text) -> str:
     """One equation."""
-    left = place(e.var, e.places or [(ix, 0) for ix in e.var.indices])
+    left = place(e.var, e.left)
     if e.mode == "draw":
         return f"{left} ~ uniform[0, 1)"
     if e.mode == "add":
@@ -106,6 +107,7 @@ def _margin(e: Equation) -> str:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape for the margin."""
     return str(shape) if shape else "number"
 
 
@@ -114,7 +116,8 @@ def array_text(value: Any) -> str:
     value = np.asarray(value)
     if value.size <= _LARGE:
         if value.dtype.kind == "f":
-            return np.array2string(value, precision=6, suppress_small=bool(np.all(np.abs(value[np.isfinite(value)]) < 1e6)), max_line_width=110)
+            plain = bool(np.all(np.abs(value[np.isfinite(value)]) < 1e6))
+            return np.array2string(value, precision=6, suppress_small=plain, max_line_width=110)
         return np.array2string(value, max_line_width=110)
     return ", ".join(f"{k} {v}" for k, v in summary(value))
 
@@ -128,4 +131,3 @@ def summary(value: Any) -> list[tuple[str, str]]:
         ("least", f"{real.min():.6g}"),
         ("largest", f"{real.max():.6g}"),
     ]
-

@@ -91,6 +91,7 @@ def nearest_fraction(x: Any) -> Fraction:
 
 
 def plus(a: Ratio, b: Ratio) -> Ratio:
+    """a + b, over a common denominator as it is."""
     if a.den == b.den:
         return ratio(a.num + b.num, Fraction(a.den))
     return ratio(a.num * b.den + b.num * a.den, Fraction(a.den * b.den))
@@ -162,9 +163,8 @@ class Function:
 
 
 ATOMS = frozenset(("var", "at", "sequence", "const", "index", "special"))
-_FOLDED: dict[str, Any] = {
-    name: getattr(np, name) for name in "abs sign floor maximum minimum exp expm1 log log1p sqrt sin cos tanh arctan".split()
-}
+_FOLDED_NAMES = "abs sign floor maximum minimum exp expm1 log log1p sqrt sin cos tanh arctan"
+_FOLDED: dict[str, Any] = {name: getattr(np, name) for name in _FOLDED_NAMES.split()}
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "less": lambda a, b: bool(a < b),
     "less_equal": lambda a, b: bool(a <= b),
@@ -208,7 +208,7 @@ class Terms:
         elif isinstance(value, Fraction):
             exact = ratio(value)
         elif isinstance(value, (int, np.integer)):
-            exact, kind = Ratio(Fraction(int(value)), 1), kind
+            exact = Ratio(Fraction(int(value)), 1)
         elif not isfinite(value):
             return self.make("special", (), (str(float(value)),), kind="f", weight=3)
         else:
@@ -426,7 +426,8 @@ class Terms:
             return self.reduce(op, t.args[0], [*t.attrs[0], *(left[a] for a in axes)])
         gone = tuple(sorted(axes))
         shape = tuple(1 if i in gone else n for i, n in enumerate(t.shape) if keep or i not in gone)
-        return self.make(op, (t,), (gone, keep), shape, t.kind, t.weight + len(op) + (2 if len(gone) == len(t.shape) else 10))
+        weight = t.weight + len(op) + (2 if len(gone) == len(t.shape) else 10) + 15 * keep
+        return self.make(op, (t,), (gone, keep), shape, t.kind, weight)
 
     def expand(self, t: Term, spec: Sequence[int | None]) -> Term:
         """Axes of length 1 put in (None) and taken out; the others stay in order: x[:, None]."""
@@ -439,9 +440,9 @@ class Terms:
         if t.op in ("sum", "max", "min"):
             (x,), (gone, keep) = t.args, t.attrs
             whole = [i for i in range(len(x.shape)) if i not in gone]
-            if not keep and [s for s in spec if s is not None] == list(range(len(whole))) and len(spec) == len(x.shape):
-                if all((s is None) == (i in gone) for i, s in enumerate(spec)):
-                    return self.reduce(t.op, x, gone, True)
+            places = iter(range(len(whole)))
+            if not keep and spec == tuple(None if i in gone else next(places) for i in range(len(x.shape))):
+                return self.reduce(t.op, x, gone, True)
             if keep and list(spec) == whole:
                 return self.reduce(t.op, x, gone, False)
         if t.op in ("add", "mul") and self._absorbs(t, spec):
@@ -483,7 +484,8 @@ class Terms:
         long = [a for a in axes if t.shape[a] != 1]
         if long == sorted(long):
             return self.expand(t, [a if t.shape[a] != 1 else None for a in axes])
-        return self.make("transpose", (t,), (axes,), tuple(t.shape[a] for a in axes), t.kind, t.weight + (2 if len(axes) == 2 else 14))
+        weight = t.weight + (2 if len(axes) == 2 else 14)
+        return self.make("transpose", (t,), (axes,), tuple(t.shape[a] for a in axes), t.kind, weight)
 
     def reshape(self, t: Term, shape: Shape) -> Term:
         if t.shape == shape or t.op in ("const", "special"):
@@ -543,8 +545,8 @@ class Terms:
                 rest = [c for c in wy if c in out]
                 return self.times(x.args[0], self.transpose(made, [rest.index(c) for c in out]))
             if x.op == "full" and not _is_number(x.args[0], 1):
-                plain = self.full(self.one, x.shape)
-                return self.times(x.args[0], self.contract(f"{wx},{wy}->{out}", plain, y))
+                ones = self.full(self.one, x.shape)
+                return self.times(x.args[0], self.contract(f"{wx},{wy}->{out}", ones, y))
         both = [c for c in summed if c in left and c in right]
         if len(both) != 1 or set(left) == set(right):
             for x, wx, y, wy in ((a, left, b, right), (b, right, a, left)):
@@ -613,9 +615,9 @@ class Terms:
         return done[t]
 
 
-ELEMENTWISE = frozenset(
-    ["less", "less_equal", "equal", "logical_and", "logical_or", "logical_not", "where", "maximum", "minimum", "abs", "sign", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh", "arctan", "floor", "erf", "power", "cast", "trunc", "right_shift", "iverson", "add", "mul"]
-)
+_BY_ELEMENT = """less less_equal equal logical_and logical_or logical_not where maximum minimum abs sign exp expm1 log log1p sqrt sin
+    cos tanh arctan floor erf power cast trunc right_shift iverson add mul"""
+ELEMENTWISE = frozenset(_BY_ELEMENT.split())
 
 
 def walk(t: Term) -> list[Term]:

@@ -26,9 +26,10 @@ NOTATION = {
 }
 
 # Names that the text gives a meaning; a variable of such a name is printed with an underscore behind it.
-RESERVED = frozenset(
-    ["abs", "all", "any", "arange", "arctan", "argmax", "broadcast_to", "concatenate", "cos", "einsum", "erf", "exp", "expm1", "flip", "float", "floor", "fold", "full", "int", "log", "log1p", "max", "maximum", "mean", "min", "minimum", "one_hot", "ones", "pad", "range", "reshape", "right_shift", "scatter_add", "sign", "sin", "sqrt", "stack", "sum", "tanh", "transpose", "where", "windows", "zeros", "True", "False", "inf", "nan", "and", "or", "not", "for", "in", "is", "if", "else", "lambda"]
-)
+_RESERVED = """abs all any arange arctan argmax broadcast_to concatenate cos einsum erf exp expm1 flip float floor fold full int log
+    log1p max maximum mean min minimum one_hot ones pad range reshape right_shift scatter_add sign sin sqrt stack sum tanh transpose
+    where windows zeros True False inf nan and or not for in is if else lambda"""
+RESERVED = frozenset(_RESERVED.split())
 
 
 class Text:
@@ -113,7 +114,7 @@ class Text:
         if cases:
             return self._case(by, args, powers, cases)
         factors = list(zip(args, powers, strict=True))
-        if len(factors) == 1 and by == (1, 1) and factors[0][1] == 1:
+        if len(factors) == 1 and by == ONE and factors[0][1] == 1:
             return self._print(factors[0][0])
         upper: list[str] = []
         lower: list[str] = []
@@ -141,7 +142,7 @@ class Text:
         if hot is not None:
             self.used.add("one_hot")
             text = f"one_hot({self.term(hot[0])}, {hot[1]})"
-            if by == (1, 1):
+            if by == ONE:
                 return text, ATOM
             upper = text if by.num == 1 else f"{number(Ratio(by.num, 1))} * {text}"
             return upper if by.den == 1 else f"{upper} / {by.den}", MUL
@@ -278,7 +279,8 @@ class Text:
     def _window(self, t: Term) -> tuple[str, int]:
         self.used.add("windows")
         options = [(k, v) for k, v in t.attrs if k not in ("stride", "dilation") or any(n != 1 for n in v)]
-        return self._function("windows" if t.op == "window" else "fold", t.args, sorted(options, key=lambda o: o[0] != "shape")), ATOM
+        options.sort(key=lambda o: o[0] != "shape")
+        return self._function("windows" if t.op == "window" else "fold", t.args, options), ATOM
 
     _fold = _window
 
@@ -290,9 +292,6 @@ class Text:
         """The left side of a function's definition."""
         options = [f"{k}={v!r}" for k, v in function.options]
         return f"{function.notation or function.name}({', '.join([*(p.name for p in function.parameters), *options])})"
-
-
-
 
 
 def definition_text(function: Function, used: set[str] | None = None) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from ..graph.node import Type
 from ..graph.trace import build
 from ..optim import Optimizer, apply_update
-from .build import Builder, Equation, Library, equations
+from .build import Builder, Library
 from .document import Document, Part, Section, settle_names, tidy
+from .equations import Equation, equations
 from .terms import Terms, Var, variables
 from .text import RESERVED
 
@@ -26,13 +27,17 @@ _SYMBOLS = {
 _EACH = 4  # as many parameters at most are written out one by one
 
 
-def add_update(document: Document, terms: Terms, optimizer: Optimizer, parameters: Sequence[Var], gradients: Sequence[Var],
-               values: Sequence[Any], taken: set[str]) -> None:  # fmt: skip
-    """Append the update of these parameters to a document."""
+def add_update(
+    document: Document, terms: Terms, optimizer: Optimizer, chosen: Sequence[tuple[Var, Var, Any]], taken: set[str]
+) -> None:
+    """Append the update of parameters, given as (parameter, gradient, value), to a document. taken: names in use."""
+    parameters = [p for p, _, _ in chosen]
+    gradients = [g for _, g, _ in chosen]
     name = type(optimizer).__name__
     if optimizer.driver:
         summary = (type(optimizer).__doc__ or "").strip().split("\n")[0]
-        document.sections.append(Section(f"Update: {name}", [], [summary, "It asks for value and gradient as often as it needs them."]))
+        asks = "It asks for value and gradient as often as it needs them."
+        document.sections.append(Section(f"Update: {name}", [], [summary, asks]))
         return
     rule = _Rule(terms, optimizer, taken)
     by_axes = bool(optimizer.l1 or optimizer.l2 or optimizer.weight_decay)
@@ -50,7 +55,8 @@ def add_update(document: Document, terms: Terms, optimizer: Optimizer, parameter
         parts = rule.grouped(groups)
     document.sections.append(Section(f"Update: {name}", parts, rule.remarks()))
     if document.numbers:
-        document.after = [(f"{p.name} after the step", v) for p, v in zip(parameters, rule.step(parameters, gradients, values, document), strict=True)]
+        moved = rule.step(parameters, gradients, [value for _, _, value in chosen], document)
+        document.after = [(p.name, value) for p, value in zip(parameters, moved, strict=True)]
 
 
 class _Rule:
@@ -157,7 +163,8 @@ class _Rule:
 
     def remarks(self) -> list[str]:
         """What the symbols are, and where they start."""
-        lines = [", ".join(f"{v.name} = {self.numbers[k]:.6g}" + (f" ({k})" if v.name != k else "") for k, v in self.hyper.items())]
+        options = (f"{v.name} = {self.numbers[k]:.6g}" + (f" ({k})" if v.name != k else "") for k, v in self.hyper.items())
+        lines = [", ".join(options)]
         schedule = self.optimizer.learning_rate
         if not isinstance(schedule, float):
             lines.append(f"{self.hyper['learning_rate'].name} follows {schedule!r}; the number is that of the first step")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..graph.node import OPS
 from ..ops.random import unit_interval, unit_interval64
-from .build import Item, Loop, added
+from .equations import Item, Loop, added
 from .terms import Function, Index, Term, Terms, Var, matrix_product, walk
 
 Array = Any
@@ -34,8 +34,8 @@ class Values:
     def _run(self, items: Sequence[Item]) -> None:
         for item in items:
             if isinstance(item, Loop):
-                n = item.index.length
-                for step in range(n - 1, -1, -1) if item.reverse else range(n):
+                first, last = item.span
+                for step in range(first, last - 1, -1) if item.reverse else range(first, last + 1):
                     self.counters[item.index] = step
                     self._run(item.items)
                 self.counters.pop(item.index, None)
@@ -46,8 +46,7 @@ class Values:
             elif var.role == "sum":
                 self._set(var, self._sum_key(var), self.term(item.term))
             else:
-                places = item.places or tuple((ix, 0) for ix in var.indices)
-                self._set(var, tuple(k if ix is None else self.counters[ix] + k for ix, k in places), self.term(item.term))
+                self._set(var, tuple(k if ix is None else self.counters[ix] + k for ix, k in item.left), self.term(item.term))
 
     def _sum_key(self, var: Var) -> tuple[int, ...]:
         return tuple(self.counters[ix] for ix in var.indices[:-1])

@@ -214,12 +214,17 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
 def _check_slots(net: Model) -> None:
     """What the optimizer kept must be for these parameters; a frozen parameter has none, and one that was frozen may have some."""
     rule = net._optimizer
-    if rule is None or getattr(rule, "driver", False):
+    if rule is None:
+        return
+    if getattr(rule, "driver", False):
+        pairs = [net._slots.get(f"slot/{name}", np.empty((0, 0))) for name in ("s", "y")]
+        if any(v.ndim != 2 or v.dtype != np.float64 or v.shape != pairs[0].shape for v in pairs):
+            raise FileFormatError(f"what the optimizer {rule.name} kept does not fit together")
         return
     wanted = initial_slots(rule, net._arrays("parameter"), net._built["dtype"])
     for name, value in net._slots.items():
-        if name not in wanted or wanted[name].shape != value.shape:
-            raise FileFormatError(f'"{name}" of shape {value.shape} does not fit the optimizer {rule.name} of this network')
+        if name not in wanted or (wanted[name].shape, wanted[name].dtype) != (value.shape, value.dtype):
+            raise FileFormatError(f'"{name}", {value.dtype} {value.shape}, does not fit the optimizer {rule.name} of this network')
 
 
 def _check_whole(net: Model) -> dict[str, list[IndexUse]]:

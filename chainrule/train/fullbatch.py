@@ -7,12 +7,13 @@ flat float64 vector and asks for objective and gradient as often as its line sea
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import DivergenceError, UsageError
+from ..graph.interpret import first_not_finite
 from ..graph.node import Array
 from ..ops.random import key_of
 from ..optim import LBFGS, penalty
@@ -39,8 +40,11 @@ class FullBatch(Training):
 
     def _session(self, state: Mapping[str, Array]) -> Session:
         sizes = {*step_sizes(self.data.rows, EVALUATION_ROWS)}
-        entries = ("gradient", "evaluate") if self.metrics else ("gradient",)
-        return self.session({n: v for n, v in state.items() if not n.startswith("slot/")}, entries, sorted(sizes))
+        return self.session({n: v for n, v in state.items() if not n.startswith("slot/")}, self.entries, sorted(sizes))
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return ("gradient", "evaluate") if self.metrics else ("gradient",)
 
     def __call__(self, state: Mapping[str, Array]) -> None:
         """Run from this state; `save` receives the state after every iteration."""
@@ -59,8 +63,12 @@ class FullBatch(Training):
                 w = problem.flat(moved)  # as the network will keep it, so that two short runs equal a long one
                 if not np.isfinite(value):
                     run.stopped = "diverged"
-                    where = f"the objective is {value} at the start of epoch {run.epochs + 1}"
-                    raise DivergenceError(f"{where}; scale the data, or start from smaller weights", run)
+                    raise DivergenceError(
+                        f"training diverged in epoch {self.counters['epochs'] + 1}, step {problem.take_calls()} (objective {value:.4g}): "
+                        f"{problem.first_not_finite(moved)}. The network keeps the weights from before this epoch, and the error's .run "
+                        "the history. Scale the data to zero mean and unit variance, or start from smaller weights",
+                        run,
+                    )
                 kept = {f"slot/{k}": np.asarray(memory[k]) for k in ("s", "y", "evaluations")}
                 good = {**{n: v for n, v in state.items() if not n.startswith("slot/")}, **moved, **kept}
                 self._commit(good, problem.take_calls(), 1, 1)
@@ -110,23 +118,39 @@ class _Problem:
         calls, self._calls = self._calls, 0
         return calls
 
+    def _given(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Blocks of rows, and what the entry "gradient" reads of them beside the state."""
+        data, at = self._training.data, 0
+        whole = np.asarray(data.total(np.arange(data.rows)))
+        for size in step_sizes(data.rows, EVALUATION_ROWS):
+            rows = {k: v[at : at + size] for k, v in data.arrays().items()}
+            yield size, {**rows, DIVISOR: whole, SEED: key_of(self._training.seed), STEP: np.asarray(0)}
+            at += size
+
+    def first_not_finite(self, moving: Mapping[str, Array]) -> str:
+        """Where NaN or infinity first appears with these parameters, in words."""
+        state = {**self._state, **moving}
+        for size, given in self._given():
+            program = self._training.program(size, self._training.entries)
+            entry = program.entries["gradient"]
+            inputs = [np.asarray(given[i], program.inputs[i].type.dtype) for i in entry.inputs]
+            place = first_not_finite(entry.graph, [*(state[r] for r in entry.reads), *inputs], (*entry.reads, *entry.inputs))
+            if place:
+                return place
+        return "the sum over all rows, or a penalty, is not finite"
+
     def objective(self, w: Array) -> tuple[float, Array]:
         """Objective and gradient, penalties included, summed over blocks of rows."""
         training, rule = self._training, self._training.task.optimizer
         assert rule is not None
-        data, moving = training.data, self.arrays(w)
+        moving = self.arrays(w)
         session = training._session({**self._state, **moving})
-        sizes = step_sizes(data.rows, EVALUATION_ROWS)
-        numbers = {DIVISOR: np.asarray(data.total(np.arange(data.rows))), SEED: key_of(training.seed), STEP: np.asarray(0)}
         double = {n: v.astype(np.float64) for n, v in moving.items()}
         value = float(penalty(rule, double, rule.hyper()))
         gradient = {n: (rule.l1 * np.sign(v) + rule.l2 * v) if v.ndim >= 2 else np.zeros_like(v) for n, v in double.items()}
-        at = 0
-        for size in sizes:
-            rows = slice(at, at + size)
-            results = session.call(size, "gradient", {**{k: v[rows] for k, v in data.arrays().items()}, **numbers})
+        for size, given in self._given():
+            results = session.call(size, "gradient", given)
             value += float(results["loss"])
             gradient = {n: g + results[f"gradient.{n}"] for n, g in gradient.items()}
-            at += size
         self._calls += 1
         return value, self.flat(gradient)
