@@ -21,6 +21,7 @@ from .errors import (
     UnknownNameError,
     UsageError,
 )
+from .explain import Explanation, explain
 from .gradcheck import GradientReport, check_gradients
 from .nn import load
 from .ops import random

@@ -468,8 +468,18 @@ def on_a_terminal(interrupt_at: bytes | None, *arguments: str) -> tuple[int, str
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     ours, theirs = pty.openpty()
     shown = b""
-    command = [sys.executable, "-m", "chainrule.cli", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "COLUMNS": "80"}) as process:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chainrule.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80"},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # test runners ignore it, and that is inherited
+    )
+    deadline = threading.Timer(60, process.kill)
+    deadline.start()
+    try:
         os.close(theirs)
         with suppress(OSError):  # the other end is closed
             while piece := os.read(ours, 1024):
@@ -477,8 +487,11 @@ def on_a_terminal(interrupt_at: bytes | None, *arguments: str) -> tuple[int, str
                 if interrupt_at is not None and interrupt_at in shown:
                     process.send_signal(signal.SIGINT)
                     interrupt_at = None
-    os.close(ours)
-    return process.returncode, shown.decode()
+        return process.wait(), shown.decode()
+    finally:
+        process.kill()
+        deadline.cancel()
+        os.close(ours)
 
 
 def test_a_terminal_shows_progress(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from differences import assert_gradient, central
+from expressions import function, listed
 
 import chainrule as cr
 from chainrule.derive.backward import backward
@@ -151,9 +152,9 @@ np.abs(x) ** x; 2.0 ** x; (x * x + 1) ** (-0.5); x ** 3 / (1 + x ** 4)
 """
 
 
-@pytest.mark.parametrize("expression", [text.strip() for text in OF_ARRAYS.replace("\n", ";").split(";") if text.strip()])
+@pytest.mark.parametrize("expression", listed(OF_ARRAYS))
 def test_derivatives_of_functions_of_arrays(expression: str) -> None:
-    f = eval(f"lambda x: {expression}", {"np": np, "cr": cr})
+    f = function(expression, "x")
     x = np.random.default_rng(11).uniform(-1.5, 1.5, (3, 4))
 
     def weighted(x: Any) -> Any:

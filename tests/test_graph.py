@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from expressions import function, listed
 
 import chainrule as cr
 from chainrule.errors import ChainruleError, GraphError, UnknownNameError, UsageError
@@ -165,7 +166,8 @@ def test_equal_subexpressions_become_one_also_across_calls_and_loops() -> None:
     graph = normalize(recorded(lambda x: np.sin(x) * cr.silu(x) + np.sin(x) * (x * cr.sigmoid(x)), np.ones(3)))
     assert ops(graph).count("sin") == 1
     assert ops(graph).count("exp") == 1
-    twins = normalize(recorded(lambda x: cr.scan(lambda h, y: (h + y, h), 0.0, x)[0] + cr.scan(lambda k, z: (k + z, k), 0.0, x)[0], np.ones(3)))
+    total = lambda x: cr.scan(lambda h, y: (h + y, h), 0.0, x)[0]  # noqa: E731
+    twins = normalize(recorded(lambda x: total(x) + total(x), np.ones(3)))
     assert ops(twins).count("scan") == 1
     inside = normalize(recorded(lambda x: cr.scan(lambda h, y: (h + np.sin(y) + np.sin(y), None), 0.0, x)[0], np.ones(3)))
     (scan,) = (n for n in inside.nodes() if n.op == "scan")
@@ -254,8 +256,8 @@ np.transpose(r + c) * 2
 
 def test_broadcasts_that_are_left_to_numpy_change_nothing() -> None:
     row, column, scalar, full = np.arange(3.0), np.arange(2.0)[:, None], np.float64(2), np.ones((2, 3))
-    for expression in BROADCASTS.replace("\n", ";").strip(";").split(";"):
-        f = eval(f"lambda r, c, s, m: {expression}", {"np": np})
+    for expression in listed(BROADCASTS):
+        f = function(expression, "rcsm")
         args = (row, column, scalar, full)
         for got, want in zip(evaluate(recorded(f, *args), args), trees.flatten(f(*args))[0], strict=True):
             assert (np.shape(got), got.dtype) == (np.shape(want), want.dtype)
@@ -350,7 +352,7 @@ def test_trees_of_different_structure() -> None:
 
 
 def test_operators_are_found_by_name_once() -> None:
-    with pytest.raises(UnknownNameError, match='"tahn".*Did you mean "tanh"'):
+    with pytest.raises(UnknownNameError, match=r'"tahn".*Did you mean "tanh"'):
         OPS["tahn"]
     with pytest.raises(ChainruleError, match="twice"):
         OPS.add("tanh", OPS["tanh"])

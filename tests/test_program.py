@@ -170,7 +170,8 @@ def test_equal_programs_have_equal_keys() -> None:
 
 def test_a_program_can_be_read() -> None:
     text = PROGRAMS[2].text()
-    for words in ("parameter w float64[3]", "slot m", "statistic seen", "input x float64[2, 3] rows on axis 0", "step: reads w, b, m, seen", "new w"):
+    state = ("parameter w float64[3]", "slot m", "statistic seen")
+    for words in (*state, "input x float64[2, 3] rows on axis 0", "step: reads w, b, m, seen", "new w"):
         assert words in text
 
 
@@ -320,8 +321,14 @@ def after(count: int) -> dict[str, Array]:
 
 def test_pulse_hears_of_steps_and_stops_them() -> None:
     for stop in (1, 3, 5):
-        running, heard = session(), []
-        taken = running.run(steps(ORDER, SIZES), lambda done, stop=stop: (heard.append(done), done < stop)[1])
+        running = session()
+        heard: list[int] = []
+
+        def pulse(done: int, stop: int = stop, heard: list[int] = heard) -> bool:
+            heard.append(done)
+            return done < stop
+
+        taken = running.run(steps(ORDER, SIZES), pulse)
         assert heard == sorted(set(heard))
         assert heard[-1] == taken.steps >= stop
         assert not taken.interrupted

@@ -174,8 +174,9 @@ def test_no_key_and_wrong_types() -> None:
 
 def test_each_use_in_the_program_text_has_a_stream_of_its_own() -> None:
     shape = (4, 4)
-    uses = draw(lambda: [cr.random.uniform(shape), cr.random.uniform(shape), cr.random.bernoulli(shape), cr.random.normal(shape),
-                         cr.random.uniform(shape, dtype=np.float64), cr.random.uniform(shape, dtype=np.float64), cr.random.normal(shape)])  # fmt: skip
+    uniform, normal, bernoulli, wide = cr.random.uniform, cr.random.normal, cr.random.bernoulli, np.float64
+    uses = draw(lambda: [uniform(shape), uniform(shape), bernoulli(shape), normal(shape), uniform(shape, dtype=wide),
+                         uniform(shape, dtype=wide), normal(shape)])  # fmt: skip
     numbers = [np.asarray(u, np.float32).tobytes() for u in uses]
     assert len(set(numbers)) == len(numbers)
     again = draw(lambda: [cr.random.uniform(shape), cr.random.uniform(shape)])

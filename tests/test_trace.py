@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from expressions import function, listed
 
 import chainrule as cr
 from chainrule import transforms
@@ -126,27 +127,31 @@ def test_every_function_of_two_arrays_in_all_types(ufunc: np.ufunc) -> None:
 
         args = [x for x in (a, b) if type(x) not in (float, int, bool)]
         if _refused(whole, *args) or _not_offered(ufunc, a, b):
-            with pytest.raises(ChainruleError):
+            try:
                 trace_function(whole, args)
-                pytest.fail(f"{left}, {right}: recorded, but NumPy refuses it or chainrule does not offer it")
-            continue
+            except ChainruleError:
+                continue
+            pytest.fail(f"{left}, {right}: recorded, but NumPy refuses it or chainrule does not offer it")
         try:
             assert_like_numpy(whole, *args)
         except AssertionError as error:
             raise AssertionError(f"{left}, {right}: {error}") from None
 
 
-@pytest.mark.parametrize("expression", [
-    "x + 1.5", "1.5 - x", "x * 2", "2 / x", "x ** 2", "x ** 3", "x ** 0.5", "x ** -1", "x ** 1", "x ** 1.7", "x ** 0", "x ** 7", "2.5 ** x", "-x", "+x", "abs(x)",
-    "x // 2", "x % 2", "2 // x", "x < 1.0", "x <= 1", "x > 1.0", "x >= 1", "x == 2", "x != 2", "(x > 1) & (x < 2)", "(x > 1) | (x < 1)",
-    "(x > 1) ^ (x < 2)", "~(x > 1)", "x + True", "x @ x", "x * np.float32(2)", "x * np.float64(2)", "x + np.int64(2)", "divmod_(x)",
-])  # fmt: skip
+OPERATORS = """
+x + 1.5; 1.5 - x; x * 2; 2 / x; -x; +x; abs(x); x // 2; x % 2; 2 // x; x @ x; x + True
+x ** 2; x ** 3; x ** 0.5; x ** -1; x ** 1; x ** 1.7; x ** 0; x ** 7; 2.5 ** x
+x < 1.0; x <= 1; x > 1.0; x >= 1; x == 2; x != 2; (x > 1) & (x < 2); (x > 1) | (x < 1); (x > 1) ^ (x < 2); ~(x > 1)
+x * np.float32(2); x * np.float64(2); x + np.int64(2)
+"""
+
+
+@pytest.mark.parametrize("expression", listed(OPERATORS))
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8"])
 def test_operators_promote_as_numpy_2_does(expression: str, dtype: str) -> None:
     if expression == "x ** -1" and dtype[0] == "i":
         pytest.skip("NumPy refuses whole numbers to negative powers")
-    expression = expression.replace("divmod_(x)", "(x // 3, x % 3)")
-    assert_like_numpy(eval(f"lambda x: {expression}", {"np": np}), np.array([1, 2, 3, 5], dtype))
+    assert_like_numpy(function(expression, "x"), np.array([1, 2, 3, 5], dtype))
 
 
 def test_python_numbers_as_arguments_are_weak() -> None:
@@ -199,10 +204,6 @@ ARRAYS: dict[str, Any] = {
     "l": np.array([[-1, 0], [1, -3]]),
     "z": np.array([[0.5], [1.5], [-2.5]]),
 }
-
-
-def listed(table: str) -> list[str]:
-    return [text.strip() for text in table.replace("\n", ";").split(";") if text.strip()]
 
 
 # Every recorded function that is no ufunc, at least once; names are the arrays above.
@@ -318,17 +319,15 @@ np.interp
 EXPRESSIONS = listed(CALLS)
 
 
-def recorded(expression: str) -> Callable[..., Any]:
-    names = sorted({n.id for n in ast.walk(ast.parse(expression)) if isinstance(n, ast.Name)} & set(ARRAYS))
-    f = eval(f"lambda {', '.join(names)}: {expression}", {"np": np})
-    f.names = names
-    return f
+def named(expression: str) -> list[str]:
+    """The arrays that an expression names."""
+    return sorted({n.id for n in ast.walk(ast.parse(expression)) if isinstance(n, ast.Name)} & set(ARRAYS))
 
 
 @pytest.mark.parametrize("expression", [e for e in EXPRESSIONS if e not in ("np.interp", "np.iscomplexobj(m)")])
 def test_every_recorded_function(expression: str) -> None:
-    f = recorded(expression)
-    assert_like_numpy(f, *(ARRAYS[n] for n in f.names))  # type: ignore[attr-defined]
+    names = named(expression)
+    assert_like_numpy(function(expression, names), *(ARRAYS[n] for n in names))
 
 
 def test_no_recorded_function_is_left_out() -> None:
@@ -364,15 +363,15 @@ INDEXED = listed(INDICES)
 
 @pytest.mark.parametrize("expression", INDEXED)
 def test_indexing(expression: str) -> None:
-    f = recorded(expression)
-    assert_like_numpy(f, *(ARRAYS[n] for n in f.names))  # type: ignore[attr-defined]
+    names = named(expression)
+    assert_like_numpy(function(expression, names), *(ARRAYS[n] for n in names))
 
 
 @pytest.mark.parametrize("expression", [e for e in INDEXED if "e[" not in e and "i[" not in e and "b[" not in e])
 def test_indexing_has_the_derivative_of_its_places(expression: str) -> None:
     """∂(Σ c · x[...])/∂x adds each c where its number came from."""
-    f = recorded(expression)
-    names = f.names  # type: ignore[attr-defined]
+    names = named(expression)
+    f = function(expression, names)
     base = expression.removeprefix("list(")[0]
     at = names.index(base)
     args = [ARRAYS[n].astype(float) if n == base else ARRAYS[n] for n in names]
@@ -1037,13 +1036,16 @@ def test_compiled_functions_keep_the_arrays_they_took_from_outside() -> None:
 def test_results_belong_to_the_caller() -> None:
     """They can be written to, and writing to them changes neither arguments nor later results."""
     x, table = np.arange(6.0), np.arange(3.0)
-    functions: list[Callable[..., Any]] = [
-        cr.compile(lambda x: x), cr.compile(lambda x: x.reshape(2, 3)), cr.compile(lambda x: x[::-1]), cr.compile(lambda x: x[1:] + 0),
-        cr.compile(lambda x: np.broadcast_to(x, (2, 6))), cr.compile(lambda x: table), cr.compile(lambda x: np.zeros_like(x)),
-        cr.grad(lambda x: np.sum(x)), cr.grad(lambda x: np.sum(table)), cr.jacobian(lambda x: x), lambda x: cr.vjp(lambda x: x, x)[0],
-        lambda x: cr.vjp(lambda x: x, x)[1](x)[0], lambda x: cr.jvp(lambda x: x, [x], [x])[1], lambda x: cr.hvp(lambda x: np.sum(x * x), x, x),
-    ]  # fmt: skip
-    for f in functions:
+    recorded: list[Callable[..., Any]] = [
+        *(lambda x: x, lambda x: x.reshape(2, 3), lambda x: x[::-1], lambda x: x[1:] + 0, lambda x: np.broadcast_to(x, (2, 6))),
+        *(lambda x: table, lambda x: np.zeros_like(x)),
+    ]
+    derived: list[Callable[..., Any]] = [
+        *(cr.grad(lambda x: np.sum(x)), cr.grad(lambda x: np.sum(table)), cr.jacobian(lambda x: x)),
+        *(lambda x: cr.vjp(lambda x: x, x)[0], lambda x: cr.vjp(lambda x: x, x)[1](x)[0]),
+        *(lambda x: cr.jvp(lambda x: x, [x], [x])[1], lambda x: cr.hvp(lambda x: np.sum(x * x), x, x)),
+    ]
+    for f in (*map(cr.compile, recorded), *derived):
         before = np.array(f(x))
         result = f(x)
         result += 7.0

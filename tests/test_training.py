@@ -1142,6 +1142,17 @@ def no_alarm_is_left() -> Iterator[None]:
         alarm.join()
 
 
+def test_ctrl_c_within_an_epoch_keeps_the_steps_so_far() -> None:
+    x, t = data(20_000)
+    net, plain = nn.Dense(2), nn.Dense(2)
+    run = net.fit(x, t, epochs=1, batch_size=1, shuffle=False, optimizer=cr.SGD(Alarm(1e-3, after=0.2)))
+    assert run.interrupted
+    assert run.epochs == 0
+    assert 0 < run.steps < 20_000
+    plain.fit(x[: run.steps], t[: run.steps], epochs=1, batch_size=1, shuffle=False, optimizer=cr.SGD(1e-3))
+    assert_same(net.parameters, plain.parameters)
+
+
 def test_ctrl_c_after_the_numbers_broke_keeps_the_last_good_weights() -> None:
     """The epoch is long, its first steps lead to NaN, and the user has seen enough."""
     x, t = data(20_000)
