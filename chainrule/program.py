@@ -126,7 +126,9 @@ class ProgramBuilder:
         results, writes = made[0]
         for write, output in zip(writes, graph.outputs[len(results) :], strict=True):
             if write not in self.state:
-                raise GraphError(f'entry "{name}" writes "{write}", which is no state: {", ".join(self.state) or "there is none"}')
+                raise GraphError(
+                    f'entry "{name}" writes "{write}", which is no state: {", ".join(self.state) or "there is none"}'
+                )
             wanted = self.state[write].type
             if (output.shape, output.dtype) != (wanted.shape, wanted.dtype):
                 raise GraphError(f'entry "{name}" writes {output.type} to "{write}", which is {wanted}')

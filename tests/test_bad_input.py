@@ -176,16 +176,13 @@ def test_a_new_network_stays_new(bad: Bad) -> None:
     assert_same(state(net), state(untouched))
 
 
-@pytest.mark.parametrize("bad", BAD, ids=[bad.what for bad in BAD])
+# A network that is built says more about the shapes of its inputs: see WRONG_ROWS.
+NEW_ONLY = ("no columns", "inputs of different length", "NaN in the rows of an image", "no inputs", "no inputs in a tuple")
+BAD_LATER = [bad for bad in BAD if bad.what not in NEW_ONLY]
+
+
+@pytest.mark.parametrize("bad", BAD_LATER, ids=[bad.what for bad in BAD_LATER])
 def test_a_trained_network_loses_nothing(bad: Bad) -> None:
-    if bad.what in (
-        "no columns",
-        "inputs of different length",
-        "NaN in the rows of an image",
-        "no inputs",
-        "no inputs in a tuple",
-    ):
-        pytest.skip("a network that is built says more about the shape of its inputs, elsewhere")
     nets = [network(), network()]
     for net in nets:
         net.fit(X, Y, epochs=3, optimizer=cr.SGD(0.05, momentum=0.9))

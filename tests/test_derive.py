@@ -112,15 +112,28 @@ def test_gradients_keep_the_type_of_their_argument() -> None:
     assert cr.grad(lambda a: np.mean(a**2))(single).dtype == np.float32
     assert cr.grad(lambda a: np.sum(a[np.array([0, 0])] * np.float64(2)))(single).dtype == np.float32
     assert cr.grad(lambda c, a: np.sum(c * a))(2.0, single).dtype == np.float64
-    for f in (np.var, np.std, np.max, np.linalg.norm, lambda x: np.sum(np.cumsum(x)), np.prod, cr.logsumexp, lambda x: np.sum(cr.gelu(x))):
+    for f in (
+        np.var,
+        np.std,
+        np.max,
+        np.linalg.norm,
+        lambda x: np.sum(np.cumsum(x)),
+        np.prod,
+        cr.logsumexp,
+        lambda x: np.sum(cr.gelu(x)),
+    ):
         assert cr.grad(f)(np.linspace(0.5, 1, 3, dtype=np.float32)).dtype == np.float32
 
 
 # ---- every recorded function -------------------------------------------------------------------------------------------------
 
 SMOOTH_UFUNCS = [f for f in FUNCTIONS if isinstance(f, np.ufunc) and f is not np.matmul]
-PLACES = {np.arcsin: (-0.9, 0.9), np.arccos: (-0.9, 0.9), np.arctanh: (-0.9, 0.9), np.arccosh: (1.1, 3.0), np.log: (0.2, 3), np.log2: (0.2, 3),
-          np.log10: (0.2, 3), np.log1p: (-0.8, 3), np.sqrt: (0.2, 3), np.power: (0.2, 2), np.float_power: (0.2, 2)}  # fmt: skip
+PLACES = {
+    **dict.fromkeys((np.arcsin, np.arccos, np.arctanh), (-0.9, 0.9)),
+    **dict.fromkeys((np.log, np.log2, np.log10, np.sqrt, np.power, np.float_power), (0.2, 3.0)),
+    np.arccosh: (1.1, 3.0),
+    np.log1p: (-0.8, 3.0),
+}
 
 
 @pytest.mark.parametrize("ufunc", SMOOTH_UFUNCS, ids=lambda f: f.__name__)
@@ -211,11 +224,13 @@ def test_gradient_through_a_loop_is_that_of_the_unrolled_one(length: int, revers
         return np.sum(h * h) + np.sum(ys * np.arange(2.0)) + np.sum(ys * w[1])
 
     args = (W, np.array([0.1, -0.2]), XS[:length])
-    loops = [lambda *a: loss(lambda s, h, x: cr.scan(s, h, x, reverse=reverse), *a), lambda *a: loss(lambda s, h, x: by_loop(s, h, x, reverse), *a)]
+    loops = [lambda *a, scan=scan: loss(lambda *s: scan(*s, reverse=reverse), *a) for scan in (cr.scan, by_loop)]
     rolled, unrolled = (cr.grad(f, (0, 1, 2))(*args) for f in loops)
     for a, b in zip(rolled, unrolled, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
-    second = [cr.grad(lambda w, f=f: np.sum(cr.grad(f, 0)(w, *args[1:]) * W) + np.sum(cr.grad(f, 1)(w, *args[1:])))(W) for f in loops]
+    second = [
+        cr.grad(lambda w, f=f: np.sum(cr.grad(f, 0)(w, *args[1:]) * W) + np.sum(cr.grad(f, 1)(w, *args[1:])))(W) for f in loops
+    ]
     np.testing.assert_allclose(*second, rtol=1e-11, atol=1e-13)
     if length == 4 and not reverse:
         check(loops[0], *args)
@@ -371,7 +386,12 @@ def test_where_guards_arrays_and_reductions() -> None:
     np.testing.assert_array_equal(g, [0, 0, 0.5, 0.25])
     rows = np.array([[-np.inf, -np.inf], [0.0, 1.0], [np.nan, 1.0]])
     keep = np.array([False, True, False])
-    for f in (cr.softmax, cr.log_softmax, lambda z: z - cr.logsumexp(z, axis=1, keepdims=True), lambda z: z - np.max(z, 1, keepdims=True)):
+    for f in (
+        cr.softmax,
+        cr.log_softmax,
+        lambda z: z - cr.logsumexp(z, axis=1, keepdims=True),
+        lambda z: z - np.max(z, 1, keepdims=True),
+    ):
         g = cr.grad(lambda z, f=f: np.sum(np.where(keep[:, None], f(z), 0.0) * np.arange(2.0)))(rows)
         np.testing.assert_array_equal(g[[0, 2]], np.zeros((2, 2)))
         assert np.all(np.isfinite(g))
@@ -661,7 +681,8 @@ def test_hessians_every_way() -> None:
     third = cr.jacobian(cr.jacobian(cr.grad(energy)))(X3)
     for order in ((1, 0, 2), (2, 1, 0)):
         np.testing.assert_allclose(third, np.transpose(third, order), rtol=1e-11, atol=1e-13)
-    np.testing.assert_allclose(cr.grad(lambda x: np.sum(cr.hvp(energy, x, X3) * X3))(X3), np.einsum("ijk,i,j->k", third, X3, X3), rtol=1e-11)
+    g = cr.grad(lambda x: np.sum(cr.hvp(energy, x, X3) * X3))(X3)
+    np.testing.assert_allclose(g, np.einsum("ijk,i,j->k", third, X3, X3), rtol=1e-11)
 
 
 def test_transforms_inside_loops_and_each_other() -> None:
@@ -696,7 +717,7 @@ def test_value_and_grad_of_nests_and_several_arguments() -> None:
         (lambda: cr.grad(lambda x: None)(1.0), ShapeError, "one floating-point number"),
         (lambda: cr.grad(lambda x: np.argmax(x))(np.ones(3)), ShapeError, "int64"),
         (lambda: cr.grad(lambda x: x * 1.0)(np.array(3)), DtypeError, "no derivative"),
-        (lambda: cr.grad(lambda x, n: x)(1.0, 2)[0] if False else cr.grad(lambda x, n: x, 1)(1.0, 2), DtypeError, "argnums"),
+        (lambda: cr.grad(lambda x, n: x, 1)(1.0, 2), DtypeError, "argnums"),
         (lambda: cr.grad(lambda x: x, 3)(1.0), UsageError, "argnums=3"),
         (lambda: cr.jacobian(lambda x: np.argmax(x))(np.ones(3)), DtypeError, "int64"),
         (lambda: cr.vjp(lambda x: x, np.ones(3))[1](np.ones(2)), ShapeError, r"\(3,\).*\(2,\)"),
@@ -731,11 +752,10 @@ def off_by(factor: float, name: str, at: int) -> Any:
     rules = OPS[name].derivative
     if isinstance(rules, tuple):
         return tuple(
-            (lambda *a, rule=rule, **k: rule(*a, **k) * factor) if i == at and rule is not None else rule for i, rule in enumerate(rules)
+            (lambda *a, rule=rule, **k: rule(*a, **k) * factor) if i == at and rule is not None else rule
+            for i, rule in enumerate(rules)
         )
-    return lambda need, *a, **k: [
-        d if d is None or i != at else d * factor for i, d in enumerate(rules(need, *a, **k))
-    ]
+    return lambda need, *a, **k: [d if d is None or i != at else d * factor for i, d in enumerate(rules(need, *a, **k))]
 
 
 def _wrong_rules() -> list[Any]:
@@ -751,7 +771,7 @@ def _wrong_rules() -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "arrays", "attrs", "at"), _wrong_rules())
-def test_check_gradients_catches_a_rule_that_is_wrong_by_a_thousandth(name: str, arrays: list[Array], attrs: dict[str, Any], at: int) -> None:
+def test_check_gradients_catches_a_rule_wrong_by_a_thousandth(name: str, arrays: list[Array], attrs: Any, at: int) -> None:
     graph = build(lambda *xs: apply_many(name, xs, **attrs), [type_of(a) for a in arrays])
     wrt = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]
     names = [f"argument {i}" for i in wrt]

@@ -53,7 +53,12 @@ def program(rows: int) -> Program:
 
         value, extra, g = differentiate(loss, {"w": state["w"], "b": state["b"]})
         m = 0.5 * state["m"] + g["w"]
-        new = {"w": state["w"] - given["rate"] * m, "b": state["b"] - given["rate"] * g["b"], "m": m, "seen": state["seen"] + rows}
+        new = {
+            "w": state["w"] - given["rate"] * m,
+            "b": state["b"] - given["rate"] * g["b"],
+            "m": m,
+            "seen": state["seen"] + rows,
+        }
         return {"loss": value, "error": extra["error"]}, new
 
     builder.entry("forward", forward, ["x", "y", "rate"])
@@ -241,7 +246,11 @@ def test_data_is_cast_while_it_is_gathered() -> None:
         return backends["reference"].session({2: builder.build()}, {})
 
     def run(kind: str, data: Any) -> Array:
-        results = built(kind).run(Steps(["e"], {"x": np.asarray(data)}, np.array([1, 0]), [2], {"c": np.array([0.1])}, ("x", "c"))).results
+        results = (
+            built(kind)
+            .run(Steps(["e"], {"x": np.asarray(data)}, np.array([1, 0]), [2], {"c": np.array([0.1])}, ("x", "c")))
+            .results
+        )
         assert results["c"].dtype == np.float32
         assert results["x"].dtype == np.dtype(kind)
         return results["x"]
@@ -422,7 +431,9 @@ def test_batches_are_a_pure_function_of_seed_and_epoch() -> None:
     assert [step_sizes(*args) for args in ((10, 5), (10, 4), (3, 8), (0, 4))] == [[5, 5], [4, 4, 2], [3], []]
 
 
-@pytest.mark.parametrize(("rows", "fraction", "held"), [(10, 0.2, 2), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1), (1000, 0.125, 125)])
+@pytest.mark.parametrize(
+    ("rows", "fraction", "held"), [(10, 0.2, 2), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1), (1000, 0.125, 125)]
+)
 def test_validation_rows_are_random_or_the_last(rows: int, fraction: float, held: int) -> None:
     for shuffle in (True, False):
         train, validation = split_rows(rows, fraction, shuffle=shuffle, seed=3)

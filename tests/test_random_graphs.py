@@ -187,7 +187,7 @@ def assert_close(got: Any, want: Any, rtol: float) -> None:
 
 
 NUMPY = Numpy()
-more_samples = settings(max_examples=3 * settings().max_examples)
+more_samples = settings(max_examples=2 * settings().max_examples)
 
 
 @more_samples

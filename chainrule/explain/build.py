@@ -567,7 +567,7 @@ class Builder:
             return t.rebuild(x, [self._element(a, shape, ix) for a in x.args])
         if x.op == "transpose" and list(x.attrs[0][1:]) == sorted(x.attrs[0][1:]):
             return t.make("pick", x.args, (ix, x.attrs[0][0]), x.shape[1:], x.kind, x.weight + 3, loops=(ix,))
-        if x.op not in ATOMS and self.naming:
+        if x.op not in ATOMS and x.weight >= SHORT and self.naming:
             known = self._known(x)
             x = self.define(x) if known is x else known
         return t.make("pick", (x,), (ix, 0), x.shape[1:], x.kind, x.weight + 3, loops=(ix,))

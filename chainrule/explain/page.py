@@ -140,7 +140,8 @@ _STYLE = """
 .chainrule-explain math{font-size:1.12em}
 .chainrule-explain .names{border-collapse:collapse}
 .chainrule-explain .names td{padding:.1em 1.2em .1em 0;border:0;text-align:left;background:none;vertical-align:top}
-.chainrule-explain .eq{max-width:52rem;display:flex;gap:1.5em;align-items:center;padding:.18em 0 .18em .8em;border-left:3px solid transparent}
+.chainrule-explain .eq{max-width:52rem;display:flex;gap:1.5em;align-items:center;padding:.18em 0 .18em .8em}
+.chainrule-explain .eq{border-left:3px solid transparent}
 .chainrule-explain .eq:hover{border-left-color:rgba(64,128,255,.7)}
 .chainrule-explain .formula{overflow-x:auto;flex:1 1 auto;padding:.1em 0}
 .chainrule-explain .shape{opacity:.65;white-space:nowrap;font-size:.86em}

@@ -417,9 +417,10 @@ class Tracer(np.lib.mixins.NDArrayOperatorsMixin):
     __float__ = _refuse("Python asks for the number in", _CONVERT)
     __int__ = _refuse("Python asks for the number in", _CONVERT)
     __complex__ = _refuse("Python asks for the number in", _CONVERT)
-    __index__ = _refuse("Python asks for an index from", "index with np.take(array, indices, axis=...)")
+    __index__ = _refuse("Python asks for an index from", "look up in an array with cr.lookup(array, indices)")
     __array__ = _refuse(
-        "NumPy asks for the numbers in", "this function is not recorded, or got a list of traced arrays: use np.stack"
+        "NumPy asks for the numbers in",
+        "this function is not recorded, or got a list of traced arrays (use np.stack), or indexes a plain array (use cr.lookup)",
     )
     __contains__ = _refuse("`in` asks for the numbers in", "use np.any(x == value) and np.where")
     __setitem__ = _refuse("items are assigned in", "use np.where, np.concatenate or cr.scatter_add, which make a new array")

@@ -153,11 +153,15 @@ def _no_options(name: str, args: Sequence[Any], options: dict[str, Any], arity: 
 
 
 def _strong_multiply(a: Any, b: Any) -> Any:
-    return np.where(np.logical_or(a == 0, b == 0), np.zeros_like(a), a * b)
+    y = a * b
+    lost = np.isnan(y)
+    return np.where(lost & ((a == 0) | (b == 0)), np.zeros_like(y), y) if lost.any() else y
 
 
 def _strong_divide(g: Any, b: Any) -> Any:
-    return np.where(g == 0, np.zeros_like(g), g / b)
+    y = g / b
+    lost = np.isnan(y)
+    return np.where(lost & (g == 0), np.zeros_like(y), y) if lost.any() else y
 
 
 strong_multiply: Callable[..., Any] = elementwise(
