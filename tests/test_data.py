@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -630,3 +631,90 @@ def test_tables_import_nothing_heavy() -> None:
     probe = f"import sys, chainrule.data; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["t.csv.gz", "t.npz", "t.parquet"])
+def test_what_unpacks_to_very_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("chainrule.data.read.UNPACKED", 100_000)
+    rows = 4_000_000
+    file = tmp_path / name
+    if name.endswith(".gz"):
+        file.write_bytes(gzip.compress(b"a,b\n" + b"0,0\n" * rows))
+    elif name.endswith(".npz"):
+        np.savez_compressed(file, a=np.zeros(rows))
+    else:
+        pl.DataFrame({"a": np.zeros(rows)}).write_parquet(file)
+    assert 8 * rows > 200 * file.stat().st_size, "the sample is a bomb"
+    with pytest.raises(DataError, match="would unpack to"):
+        read_table(file)
+
+
+def test_words_and_dates_in_numpy_files(tmp_path: Path) -> None:
+    dates = np.array(["1970-01-02", "NaT"], dtype="datetime64[D]")
+    np.savez(tmp_path / "t.npz", town=np.array([b"Aarhus", "Ærø".encode()]), day=dates)
+    table = read_table(tmp_path / "t.npz")
+    assert table.column("town").tolist() == ["Aarhus", "Ærø"]
+    np.testing.assert_array_equal(table.column("day"), [1.0, np.nan])
+
+
+def test_a_column_that_reading_left_out_says_why(tmp_path: Path) -> None:
+    pl.DataFrame({"a": [1, 2], "lists": [[1], [2, 3]]}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"no column \"lists\" \(lists: left out, since List"):
+        read_table(tmp_path / "t.parquet").column("lists")
+
+
+def test_a_file_that_is_read_already(tmp_path: Path) -> None:
+    assert read_table(tmp_path / "a pipe.csv", data=b"a,b\n1,2\n").rows == 1
+
+
+@pytest.mark.parametrize(
+    "values", [[1e308, -1e308] * 20, [5e-324, 0.0] * 20, [1e39, 1e39 + 1e24] * 20, [1e200, 1.0, 2.0, 3.0] * 10]
+)
+def test_numbers_beyond_measure_do_no_harm(values: list[float]) -> None:
+    table = Table.of({"a": values, "b": [float(i % 7) for i in range(40)], "y": [float(i % 5) / 3 for i in range(40)]})
+    preparation = Preparation.fit(table, understand(table, "y"))
+    x, _ = preparation.apply(table)
+    assert np.isfinite(x).all()
+    assert np.abs(x).max() < 10
+    assert np.isfinite(preparation.plain(table)).all()
+    assert Preparation.from_json(preparation.to_json()) == preparation
+
+
+def test_a_target_beyond_measure_is_refused_and_a_steady_one_is_not_blown_up() -> None:
+    with pytest.raises(DataError, match=r"is 1e\+200 in row 3: take another unit"):
+        TargetCode.fit("y", np.array([1.0, 2.0, 1e200]), "regression", ())
+    steady = np.full(7, 1e39)
+    code = TargetCode.fit("y", steady, "regression", ())
+    assert np.abs(code.encode(steady)).max() < 1e-6
+    np.testing.assert_allclose(code.decode(code.encode(steady)[:, None]), steady)
+
+
+def test_more_classes_than_a_task_has() -> None:
+    names = [f"n{i // 2}" for i in range(2400)]
+    with pytest.raises(DataError, match="1,200 classes: 1,000 are the most"):
+        understand(Table.of({"a": list(range(2400)), "y": names}), "y")
+
+
+def test_tens_of_thousands_of_rare_words_take_no_time() -> None:
+    column = Table.of({"w": [*(f"w{i // 2}" for i in range(40_000)), "new"]}).column("w")
+    code = CategoryColumn.fit("w", column[:-1])
+    remarks = Remarks()
+    start = time.perf_counter()
+    code.apply(column, remarks)
+    assert time.perf_counter() - start < 10
+    assert remarks.unseen["w"][:2] == (1, "new")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"format": "chainrule preparation 1", "missing": ["\\ud800"], "target": {}, "columns": []}',
+        "[]",
+        "1",
+        "NaN",
+    ],
+)
+def test_what_is_no_preparation(content: str) -> None:
+    with pytest.raises(FileFormatError):
+        Preparation.from_json(content)

@@ -33,5 +33,9 @@ def test_architecture_names_what_is_there() -> None:
             found = [p for p in (folder / name, *folder.glob(f"*/{name}")) if p.exists()]
             assert found, f"ARCHITECTURE.md names {name}, which is not there"
     listed = set(re.findall(r"\w+\.py", listing))
-    there = {p.name for p in folder.rglob("*.py") if not p.name.startswith("__") and p.parent.name not in ("data", "explain", "examples")}
+    there = {
+        p.name
+        for p in folder.rglob("*.py")
+        if not p.name.startswith("__") and p.parent.name not in ("data", "explain", "examples")
+    }
     assert there <= listed, f"ARCHITECTURE.md does not name {sorted(there - listed)}"

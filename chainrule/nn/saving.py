@@ -63,7 +63,16 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
         {n: np.asarray(v, order="C") for n, v in arrays.items()},
         {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)},
     )
-    write_whole(path, data)
+    write_whole(path, _in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its header sorted: safetensors writes it in another order each time, and the same network must be the
+    same bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def _check_described(net: Model, again: Model) -> None:
@@ -224,7 +233,9 @@ def _check_slots(net: Model) -> None:
     wanted = initial_slots(rule, net._arrays("parameter"), net._built["dtype"])
     for name, value in net._slots.items():
         if name not in wanted or (wanted[name].shape, wanted[name].dtype) != (value.shape, value.dtype):
-            raise FileFormatError(f'"{name}", {value.dtype} {value.shape}, does not fit the optimizer {rule.name} of this network')
+            raise FileFormatError(
+                f'"{name}", {value.dtype} {value.shape}, does not fit the optimizer {rule.name} of this network'
+            )
 
 
 def _check_whole(net: Model) -> dict[str, list[IndexUse]]:
