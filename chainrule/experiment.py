@@ -132,8 +132,6 @@ def train(
         everything: train and score on all rows: only for tables that are complete, such as XOR.
     Raises: `DataError` for data that cannot be learnt from; `DivergenceError` if that happens in the first epoch.
     """
-    from threadpoolctl import threadpool_limits
-
     target = table.column(facts.target)
     if everything:
         training = testing = np.arange(table.rows)
@@ -151,20 +149,18 @@ def train(
     failure = ""
     start = time.perf_counter()
     try:
-        # one thread for NumPy's products: sums in another order give other bits, and products this small only lose by threads
-        with threadpool_limits(1, user_api="blas"):
-            run = network.fit(
-                x,
-                code.encode(learn.column(facts.target)),
-                loss=code.loss,
-                optimizer=AdamW(cosine(recipe.learning_rate), weight_decay=recipe.weight_decay),
-                epochs=epochs,
-                batch_size=recipe.batch(len(x)),
-                validation=recipe.validation if stops else None,
-                early_stopping=recipe.patience if stops else None,
-                seed=recipe.seed,
-                verbose=verbose,
-            )
+        run = network.fit(
+            x,
+            code.encode(learn.column(facts.target)),
+            loss=code.loss,
+            optimizer=AdamW(cosine(recipe.learning_rate), weight_decay=recipe.weight_decay),
+            epochs=epochs,
+            batch_size=recipe.batch(len(x)),
+            validation=recipe.validation if stops else None,
+            early_stopping=recipe.patience if stops else None,
+            seed=recipe.seed,
+            verbose=verbose,
+        )
     except DivergenceError as error:
         failure = str(error).partition(". The network keeps")[0]
         if not isinstance(error.run, History) or not error.run.loss:

@@ -485,7 +485,7 @@ _LATEX_FUNCTIONS = frozenset(("exp", "log", "sin", "cos", "tanh", "arctan", "max
 _TEXT_ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "→": r"$\to$", "×": r"$\times$", "−": "-", "·": r"$\cdot$", "…": r"\dots{}", "∂": r"$\partial$",
+     "→": r"$\to$", "×": r"$\times$", "−": "-", "·": r"$\cdot$", "…": r"\dots{}", "∂": r"$\partial$",
     "⊙": r"$\odot$", "←": r"$\leftarrow$", "∞": r"$\infty$",
 }  # fmt: skip
 

@@ -143,7 +143,7 @@ _STYLE = """
 .chainrule-explain .eq{max-width:52rem;display:flex;gap:1.5em;align-items:center;padding:.18em 0 .18em .8em}
 .chainrule-explain .eq{border-left:3px solid transparent}
 .chainrule-explain .eq:hover{border-left-color:rgba(64,128,255,.7)}
-.chainrule-explain .formula{overflow-x:auto;flex:1 1 auto;padding:.1em 0}
+.chainrule-explain .formula{overflow:auto hidden;flex:1 1 auto;padding:.25em 0}
 .chainrule-explain .shape{opacity:.65;white-space:nowrap;font-size:.86em}
 .chainrule-explain .loop{margin-left:1.2em;padding-left:.6em;border-left:2px solid rgba(128,128,128,.35)}
 .chainrule-explain .for{padding:.2em 0 0 .8em}
