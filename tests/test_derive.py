@@ -585,6 +585,16 @@ def test_custom_gradient_sees_static_arguments_as_they_are() -> None:
     np.testing.assert_array_equal(cr.grad(lambda x: np.sum(total(x, 1, "abc")))(np.ones((2, 3))), np.full((2, 3), 3.0))
 
 
+def test_custom_gradient_of_a_nest_that_holds_whole_numbers() -> None:
+    @cr.custom_gradient
+    def pick(p: Any, axis: int) -> Any:
+        return p["x"][p["at"]], lambda g: ({"at": p["at"] * 0, "x": cr.scatter_add(p["x"] * 0, p["at"], 5 * g, axis)}, None)
+
+    p = {"at": np.array([2, 2]), "x": np.ones(3)}
+    g = cr.grad(lambda x: np.sum(pick({"at": p["at"], "x": x}, 0)))(p["x"])
+    np.testing.assert_array_equal(g, [0.0, 0.0, 10.0])
+
+
 def test_custom_gradient_keeps_types_and_refuses_other_shapes() -> None:
     wide = cr.custom_gradient(lambda x: (x * 2, lambda g: g * np.full(3, 2.0)))
     assert cr.grad(lambda x: np.sum(wide(x)))(np.ones(3, np.float32)).dtype == np.float32

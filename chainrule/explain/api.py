@@ -80,7 +80,8 @@ def explain(f: Any, *args: Any, numbers: bool = False, argnums: int | Sequence[i
 
     Args: f, a function that returns one number, and its arguments; or a network, and x and y. numbers: whether to show the values
     of this example; argnums: the arguments to differentiate by, by default all that are floating-point; optimizer: a name or an
-    optimizer whose update rule is shown too. For a network also loss (by default that of the last fit), seed (of dropout), training.
+    optimizer whose update rule is shown too. For a network also loss (this and the optimizer by default those of the last fit),
+    seed (of dropout), training.
     Returns: an `Explanation`; print it, or take its `.text`, `.latex`, `.html`.
     Raises: `ShapeError` if f returns anything but one floating-point number; `DtypeError` for an argument without derivative.
 
@@ -121,6 +122,8 @@ def _of_network(net: Any, args: Sequence[Any], numbers: bool, argnums: Any, loss
     if argnums is not None:
         raise UsageError("explain: argnums= is for functions; a network is differentiated by its trainable parameters")
     o: Objective = net._explained(*args, loss, seed=seed, training=training)
+    loss = loss if loss is not None else getattr(net, "_loss", None)
+    optimizer = optimizer if optimizer is not None else getattr(net, "_optimizer", None)
     graph = Graph(o.graph.inputs, o.graph.outputs[:1], o.graph.captures)
     assembly = Assembly(graph, [network_input(name) for name in o.names], o.values, o.wrt, o.layers)
     word = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))

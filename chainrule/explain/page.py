@@ -20,8 +20,8 @@ _WIDE = 8  # columns of an array that is shown in full
 
 # The remarks on what formulas mean; those on the notation of the text do not apply to them.
 _READING = (
-    "Between arrays, ⊙ and fractions work element by element, and a product without a sign is the matrix product; "
-    "[c] is 1 where c holds, else 0."
+    "⊙ and fractions work element by element; a product of arrays without a sign is the matrix product; "
+    "[c] is 1 where c holds, else 0"
 )
 
 
@@ -94,7 +94,7 @@ def latex(document: Document) -> str:
         lines += [rf"& \quad \text{{with }} {math(a)} = {math(b)}" for a, b in parts]
     if lines:
         out.append("\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}")
-    out += [latex_text(r[:1].upper() + r[1:]).rstrip(".") + ".\n" for r in _remarks(document)]
+    out += [latex_text(r) + "\n" for r in _remarks(document)]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -199,7 +199,7 @@ def html_fragment(document: Document) -> str:
             f'<div class="with">{_html_equation(Box("row", (Box("text", text="with "), a, Box("sign", text="="), b)), "")}</div>'
             for a, b in parts
         ]
-    out += [f'<p class="about">{html.escape(r[:1].upper() + r[1:]).rstrip(".")}.</p>' for r in _remarks(document)]
+    out += [f'<p class="about">{html.escape(r)}</p>' for r in _remarks(document)]
     return "\n".join([*out, "</div>"])
 
 
