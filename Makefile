@@ -6,12 +6,13 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_BENCH := $(VENV)/.ready-bench
 TIDY := --quiet --disable-pip-version-check --no-input
 
 # A name may exist and yet fail when run (version managers' shims do), so each candidate is asked, not just looked up.
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python)
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +32,14 @@ lint: $(READY) ## ruff (style and format) and mypy --strict (seconds)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(READY_BENCH) ## side by side with PyTorch, JAX and scikit-learn: ROWS="xor digits" for some of the networks
+	@$(BIN)/python -m bench $(ROWS) --json bench.json $(OPTIONS)
+
+# PyTorch's index of CPU builds (TORCH_INDEX=...): its build on PyPI carries GPU libraries of some GB.
+$(READY_BENCH): $(READY)
+	@$(BIN)/python -m pip install $(TIDY) -e '.[bench]' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
 
 clean: ## removes .venv and the caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "5 compile",
         (
+            "compile/coefficients compile/builder compile/reduction compile/power compile/trigonometric compile/elementary "
             "compile/simplify compile/rows compile/kernels compile/phases compile/schedule compile/layouts compile/memory "
             "compile/loops compile/lower compile/llvm compile/jit compile/"
         ),

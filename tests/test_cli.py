@@ -497,7 +497,7 @@ def test_a_terminal_shows_progress(tmp_path: Path) -> None:
     arguments = ["train", str(houses(tmp_path)), "--target", "price", "--epochs", "30", "--hidden", "8"]
     code, shown = on_a_terminal(None, *arguments)
     assert code == 0
-    for words in ("epoch 30/30", "loss", "validation"):
+    for words in ("epoch 30/30", "loss", "validation", "/epoch"):
         assert words in shown
 
 

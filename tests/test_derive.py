@@ -294,7 +294,7 @@ def test_loop_that_passes_its_state_on_unchanged_or_ignores_it() -> None:
 
 def test_derivative_of_a_loop_in_normal_form() -> None:
     """Normalization takes away what nobody reads, the states on entry among it; the derivative must not rely on them."""
-    f = lambda w, h, xs: cr.scan(lambda h, x: (np.tanh(h @ w + x), h * x), h, xs)  # noqa: E731
+    f = lambda w, h, xs: cr.scan(lambda h, x: (np.tanh(h @ w + x), h * x), h, xs)
     args = [W, np.array([0.1, -0.2]), XS]
     graph, _ = trace_function(f, args)
     seeds = [np.array([1.0, 2.0]), np.cos(XS)]
@@ -712,7 +712,7 @@ def test_transforms_inside_loops_and_each_other() -> None:
 
 
 def test_value_and_grad_of_nests_and_several_arguments() -> None:
-    f = lambda p, c, n: np.sum(p["w"] ** n) * c  # noqa: E731
+    f = lambda p, c, n: np.sum(p["w"] ** n) * c
     value, (gp, gc) = cr.value_and_grad(f, (0, 1))({"w": np.array([1.0, 2.0])}, 3.0, 2)
     assert (float(value), gp["w"].tolist(), float(gc)) == (15.0, [6.0, 12.0], 5.0)
     assert cr.grad(f, -2)({"w": np.array([1.0, 2.0])}, 3.0, 2) == 5.0
@@ -853,7 +853,7 @@ def test_a_textbook_network_by_hand() -> None:
     x, y = np.array([1.0, 0.0, 1.0]), 1.0
     w1 = np.array([[0.2, -0.3], [0.4, 0.1], [-0.5, 0.2]])
     b1, w2, b2 = np.array([-0.4, 0.2]), np.array([-0.3, -0.2]), 0.1
-    logistic = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    logistic = lambda z: 1 / (1 + np.exp(-z))
 
     def loss(w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
         return 0.5 * (y - logistic(logistic(x @ w1 + b1) @ w2 + b2)) ** 2

@@ -595,6 +595,29 @@ Backward pass
     assert len(explain(f, wx, wh, h0, normal(500, 2, 4)).text.splitlines()) == 25
 
 
+def test_the_numbers_of_a_loop_are_those_of_all_steps() -> None:
+    text = explain(lambda x: cr.scan(lambda h, a: (h * a, h + a), 1.0, x)[0], np.array([2.0, 3.0, 4.0]), numbers=True).text
+    assert (
+        text.split("\n\n", 2)[2]
+        == """\
+Forward pass
+  h[-1] = 1                 number
+  for t = 0 … 2:
+      h[t] = h[t-1] * x[t]  number
+        [ 2.  6. 24.]
+  L = h[2]                  number
+    24.
+
+Backward pass
+  δh[2] = 1                      number
+  for t = 2 … 0:
+      δh[t-1] = δh[t] * x[t]     number
+        [12.  4.  1.]
+      ∂L/∂x[t] = δh[t] * h[t-1]  number
+        [12.  8.  6.]"""
+    )
+
+
 def test_functions_are_defined_by_their_bodies() -> None:
     x = normal(3)
     text = explain(lambda x: np.sum(cr.sigmoid(x) * cr.gelu(x)) + np.sum(cr.leaky_relu(x, slope=0.3)), x).text

@@ -166,7 +166,7 @@ def test_equal_subexpressions_become_one_also_across_calls_and_loops() -> None:
     graph = normalize(recorded(lambda x: np.sin(x) * cr.silu(x) + np.sin(x) * (x * cr.sigmoid(x)), np.ones(3)))
     assert ops(graph).count("sin") == 1
     assert ops(graph).count("exp") == 1
-    total = lambda x: cr.scan(lambda h, y: (h + y, h), 0.0, x)[0]  # noqa: E731
+    total = lambda x: cr.scan(lambda h, y: (h + y, h), 0.0, x)[0]
     twins = normalize(recorded(lambda x: total(x) + total(x), np.ones(3)))
     assert ops(twins).count("scan") == 1
     inside = normalize(recorded(lambda x: cr.scan(lambda h, y: (h + np.sin(y) + np.sin(y), None), 0.0, x)[0], np.ones(3)))
@@ -213,7 +213,7 @@ def test_unread_parts_of_loops_fall_away() -> None:
 
 
 def test_a_state_that_only_another_needs_is_kept() -> None:
-    f = lambda x: cr.scan(lambda h, row: ((h[0] + h[1], h[1] * row, h[2] + 1.0), None), (0.0, 1.0, 0.0), x)[0][0]  # noqa: E731
+    f = lambda x: cr.scan(lambda h, row: ((h[0] + h[1], h[1] * row, h[2] + 1.0), None), (0.0, 1.0, 0.0), x)[0][0]
     x = np.array([2.0, 3.0, 4.0])
     normal = normalize(recorded(f, x))
     (scan,) = (n for n in normal.nodes() if n.op == "scan")

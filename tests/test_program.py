@@ -227,7 +227,7 @@ def test_no_steps() -> None:
 def test_results_with_rows_on_another_axis_and_with_rows_mixed() -> None:
     def built(rows: int) -> Program:
         builder = ProgramBuilder([], [Input("x", f8(rows, 3), 0)], rows)
-        function = lambda s, i: ({"t": i["x"].T, "all": np.sum(i["x"]), "last": np.sum(np.cumsum(i["x"], 0)[-1])}, {})  # noqa: E731
+        function = lambda s, i: ({"t": i["x"].T, "all": np.sum(i["x"]), "last": np.sum(np.cumsum(i["x"], 0)[-1])}, {})
         builder.entry("e", function, ["x"])
         return builder.build()
 

@@ -258,7 +258,7 @@ def test_the_backward_pass_sees_the_same_numbers() -> None:
 
 def test_derivatives_by_the_parameters_of_a_distribution() -> None:
     """The reparametrised gradient: z = μ + σ ε."""
-    z = lambda m, s: cr.random.normal((50,), m, s, seed=2, dtype=np.float64)  # noqa: E731
+    z = lambda m, s: cr.random.normal((50,), m, s, seed=2, dtype=np.float64)
     e = z(0.0, 1.0)
     gm, gs = cr.grad(lambda m, s: np.sum(z(m, s) ** 2), (0, 1))(0.3, 0.7)
     np.testing.assert_allclose(gm, np.sum(2 * (0.3 + 0.7 * e)), rtol=1e-12)

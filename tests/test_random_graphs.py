@@ -243,7 +243,7 @@ def test_second_derivatives_agree_with_central_differences(program: Program) -> 
     arrays = program.inputs(4)
     gradient = cr.compile(cr.grad(program.loss(NUMPY)))
     v = np.cos(np.arange(max(arrays[0].size, 1))).reshape(arrays[0].shape)
-    slope = lambda x: float(np.sum(gradient(x, *arrays[1:]) * v))  # noqa: E731
+    slope = lambda x: float(np.sum(gradient(x, *arrays[1:]) * v))
     hv = cr.hvp(lambda x: program.loss(NUMPY)(x, *arrays[1:]), arrays[0], v)
     assert_gradient(slope, [arrays[0]], 0, hv, rel=1e-5)
 
@@ -345,8 +345,8 @@ def test_dense_networks_agree_with_autograd(data: st.DataObject) -> None:
 def test_hessians_agree_with_autograd() -> None:
     random = np.random.default_rng(8)
     w, x = random.normal(size=(4, 3)), random.normal(size=(6, 4))
-    ours = lambda w: np.sum(np.log(1.0 + np.exp(np.tanh(x @ w))) * np.sin(w[0]))  # noqa: E731
-    theirs = lambda w: anp.sum(anp.log(1.0 + anp.exp(anp.tanh(anp.dot(x, w)))) * anp.sin(w[0]))  # noqa: E731
+    ours = lambda w: np.sum(np.log(1.0 + np.exp(np.tanh(x @ w))) * np.sin(w[0]))
+    theirs = lambda w: anp.sum(anp.log(1.0 + anp.exp(anp.tanh(anp.dot(x, w)))) * anp.sin(w[0]))
     assert_close(cr.jacobian(cr.grad(ours))(w), autograd.hessian(theirs)(w), 1e-12)
 
 

@@ -57,6 +57,10 @@ class Document:
     numbers: Mapping[Var, Any] = field(default_factory=dict)
     after: list[tuple[str, Any]] = field(default_factory=list)
 
+    def number(self, equation: Equation) -> Any:
+        """The value to show with an equation: of a loop's variable that of all steps; None for none."""
+        return None if equation.mode == "start" else self.numbers.get(equation.var)
+
 
 # ---- leaving out and putting together ----------------------------------------------------------------------------------------
 

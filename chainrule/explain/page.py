@@ -116,7 +116,7 @@ def _latex_lines(items: list[Item], part: Part, document: Document, depth: int) 
         margin = rf"\text{{{_latex_shape(item.var.shape)}}}" if part.shapes else ""
         line = rf"& {quad}{math(left)} {math(Box('sign', text=relation))} {math(right)}" + (f" && {margin}" if margin else "")
         yield line
-        value = document.numbers.get(item.var) if not item.var.indices else None
+        value = document.number(item)
         if value is not None:
             yield rf"& {quad}\quad = {_latex_value(np.asarray(value))}"
 
@@ -229,7 +229,7 @@ def _html_lines(items: list[Item], part: Part, document: Document) -> Iterator[s
         margin = _html_shape(item.var.shape) if part.shapes else ""
         label = place(item.var, item.left)
         yield _html_equation(Box("row", (left, Box("sign", text=relation), right)), margin, label)
-        value = document.numbers.get(item.var) if not item.var.indices else None
+        value = document.number(item)
         if value is not None:
             yield _html_value(np.asarray(value))
 

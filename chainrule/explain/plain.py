@@ -74,15 +74,11 @@ def _lines(items: list[Item], text: Text, document: Document, indent: str) -> It
             yield f"{indent}for {item.index.letter} = {first} … {last}:", "", None
             yield from _lines(item.items, text, document, indent + "    ")
             continue
-        yield f"{indent}{equation_text(item, text)}", _margin(item), document.numbers.get(item.var) if _last(item) else None
+        yield f"{indent}{equation_text(item, text)}", _margin(item), document.number(item)
 
 
 def _value(value: Any, indent: str) -> list[str]:
     return [] if value is None else [indent + row for row in array_text(value).splitlines()]
-
-
-def _last(item: Equation) -> bool:
-    return not item.var.indices
 
 
 def equation_text(e: Equation, text: Text) -> str:
@@ -91,12 +87,8 @@ def equation_text(e: Equation, text: Text) -> str:
     if e.mode == "draw":
         return f"{left} ~ uniform[0, 1)"
     if e.mode == "add":
-        return f"{left} += {text.term(added(_terms_of(e), e))}"
+        return f"{left} += {text.term(added(Terms(), e))}"
     return f"{left} {'←' if e.mode == 'update' else '='} {text.term(e.term)}"
-
-
-def _terms_of(e: Equation) -> Terms:
-    return Terms()
 
 
 def _margin(e: Equation) -> str:

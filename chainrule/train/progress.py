@@ -50,7 +50,7 @@ class Progress:
         share = min((done + part) / self._epochs, 1.0)
         elapsed = time.perf_counter() - self._start
         ended = bool(note) or done == self._epochs
-        words = [f"epoch {min(done + (part > 0), self._epochs)}/{self._epochs}", _bar(share)]
+        words = [f"epoch {min(done + (part > 0), self._epochs)}/{self._epochs}", ""]
         words.append(note or (duration(elapsed) if ended else f"{duration(elapsed * (1 / share - 1)) if share else '?'} left"))
         if run.loss:
             words.append(f"loss {run.loss[-1]:.4g}")
@@ -61,6 +61,7 @@ class Progress:
         shown = [k for k in run.metrics if k.startswith("validation_")] or list(run.metrics)
         words += [f"{k.removeprefix('validation_')} {run.metrics[k][-1]:.4g}" for k in shown if run.metrics[k]]
         width = shutil.get_terminal_size().columns - 1
+        words[1] = _bar(share, min(16, max(4, width - len("  ".join(words)))))  # the bar gives way first
         while len("  ".join(words)) > width and len(words) > 3:  # a narrow window shows fewer metrics, never half a number
             words.pop()
         line = "  ".join(words)[:width]
@@ -68,7 +69,7 @@ class Progress:
         self._stream.flush()
 
 
-def _bar(share: float, width: int = 16) -> str:
+def _bar(share: float, width: int) -> str:
     full = int(share * width + 0.5)
     return "━" * full + "─" * (width - full)
 

@@ -1,0 +1,174 @@
+"""Kinds of layers, for all libraries alike.
+
+In: the shape of a row of input. Out: the shape of a row of output, the parameters with their shapes, the floating-point operations.
+Class names, fields and parameter names are those of `chainrule.nn`, so chainrule needs no table of kinds; every other library has one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations for one row; a multiply-add counts as 2. Elementwise and elementary functions count nothing.
+
+    forward: of the forward pass; weights: of the gradient by the weights; through: of the gradient that stays in the layer (through
+    time); inputs: of the gradient by the input, which the first layer with parameters is spared.
+    """
+
+    forward: float = 0.0
+    weights: float = 0.0
+    through: float = 0.0
+    inputs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer without parameters that keeps the shape, unless a subclass says otherwise."""
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The shape of a row of output."""
+        return shape
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """Name -> shape, in the order in which the libraries hold them."""
+        return {}
+
+    def work(self, shape: Shape) -> Work:
+        """Operations for one row."""
+        return Work()
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """φ(x W + b) over the last axis."""
+
+    units: int
+    activation: str | None = None
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The last axis becomes `units`."""
+        return (*shape[:-1], self.units)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """weight (I, O), bias (O,)."""
+        return {"weight": (shape[-1], self.units), "bias": (self.units,)}
+
+    def work(self, shape: Shape) -> Work:
+        """Three products of the same size."""
+        each = 2.0 * prod(shape) * self.units
+        return Work(each, each, 0.0, each)
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    """φ(x)."""
+
+    activation: str
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Drops elements with this probability."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Normalises each feature by the batch; momentum 0.1 and eps 1e-5, as everywhere."""
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """scale (C,), shift (C,)."""
+        return {"scale": shape[-1:], "shift": shape[-1:]}
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """A row as one axis."""
+
+    def outputs(self, shape: Shape) -> Shape:
+        """One axis."""
+        return (prod(shape),)
+
+
+@dataclass(frozen=True)
+class _Recurrent(Layer):
+    units: int
+    return_sequences: bool = False
+
+    def outputs(self, shape: Shape) -> Shape:
+        """(T, H) or the last (H,)."""
+        return (shape[0], self.units) if self.return_sequences else (self.units,)
+
+    @property
+    def gates(self) -> int:
+        """How many products of size H a step consists of."""
+        return {"RNN": 1, "GRU": 3, "LSTM": 4}[type(self).__name__]
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """weight_input (I, G H), weight_hidden (H, G H), bias (G H,)."""
+        width = self.gates * self.units
+        return {"weight_input": (shape[-1], width), "weight_hidden": (self.units, width), "bias": (width,)}
+
+    def work(self, shape: Shape) -> Work:
+        """Products with the input and with the state, at each of the T steps."""
+        T, I = shape
+        outer, inner = (2.0 * T * n * self.gates * self.units for n in (I, self.units))
+        return Work(outer + inner, outer + inner, inner, outer)
+
+
+@dataclass(frozen=True)
+class RNN(_Recurrent):
+    """h ← tanh(x Wx + h Wh + b)."""
+
+
+@dataclass(frozen=True)
+class LSTM(_Recurrent):
+    """Gates i, f, g, o, as in PyTorch, with one bias."""
+
+
+@dataclass(frozen=True)
+class GRU(_Recurrent):
+    """Gates r, z, n, as in PyTorch: the reset gate acts on h Wh + bias_hidden."""
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """With bias_hidden (3 H,) besides."""
+        return {**super().parameters(shape), "bias_hidden": (3 * self.units,)}
+
+
+@dataclass(frozen=True)
+class Conv2D(Layer):
+    """Convolution of (H, W, C) without padding, then φ."""
+
+    filters: int
+    kernel: int
+    activation: str | None = None
+
+    def outputs(self, shape: Shape) -> Shape:
+        """Without the border."""
+        return (shape[0] - self.kernel + 1, shape[1] - self.kernel + 1, self.filters)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """weight (k, k, I, O), bias (O,)."""
+        return {"weight": (self.kernel, self.kernel, shape[-1], self.filters), "bias": (self.filters,)}
+
+    def work(self, shape: Shape) -> Work:
+        """Three products of the same size."""
+        each = 2.0 * prod(self.outputs(shape)) * self.kernel**2 * shape[-1]
+        return Work(each, each, 0.0, each)
+
+
+@dataclass(frozen=True)
+class MaxPool2D(Layer):
+    """The largest of each `size` x `size` elements."""
+
+    size: int = 2
+
+    def outputs(self, shape: Shape) -> Shape:
+        """Smaller by `size`."""
+        return (shape[0] // self.size, shape[1] // self.size, shape[2])

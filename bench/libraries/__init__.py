@@ -1,0 +1,80 @@
+"""The libraries that are compared.
+
+In: nothing; no library is imported here. Out: `LIBRARIES`. The module of a library is imported only in that library's own process
+and has one function,
+
+    prepare(row: Row, way: str, settings: Settings) -> Trainee
+
+which gives the network of the row with its initial weights, ready to be trained, or raises `Unsupported` with the reason why not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
+
+from ..rows import Row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all libraries. threads: how many each may use; all_threads: whether these are all there are; backend: chainrule's."""
+
+    threads: int
+    all_threads: bool
+    backend: str
+
+
+class Trainee(Protocol):
+    """A network in a library."""
+
+    def losses(self, steps: int) -> list[float]:
+        """Take the next steps from the initial weights; returns the loss of each, before its update. Never asked after `train`."""
+        ...
+
+    def train(self, steps: int) -> tuple[int, float]:
+        """Take at least these steps, the fastest way. Returns how many were taken and measured, and their seconds: what a call costs
+        once, however many steps it takes, may be left out."""
+        ...
+
+
+class Adapter(Protocol):
+    """The module of a library."""
+
+    def prepare(self, row: Row, way: str, settings: Settings, /) -> Trainee:
+        """See above."""
+        ...
+
+
+class Unsupported(Exception):
+    """The library cannot do this; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library and its ways of training. needs: what must be importable; module: its adapter; whole: its script of a whole process."""
+
+    name: str
+    needs: str
+    module: str
+    ways: tuple[str, ...]
+    whole: str
+    peer: bool = True
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be measured here."""
+        return find_spec(self.needs) is not None
+
+
+OURS = Library("chainrule", "chainrule", "ours", ("fit",), "xor_ours", peer=False)
+# Ways of chainrule's adapter that are measured against each other, not against peers.
+ONE_THREAD, FORWARD, BOTH_PASSES = "fit on one thread", "forward pass", "forward and backward pass"
+
+PEERS: tuple[Library, ...] = (
+    Library("PyTorch", "torch", "with_torch", ("eager", "compile"), "xor_torch"),
+    Library("JAX", "jax", "with_jax", ("jit", "scan", "scan, flat"), "xor_jax"),
+    Library("scikit-learn", "sklearn", "with_sklearn", ("fit",), "xor_sklearn"),
+)
+LIBRARIES: dict[str, Library] = {library.name: library for library in (*PEERS, OURS)}

@@ -1,0 +1,1 @@
+"""From programs to machine code. So far: elementary functions on vector registers."""

@@ -1,0 +1,169 @@
+"""The benchmark itself: that its networks are what they say, that it finds wrong losses, and that nothing brings it down."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import chainrule as cr
+from bench import growth, peak, tables
+from bench.layers import LSTM, BatchNorm, Conv2D, Dense, Flatten, MaxPool2D
+from bench.libraries import LIBRARIES, OURS, Settings
+from bench.measure import Bench, check_agreement
+from bench.pool import Failure, NotOffered, Process
+from bench.results import Measured, Report, RowResult
+from bench.rows import ALL_ROWS, CHECKED_STEPS, ROWS, Row
+from chainrule import nn
+
+SETTINGS = Settings(1, False, "reference")
+SMALL = ALL_ROWS["xor"]
+
+
+def test_operations_are_counted_product_by_product():
+    digits = ALL_ROWS["digits"]
+    assert digits.flops == 32 * 2 * (3 * 128 * 10 + 2 * 64 * 128)  # the first layer needs no gradient by its input
+    assert ALL_ROWS["mnist-norm"].flops == ALL_ROWS["mnist"].flops
+    image = Row("image", "", (28, 28, 1), (Conv2D(6, 5, "relu"), MaxPool2D(2), Flatten(), Dense(10)), 1, 20)
+    assert image.shapes() == [(28, 28, 1), (24, 24, 6), (12, 12, 6), (864,), (10,)]
+    assert image.flops == 2 * 2 * 24 * 24 * 6 * 25 + 3 * 2 * 864 * 10
+    series = Row("series", "", (7, 3), (LSTM(5),), 1, 20)
+    assert series.flops == 7 * (2 * 2 * 3 * 20 + 3 * 2 * 5 * 20)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
+def test_parameters_are_those_of_chainrule(row):
+    values = row.parameters()
+    net = nn.Sequential(*(getattr(nn, type(layer).__name__)(**vars(layer)) for layer in row.layers))
+    x, y = row.data()
+    net.fit(x[: row.batch], y[: row.batch].astype(float) if "binary" in row.loss else y[: row.batch], loss=row.loss, epochs=0)
+    assert {n: v.shape for n, v in net.parameters.items()} == {n: v.shape for n, v in values.items()}
+    assert sum(v.size for v in values.values()) == row.parameter_count
+    assert all(np.array_equal(values[n], v) for n, v in row.parameters().items())  # a pure function of the row
+    assert len(x) == len(y) == row.batch * row.steps
+
+
+def measured(name, losses):
+    return Measured(name, "fit", name != OURS.name, losses=list(losses))
+
+
+def test_losses_that_differ_are_found():
+    losses = np.linspace(1, 0.5, CHECKED_STEPS)
+    off = losses.copy()
+    off[7] += 1e-3
+    notes: list[str] = []
+    assert check_agreement([measured("JAX", losses), measured("chainrule", losses + 1e-8)], 1e-4, notes) is True
+    assert (
+        check_agreement([measured("JAX", losses), measured("PyTorch", losses), measured("chainrule", off)], 1e-4, notes) is False
+    )
+    assert notes == ["chainrule (fit): loss 0.8167895 in step 8 where 0.8157895 is the median of all; no ratio is given"]
+    assert check_agreement([measured("JAX", losses), measured("chainrule", losses * np.nan)], 1e-4, notes) is False
+    assert check_agreement([measured("chainrule", losses)], 1e-4, notes) is None
+
+
+def test_a_wrong_learning_rate_is_found():
+    """2 % off: the tolerance is not too wide for the smallest network."""
+    x, y = SMALL.data()
+
+    def losses(rate):
+        net = nn.Sequential(nn.Dense(8, "tanh"), nn.Dense(1))
+        net.fit(x[:4], y[:4].astype(float), loss=SMALL.loss, epochs=0)
+        net.load_parameters(SMALL.parameters())
+        batches = [slice(4 * i, 4 * i + 4) for i in range(CHECKED_STEPS)]
+        return [
+            net.fit(x[b], y[b].astype(float), loss=SMALL.loss, optimizer=cr.Adam(rate), epochs=1, shuffle=False).loss[-1]
+            for b in batches
+        ]
+
+    right = losses(1e-3)
+    assert (
+        check_agreement([measured("JAX", right), measured("PyTorch", right), measured("chainrule", losses(1.03e-3))], 1e-4, [])
+        is False
+    )
+
+
+def test_no_ratio_without_agreement():
+    result = RowResult(SMALL, 1, [measured("JAX", []), measured(OURS.name, [])], agreed=True)
+    result.measured[0].times, result.measured[1].times = [4e-6, 5e-6, 6e-6], [1e-6, 1e-6, 2e-6]
+    assert result.ratio == pytest.approx(5)
+    result.agreed = False
+    assert result.ratio is None
+    report = Report({"processor": "p", "threads": 1, "cores": 1, "system": "s", "peak": "-", "repeats": 3}, rows=[result])
+    assert report.failed
+    assert "losses disagree" in tables.text(report)
+    assert json.loads(json.dumps(report.plain(), default=str))["rows"][0]["ratio"] is None
+
+
+def test_markdown_goes_between_the_marks(tmp_path):
+    report = Report({"processor": "p", "threads": 1, "cores": 1, "system": "s", "peak": "-", "repeats": 3})
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.write(report, None, file)
+    assert file.read_text().startswith(f"before\n{tables.BEGIN}\np, 1 of 1 cores")
+    assert file.read_text().endswith(f"{tables.END}\nafter\n")
+    assert "old" not in file.read_text()
+
+
+def test_line_through_times():
+    table = growth.new_tables(2)[2]
+    growth.fit_line(table, "one thread", [(n, 1e-6 + 2e-9 * n) for n in (100, 1000, 10_000)])
+    assert table.values[0] == pytest.approx(
+        {"threads": "one thread", "constant": 1e-6, "per_parameter": 2e-9, "worst": 0, "r2": 1}, abs=1e-9
+    )
+
+
+def test_peak():
+    pytest.importorskip("llvmlite")
+    rate = peak.measure(1)
+    assert rate is not None
+    assert 1e8 < rate < 1e12
+
+
+def test_a_process_that_dies_is_reported_and_ended():
+    process = Process(OURS, SETTINGS)
+    try:
+        assert process.start() == cr.__version__
+        with pytest.raises(NotOffered, match="no backend nonsense"):
+            other = Process(OURS, replace(SETTINGS, backend="nonsense"))
+            try:
+                other.start()
+                other.ask("prepare", 60, row="xor", way="fit")
+            finally:
+                other.end()
+        with pytest.raises(Failure, match="KeyError"):
+            process.ask("prepare", 60, row="nonsense", way="fit")
+        os.killpg(process.process.pid, signal.SIGSEGV)
+        with pytest.raises(Failure, match="SIGSEGV"):
+            process.ask("prepare", 60, row="xor", way="fit")
+    finally:
+        process.end()
+
+
+def test_a_process_that_hangs_is_ended():
+    process = Process(OURS, SETTINGS)
+    os.killpg(process.process.pid, signal.SIGSTOP)
+    with pytest.raises(Failure, match="no answer within"):
+        process.start(limit=0.2)
+    assert process.process.poll() is not None
+
+
+def test_a_row_from_start_to_end():
+    bench = Bench(SETTINGS, [LIBRARIES["scikit-learn"], OURS], repeats=2, seconds=0.02, say=lambda message: None)
+    try:
+        result = RowResult(SMALL, 1)
+        bench.row(SMALL, result)
+        norm = RowResult(ALL_ROWS["mnist-norm"], 1)
+        bench.row(norm.row, norm)
+    finally:
+        bench.close()
+    assert result.agreed is True
+    assert result.notes == []
+    assert result.ratio is not None
+    assert [len(m.times) for m in result.measured] == [2, 2]
+    assert norm.agreed is None
+    assert norm.notes == ["scikit-learn (fit): its networks are dense layers with one activation"]
+    assert norm.ratio is None
+    assert norm.missing() == ["PyTorch", "JAX"]
+    assert BatchNorm in {type(layer) for layer in norm.row.layers}
