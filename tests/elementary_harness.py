@@ -5,8 +5,8 @@ import ctypes
 import llvmlite.binding as llvm
 import numpy as np
 
-from chainrule.compile.builder import Builder
-from chainrule.compile.elementary import emit
+from chainrule.compiler.builder import Builder
+from chainrule.compiler.elementary import emit
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()

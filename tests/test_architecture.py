@@ -6,6 +6,8 @@ Every import counts, wherever it stands: in a function, under TYPE_CHECKING, thr
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +25,11 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("3 derive", "derive/backward derive/checkpoint derive/"),
     ("4 program", "normalize program"),
     (
-        "5 compile",
+        "5 compiler",
         (
-            "compile/coefficients compile/builder compile/reduction compile/power compile/trigonometric compile/elementary "
-            "compile/simplify compile/rows compile/kernels compile/phases compile/schedule compile/layouts compile/memory "
-            "compile/loops compile/lower compile/llvm compile/jit compile/"
+            "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
+            "compiler/simplify compiler/rows compiler/kernels compiler/phases compiler/schedule compiler/layouts compiler/memory "
+            "compiler/loops compiler/lower compiler/llvm compiler/jit compiler/"
         ),
     ),
     ("6 run", "run/batches run/backend run/reference run/native run/xla run/"),
@@ -214,3 +216,17 @@ def forge(folder: Path, files: dict[str, str]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source, encoding="utf-8")
     return package
+
+
+def test_no_module_hides_a_public_function() -> None:
+    """Importing a submodule sets an attribute of the package: a folder must not take the name of a function."""
+    code = (
+        "import importlib, pkgutil, chainrule as cr\n"
+        "public = {n: v for n, v in vars(cr).items() if callable(v)}\n"
+        "for m in pkgutil.walk_packages(cr.__path__, 'chainrule.'):\n"
+        "    m.name == 'chainrule.__main__' or importlib.import_module(m.name)\n"
+        "hidden = [n for n, v in public.items() if getattr(cr, n) is not v]\n"
+        "assert not hidden, hidden\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

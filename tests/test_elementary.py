@@ -9,7 +9,7 @@ import pytest
 from elementary_harness import ARITY, LEVELS, assembly, compiled, text
 from mpmath import mp
 
-from chainrule.compile.elementary import FUNCTIONS
+from chainrule.compiler.elementary import FUNCTIONS
 
 # The tests' own arithmetic goes to the ends of the range, where NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
