@@ -156,9 +156,9 @@ class Model(Stateful):
         target = self._target(inputs, y, loss)
         weight = row_weights(inputs.rows, sample_weight, class_weight, target, loss.is_classification)
         data = Data(inputs.arrays, target, weight)
-        if validation is None or (isinstance(validation, (int, float)) and validation == 0):
+        if validation is None or (isinstance(validation, (int, float, np.number)) and validation == 0):
             return data, None
-        if isinstance(validation, (int, float)):
+        if isinstance(validation, (int, float, np.number)):
             if not 0 < validation < 1 or inputs.rows < 2:
                 raise UsageError(
                     f"validation is a fraction between 0 and 1 of at least 2 rows, or a pair (x, y), not {validation!r}"
