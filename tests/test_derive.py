@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from differences import assert_gradient, central
 from expressions import function, listed
+from tracing import trace_function
 
 import chainrule as cr
 from chainrule.derive.backward import backward
@@ -19,7 +20,7 @@ from chainrule.errors import ChainruleError, DataError, DtypeError, GradientMism
 from chainrule.gradcheck import check_graph
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import OPS
-from chainrule.graph.trace import FUNCTIONS, build, trace_function, type_of
+from chainrule.graph.trace import FUNCTIONS, build, type_of
 from chainrule.graph.verify import verify
 from chainrule.normalize import normalize
 from chainrule.ops.loop import apply_many

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from expressions import function, listed
+from tracing import trace_function
 
 import chainrule as cr
 from chainrule.errors import ChainruleError, GraphError, UnknownNameError, UsageError
@@ -17,7 +18,6 @@ from chainrule.graph.interpret import Plan, evaluate, plan_of
 from chainrule.graph.node import OPS, Graph, Node, Type, constant_node, input_node, make, output_node
 from chainrule.graph.rows import propagate_rows
 from chainrule.graph.text import graph_text
-from chainrule.graph.trace import trace_function
 from chainrule.graph.verify import verify
 from chainrule.normalize import normalize
 

@@ -16,12 +16,12 @@ from differences import assert_gradient
 from expressions import function, listed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tracing import trace_function
 
 import chainrule as cr
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph
 from chainrule.graph.rows import propagate_rows, rows_of_nodes
-from chainrule.graph.trace import trace_function
 from chainrule.graph.verify import verify
 from chainrule.normalize import graph_key, normalize
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from same import assert_same, state
 
 import chainrule as cr
 from chainrule import nn
@@ -25,17 +26,6 @@ from chainrule.optim import optimizers
 from chainrule.schedules import schedules
 
 Array = np.ndarray
-
-
-def state(net: nn.Module) -> dict[str, Array]:
-    return {**net.parameters, **net.statistics}
-
-
-def assert_same(a: dict[str, Array], b: dict[str, Array]) -> None:
-    assert list(a) == list(b)
-    for name, value in a.items():
-        assert value.dtype == b[name].dtype
-        np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
 def data(rows: int = 12, inputs: int = 4, outputs: int = 2) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from expressions import function, listed
+from tracing import trace_function
 
 import chainrule as cr
 from chainrule import transforms
@@ -22,7 +23,7 @@ from chainrule.errors import ChainruleError, DataError, DtypeError, ShapeError, 
 from chainrule.graph import tree as trees
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph
-from chainrule.graph.trace import FUNCTIONS, METHODS, Tracer, trace_function
+from chainrule.graph.trace import FUNCTIONS, METHODS, Tracer
 from chainrule.graph.verify import verify
 from chainrule.normalize import normalize
 

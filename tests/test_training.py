@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from same import assert_same, state
 
 import chainrule as cr
 from chainrule import nn
@@ -35,17 +36,6 @@ def data(rows: int = 20, inputs: int = 4, outputs: int = 2, seed: int = 0) -> tu
     r = np.random.default_rng(seed)
     x = r.normal(size=(rows, inputs))
     return x, np.tanh(x @ r.normal(size=(inputs, outputs))) + 0.1 * r.normal(size=(rows, outputs))
-
-
-def state(net: nn.Module) -> dict[str, Array]:
-    return {**net.parameters, **net.statistics}
-
-
-def assert_same(a: dict[str, Array], b: dict[str, Array]) -> None:
-    assert list(a) == list(b)
-    for name, value in a.items():
-        assert value.dtype == b[name].dtype
-        np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
 def differ(a: dict[str, Array], b: dict[str, Array]) -> bool:
@@ -1392,3 +1382,26 @@ def test_progress_on_a_terminal() -> None:
     for word in ("epoch", "400", "loss", "val", "left"):
         assert word in shown, shown
     assert "\r" in shown  # one line, written over
+
+
+def test_an_interrupted_group_of_batches_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four batches are summed when Ctrl-C comes: no weight has moved, and their sum must not enter the next update."""
+    x, t = data()
+
+    def fit(net: nn.Module) -> cr.Run:
+        return net.fit(x, t, optimizer=cr.SGD(0.1, accumulate=4), batch_size=5, epochs=1)
+
+    def build() -> nn.Sequential:
+        return nn.Sequential(nn.Dense(3, "tanh"), nn.Dense(2))
+
+    def interrupt(self: object, done: int, of: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    net, twin = build(), build()
+    with monkeypatch.context() as patch:
+        patch.setattr("chainrule.train.fit.Progress.step", interrupt)
+        assert fit(net).interrupted
+    fit(net)
+    fit(twin)
+    assert_same(state(net), state(twin))

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import ChainruleError, DtypeError, ShapeError, TraceError
 from ..registry import nearest
-from . import tree as trees
 from .node import DTYPES, OPS, Array, Graph, Node, Type, constant_node, input_node, make, output_node
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -257,23 +256,6 @@ def build(
     with trace.active():
         results = f(*(Tracer(n, trace) for n in inputs))
         return trace.close(inputs, results)
-
-
-def trace_function(
-    f: Callable[..., Any], args: Sequence[Any], *, key: Callable[[], Any] | None = None
-) -> tuple[Graph, trees.Structure]:
-    """Record `f(*args)`, where arguments are nests of arrays (or `Type`s); the graph's inputs are their leaves in order."""
-    leaves, structure = trees.flatten(tuple(args))
-    types = [leaf if isinstance(leaf, Type) else type_of(leaf) for leaf in leaves]
-    out: list[trees.Structure] = []
-
-    def flat(*tracers: Any) -> list[Any]:
-        results, result_structure = trees.flatten(f(*trees.unflatten(structure, tracers)))
-        out.append(result_structure)
-        return results
-
-    graph = without_global_random(lambda: build(flat, types, key=key))
-    return graph, out[0]
 
 
 def inline(graph: Graph, args: Sequence[Any]) -> list[Any]:

@@ -298,9 +298,9 @@ class Training:
                 break
             numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
             order = steps.order[edges[at] : edges[at + 1]]
-            session.run(
-                replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
-            )
+            one = replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
+            if session.run(one).interrupted:
+                raise KeyboardInterrupt
             state = session.state()
         raise DivergenceError(
             f"training diverged in epoch {self.counters['epochs'] + 1}, step {at + 1} of {len(steps.sizes)} "

@@ -27,7 +27,7 @@ from .data import Inputs, as_array, fits_into, row_weights, same_length
 from .fit import EVALUATION_ROWS, Data, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
-from .objective import DIVISOR, SEED, STEP, TARGET, initial_slots, make_program, objective
+from .objective import DIVISOR, SEED, STEP, TARGET, initial_slots, make_program, objective, slot_name
 from .state import Stateful, dtype_of
 
 
@@ -146,7 +146,10 @@ class Model(Stateful):
         else:
             fresh = initial_slots(rule, moving, self._built["dtype"])
             kept = self._slots if same else {}
-            slots = {n: kept[n] if n in kept and kept[n].shape == v.shape else v for n, v in fresh.items()}
+            sums = (
+                {slot_name(n, "sum") for n in moving} if rule.accumulate > 1 else set()
+            )  # of a group that was interrupted: begun anew
+            slots = {n: kept[n] if n in kept and kept[n].shape == v.shape and n not in sums else v for n, v in fresh.items()}
         goes_on = same and before is not None and before.schedule == rule.schedule and self._schedule_state
         return slots, dict(self._schedule_state) if goes_on else rule.schedule.start()
 
