@@ -1,0 +1,627 @@
+"""Graph -> kernels.
+
+In: a graph in normal form, what its inputs stand for, and where its outputs go. Out: kernels and loops in an order in which they can
+run. No operator here knows of layers: products with their bias, activation, derivative of the activation and weight update become one
+kernel because of how their index spaces meet.
+
+1. *Kinds.* Layout operators are virtual: they only change the index at which their argument is read. Products, reductions, lookups
+   and the like start a group. Everything elementwise joins a group or is computed where it is read.
+2. *Homes.* An elementwise node joins the latest group among those that it reads at its own index, unless another argument is only
+   known after that group. What must be in memory and finds no home gets a group of its own.
+3. *Forming*, from the last group to the first: each group asks for the values it needs. A node of another group is computed again if
+   that is cheap and all it needs is in memory; otherwise its group is asked to store it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..graph.node import OPS, Graph, Node, Rows
+from ..graph.rows import rows_of_nodes
+from ..ops.contract import parse
+from .affine import Affine, Axis, of
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, load, reduce
+
+Index = tuple[Any, ...]  # of Affine, or Value where an entry is looked up
+Source = Callable[[Index], Value]
+
+VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
+EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
+EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf"}
+SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
+DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where an output goes: a buffer, and indices that stand before its own (the time of a loop)."""
+
+    buffer: Buffer
+    before: Index = ()
+
+
+@dataclass(eq=False)
+class Group:
+    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; level: how many groups stand
+    before it at least."""
+
+    number: int
+    shape: tuple[int, ...]
+    heavy: Node | None
+    level: int = 0
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def open(self) -> bool:
+        return self.heavy is None or self.heavy.op not in SCATTERED
+
+
+class Names:
+    """Fresh names for axes, kernels and buffers."""
+
+    def __init__(self) -> None:
+        self._count: dict[str, count[int]] = {}
+
+    def __call__(self, stem: str) -> str:
+        return f"{stem}{next(self._count.setdefault(stem, count()))}"
+
+
+def fuse(
+    graph: Graph, sources: Sequence[Source], sinks: Sequence[Sequence[Sink]], rows: Sequence[Rows], names: Names | None = None
+) -> list[Item]:  # fmt: skip
+    """Kernels for a graph.
+
+    Args: sources: for each input, the value at an index; sinks: for each output, where it goes; rows: the row axis of each input.
+    """
+    return _Fusion(graph, sources, sinks, rows, names or Names()).items()
+
+
+class _Fusion:
+    def __init__(
+        self, graph: Graph, sources: Sequence[Source], sinks: Sequence[Sequence[Sink]], rows: Sequence[Rows], names: Names
+    ) -> None:
+        self.graph, self.names = graph, names
+        self.sources = dict(zip(graph.inputs, sources, strict=True))
+        self.sinks: dict[Node, list[Sink]] = {}
+        for node, places in zip(graph.outputs, sinks, strict=True):
+            self.sinks.setdefault(node, []).extend(places)
+        self.rows = {n: r for (n, i), r in rows_of_nodes(graph, rows).items() if i == 0}
+        self.order = [n for n in graph.nodes() if n.op != "input"]
+        self.position = {n: i for i, n in enumerate(self.order)}
+        self.home: dict[Node, Group] = {}
+        self.feeds: dict[Node, frozenset[Group]] = {}  # the groups that a node needs
+        self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
+        self.groups: list[Group] = []
+        self.must = self._must()
+        self._settle()
+        self.must |= self._shared()
+        self._settle()
+        self.stored: dict[Node, Buffer] = {}
+        self.asked: dict[Group, list[Node]] = {}
+
+    # ---- kinds ---------------------------------------------------------------------------------------------------------------
+
+    def _must(self) -> set[Node]:
+        """Nodes that have to be in memory: what leaves the graph, and what products, lookups and loops read again and again."""
+        must = {o for o in self.graph.outputs if o.op != "output"}
+        for n in self.order:
+            if n.op in ("contract", "scan", "take", "scatter_add", "fold"):
+                must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
+            if n.op == "take":
+                must |= {b for a in n.args[:1] if (b := _viewed(a)).op != "input"}
+            if n.op == "reshape" and not _plain_reshape(n):
+                must |= {b for b in (_viewed(n),) if b.op not in ("input", "constant", "output")}
+        depth: dict[Node, int] = {}
+        for n in self.order:
+            below = max((depth.get(a, 0) for a in n.args), default=0)
+            depth[n] = 0 if n.op not in VIRTUAL and not OPS[n.op].elementwise else below + 1
+            if depth[n] > DEEPEST and n.op not in VIRTUAL:
+                must.add(n)
+                depth[n] = 0
+        return must
+
+    # ---- homes ---------------------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """A home for each node that has one, first nodes first."""
+        self.home, self.groups = {}, []
+        free: dict[tuple[Any, ...], Group] = {}
+        nothing: frozenset[Group] = frozenset()
+        for n in self.order:
+            feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
+            same = nothing
+            if n.op in VIRTUAL:
+                if n in self.must:
+                    same, feeds = self._join(n, feeds, nothing, free)
+            elif OPS[n.op].elementwise:
+                near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
+                best = max((g for g in near if g.open), key=lambda g: g.level, default=None)
+                if best is not None and all(g is best or g.level < best.level for g in feeds):
+                    self._live_in(n, best)
+                    same = feeds = frozenset({best})
+                elif n in self.must:
+                    same, feeds = self._join(n, feeds, near, free)
+                else:
+                    same = near
+            else:
+                group = self._new(n.shape, n, feeds)
+                same = feeds = frozenset({group})
+            self.feeds[n], self.same[n] = feeds, same
+
+    def _new(self, shape: tuple[int, ...], heavy: Node | None, feeds: frozenset[Group]) -> Group:
+        group = Group(len(self.groups), shape, heavy, 1 + max((g.level for g in feeds), default=-1))
+        self.groups.append(group)
+        if heavy is not None:
+            self._live_in(heavy, group)
+        return group
+
+    def _live_in(self, node: Node, group: Group) -> None:
+        self.home[node] = group
+        group.nodes.append(node)
+
+    def _join(self, n: Node, feeds: frozenset[Group], near: frozenset[Group], free: dict[tuple[Any, ...], Group]) -> Any:
+        """Into the group of its level and shape that has no product or reduction; a new one if there is none."""
+        level = 1 + max((g.level for g in feeds), default=-1)
+        key = (n.shape, level, self.rows.get(n))
+        if key not in free:
+            free[key] = self._new(n.shape, None, feeds)
+        self._live_in(n, free[key])
+        only = frozenset({free[key]})
+        return only, only
+
+    def _shared(self) -> set[Node]:
+        """Expensive nodes without a home that several groups read."""
+        sites: dict[Node, set[Any]] = {n: {"out"} for n in self.graph.outputs}
+        cost: dict[Node, int] = {}
+        for n in self.order:
+            own = (10 if n.op in EXPENSIVE else 1) if n.op not in VIRTUAL else 0
+            cost[n] = 0 if n in self.home else own + sum(cost.get(a, 0) for a in n.args)
+        shared = set()
+        for n in reversed(self.order):
+            here = {self.home[n]} if n in self.home else sites.get(n, set())
+            if n not in self.home and n.op not in VIRTUAL and len(here) > 1 and cost[n] >= 10:
+                shared.add(n)
+                here = {n}
+            for a in n.args:
+                sites.setdefault(a, set()).update(here)
+        return shared
+
+    # ---- forming -------------------------------------------------------------------------------------------------------------
+
+    def items(self) -> list[Item]:
+        for node in self.must:
+            if node in self.home:
+                self._ask(node)
+        for node in self.sinks:
+            if node.op == "output":
+                self.buffer(node)
+        made: list[tuple[Group, list[Item]]] = []
+        for group in sorted(self.groups, key=lambda g: (g.level, g.number), reverse=True):
+            made.append((group, self._form(group)))
+        passed = [self._passed(n, sink) for n in self.sinks if n.op == "input" for sink in self.sinks[n]]
+        return [*(item for _, items in reversed(made) for item in items), *passed]
+
+    def _passed(self, node: Node, sink: Sink) -> Kernel:
+        """An input that is an output."""
+        domain = self._axes(node.shape)
+        index = tuple(of(a) for a in domain)
+        row = self.rows.get(node)
+        unit = _unit(domain, row if isinstance(row, int) else None)
+        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, (*sink.before, *index), self.sources[node](index))], unit)
+
+    def _ask(self, node: Node) -> None:
+        asked = self.asked.setdefault(self.home[node], [])
+        if node not in asked:
+            asked.append(node)
+
+    def buffer(self, node: Node) -> Buffer:
+        """Where a node is in memory; asks its group to put it there."""
+        if node not in self.stored:
+            plain = [s.buffer for s in self.sinks.get(node, ()) if s.buffer.space == "result" and not s.before]
+            self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype)
+            if node.op != "output":
+                self._ask(node)
+            elif node.args[0] in self.home:
+                self._ask(node.args[0])
+        return self.stored[node]
+
+    def _form(self, group: Group) -> list[Item]:
+        asked = self.asked.get(group, [])
+        if group.heavy is not None and group.heavy.op in SCATTERED:
+            if not asked and group.heavy not in self.must:
+                return []
+            return self._scattered(group)
+        if not asked:
+            return []
+        domain = self._axes(group.shape)
+        former = Former(self, group, domain)
+        index = tuple(of(a) for a in domain)
+        stores: list[Store] = []
+        for node in sorted(asked, key=self.position.__getitem__):
+            value = former.at(node, index)
+            places = [Sink(self.stored[node])] if node in self.stored else []
+            places += [s for s in self.sinks.get(node, ()) if not places or s.buffer is not places[0].buffer]
+            stores += [Store(p.buffer, (*p.before, *index), value) for p in places]
+        rows = {self.rows.get(n) for n in asked}
+        row = next((r for r in rows if isinstance(r, int)), None)
+        return [Kernel(self.names("k"), domain, former.reduced, stores, _unit(domain, row))]
+
+    def _axes(self, shape: tuple[int, ...], stem: str = "i") -> tuple[Axis, ...]:
+        return tuple(Axis(self.names(stem), n) for n in shape)
+
+    # ---- operators that are several kernels ----------------------------------------------------------------------------------
+
+    def _scattered(self, group: Group) -> list[Item]:
+        node = group.heavy
+        assert node is not None
+        if node.op == "scan":
+            return self._scan(node, group)
+        target = self.buffer(node)
+        items: list[Item] = list(getattr(self, f"_{node.op}")(node, group, target))
+        for sink in self.sinks.get(node, ()):
+            if sink.buffer is not target:
+                items.append(self.copy(target, sink))
+        return items
+
+    def copy(self, source: Buffer, sink: Sink) -> Kernel:
+        domain = self._axes(source.shape)
+        index = tuple(of(a) for a in domain)
+        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, (*sink.before, *index), load(source, index))])
+
+    def _part(
+        self, group: Group, target: Buffer, shape: tuple[int, ...], value: Callable[[Former, Index], Value],
+        place: Callable[[Index], Index] = lambda i: i, row: Rows = None, sequential: int = 0,
+    ) -> Kernel:  # fmt: skip
+        domain = self._axes(shape)
+        former = Former(self, group, domain)
+        index = tuple(of(a) for a in domain)
+        made = value(former, index)
+        unit = None if sequential else _unit(domain, row if isinstance(row, int) else None)
+        mode: Any = "add" if sequential else "set"
+        return Kernel(self.names("k"), domain, former.reduced, [Store(target, place(index), made, mode)], unit, sequential)
+
+    def _concatenate(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        axis, at, kernels = node.attrs["axis"], 0, []
+        for arg in node.args:
+
+            def place(i: Index, at: int = at) -> Index:
+                return (*i[:axis], i[axis] + at, *i[axis + 1 :])
+
+            def value(f: Former, i: Index, arg: Node = arg) -> Value:
+                return f.at(arg, i)
+
+            kernels.append(self._part(group, target, arg.shape, value, place, row=self.rows.get(node)))
+            at += arg.shape[axis]
+        return kernels
+
+    def _pad(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        x, fill = node.args
+        row = self.rows.get(node)
+
+        def place(i: Index) -> Index:
+            return tuple(e * (mid + 1) + lo for e, (lo, _, mid) in zip(i, node.attrs["amounts"], strict=True))
+
+        return [
+            self._part(group, target, node.shape, lambda f, i: f.at(fill, ()), row=row),
+            self._part(group, target, x.shape, lambda f, i: f.at(x, i), place, row=row),
+        ]
+
+    def _fold(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """Zeros, then window after window added: its offsets are the outermost axes."""
+        (w,) = node.args
+        a = node.attrs
+        inner = len(node.shape)
+        zero = self._part(
+            group, target, node.shape, lambda f, i: constant(0, node.dtype), row=self.rows.get(node)
+        )  # what is added to
+
+        def place(i: Index) -> Index:
+            offsets, at = i[: len(a["size"])], list(i[len(a["size"]) :])
+            for axis, o, s, d in zip(a["axes"], offsets, a["stride"], a["dilation"], strict=True):
+                at[axis] = at[axis] * s + o * d
+            return tuple(at)
+
+        def value(f: Former, i: Index) -> Value:
+            k = len(a["size"])
+            return f.at(w, (*i[k:], *i[:k]))
+
+        shape = (*w.shape[inner:], *w.shape[:inner])
+        return [zero, self._part(group, target, shape, value, place, sequential=len(a["size"]))]
+
+    def _scatter_add(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """A copy, then the updates one index after the other."""
+        x, indices, updates = node.args
+        axis, k = node.attrs["axis"], len(indices.shape)
+        first = self._part(group, target, x.shape, lambda f, i: f.at(x, i))
+        former_index: list[Value] = []
+
+        def value(f: Former, i: Index) -> Value:
+            before, looked, after = i[k : k + axis], i[:k], i[k + axis :]
+            former_index.append(f.looked_up(indices, looked, x.shape[axis], True, node))
+            return f.at(updates, (*before, *looked, *after))
+
+        def place(i: Index) -> Index:
+            return (*i[k : k + axis], former_index[0], *i[k + axis :])
+
+        shape = (*indices.shape, *x.shape[:axis], *x.shape[axis + 1 :])
+        return [first, self._part(group, target, shape, value, place, sequential=max(k, 1))]
+
+    def _random_bits(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """Four words for each group of four elements of a row."""
+        key, offset = node.args
+        rows, width = (node.shape[0], prod(node.shape[1:])) if node.shape else (1, 1)
+        whole, rest = divmod(width, 4)
+        kernels = []
+        for first, groups, words in ((0, whole, 4), (whole, 1, rest)):
+            if not groups or not words:
+                continue
+            domain = (Axis(self.names("i"), rows), Axis(self.names("i"), groups))
+            f = Former(self, group, domain)
+            row, at = of(domain[0]), of(domain[1]) + first
+            args = [f.at(key, (Affine(0),)), f.at(key, (Affine(1),)), f.at(offset, ())]
+            u4 = np.dtype(np.uint32)
+            args += [iota(at, u4), iota(row, u4)]
+            stores = []
+            for word in range(words):
+                bits = elementwise("philox", u4, args, {"stream": node.attrs["stream"], "word": word})
+                stores.append(Store(target, (row, at * 4 + word), bits, shape=(rows, width)))
+            kernels.append(Kernel(self.names("k"), domain, (), stores, _unit(domain, 0 if node.shape else None)))
+        return kernels
+
+    # ---- loops ---------------------------------------------------------------------------------------------------------------
+
+    def _scan(self, node: Node, group: Group) -> list[Item]:
+        a = node.attrs
+        body: Graph = a["body"]
+        states, sequences, length = a["states"], a["sequences"], a["length"]
+        results = self._results(node)
+        former = Former(self, group, ())
+        time = Axis(self.names("time"), length)
+        carried = [
+            results[i] if results[i] is not None else Buffer(self.names("h"), t.shape, t.dtype)
+            for i, t in enumerate(node.types[:states])
+        ]
+        items: list[Item] = []
+        for buffer, arg in zip(carried, node.args, strict=False):
+            assert buffer is not None
+            items.append(self._part(group, buffer, buffer.shape, lambda f, i, arg=arg: f.at(arg, i)))  # type: ignore[misc]
+        for index, t in enumerate(node.types[states:], states):
+            if results[index] is None:
+                results[index] = Buffer(self.names("t"), t.shape, t.dtype)
+        if length:
+            sources: list[Source] = [partial(load, b) for b in carried if b is not None]
+            sources += [partial(_at_time, former, x, of(time)) for x in node.args[states : states + sequences]]
+            sources += [partial(former.at, x) for x in node.args[states + sequences :]]
+            sinks = [[Sink(b)] for b in carried if b is not None]
+            sinks += [[Sink(r, (of(time),))] for r in results[states:] if r is not None]
+            inner = [self.rows.get(x) for x in node.args]
+            inner = [r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(inner)]
+            known = [r if r != "mixed" else None for r in inner]
+            made = fuse(body, sources, sinks, known, self.names)
+            items.append(Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None]))
+        for at, buffer in enumerate(results):
+            primary = carried[at] if at < states else buffer
+            assert primary is not None
+            for sink in self._result_sinks(node, at):
+                if sink.buffer is not primary:
+                    items.append(self.copy(primary, sink))
+        return items
+
+    def _results(self, node: Node) -> list[Buffer | None]:
+        """Where the results of a loop go: all that anybody reads have been asked for by now."""
+        found: list[Buffer | None] = []
+        for i in range(len(node.types)):
+            reader = node if len(node.types) == 1 else self._output(node, i)
+            if reader is None:
+                found.append(None)
+            elif reader in self.stored or reader in self.sinks:
+                found.append(self.buffer(reader))
+            else:
+                found.append(None)
+        return found
+
+    def _output(self, node: Node, index: int) -> Node | None:
+        return next((n for n in self.order if n.op == "output" and n.args[0] is node and n.attrs["index"] == index), None)
+
+    def _result_sinks(self, node: Node, index: int) -> list[Sink]:
+        reader = node if len(node.types) == 1 else self._output(node, index)
+        return self.sinks.get(reader, []) if reader is not None else []
+
+
+class Former:
+    """The values of one kernel, each made once."""
+
+    def __init__(self, fusion: _Fusion, group: Group, domain: tuple[Axis, ...]) -> None:
+        self.fusion, self.group, self.domain = fusion, group, domain
+        self.reduced: tuple[Axis, ...] = ()
+        self._known: dict[tuple[Node, Index], Value] = {}
+
+    def at(self, node: Node, index: Index) -> Value:
+        key = (node, index)
+        if key not in self._known:
+            self._known[key] = self._make(node, index)
+        return self._known[key]
+
+    def _make(self, node: Node, index: Index) -> Value:
+        f = self.fusion
+        if node.op == "input":
+            return f.sources[node](index)
+        if node.op == "constant":
+            return constant(node.attrs["value"], node.dtype)
+        if node in f.home and f.home[node] is not self.group:
+            return self._foreign(node, index)
+        if node.op == "output":
+            return load(f.buffer(node), index)
+        if node.op not in VIRTUAL and OPS[node.op].elementwise:
+            return self._elementwise(node, index)
+        return self._rule(node, index)
+
+    def _rule(self, node: Node, index: Index) -> Value:
+        made: Value = getattr(self, f"_{node.op}")(node, index)
+        return made
+
+    def _elementwise(self, node: Node, index: Index) -> Value:
+        attrs = {} if node.op == "cast" else node.attrs
+        return elementwise(node.op, node.dtype, [self.at(a, index) for a in node.args], attrs)
+
+    def _foreign(self, node: Node, index: Index) -> Value:
+        """A node that lives elsewhere: in memory, or computed again."""
+        f = self.fusion
+        if node not in f.stored and self._again(node, 3):
+            return self._rule(node, index) if node.op in VIRTUAL else self._elementwise(node, index)
+        return load(f.buffer(node), index)
+
+    def _again(self, node: Node, depth: int) -> bool:
+        """Whether computing `node` here costs little and reads only what is in memory anyway."""
+        f = self.fusion
+        if node in f.stored or node in f.must or node.op in ("input", "constant", "iota"):
+            return True
+        if node.op in VIRTUAL:
+            return node.op != "output" and all(self._again(a, depth) for a in node.args)
+        if depth == 0 or not OPS[node.op].elementwise or node.op in EXPENSIVE:
+            return False
+        return all(self._again(a, depth - 1) for a in node.args)
+
+    # ---- virtual: the argument at another index --------------------------------------------------------------------------------
+
+    def _broadcast(self, node: Node, index: Index) -> Value:
+        (x,) = node.args
+        kept = index[len(index) - len(x.shape) :]
+        return self.at(x, tuple(i if n != 1 else Affine() for i, n in zip(kept, x.shape, strict=True)))
+
+    def _transpose(self, node: Node, index: Index) -> Value:
+        axes = node.attrs["axes"]
+        return self.at(node.args[0], tuple(index[axes.index(d)] for d in range(len(axes))))
+
+    def _slice(self, node: Node, index: Index) -> Value:
+        a = node.attrs
+        moved = tuple(_scaled(i, s, b) for i, s, b in zip(index, a["step"], a["start"], strict=True))
+        return self.at(node.args[0], moved)
+
+    def _flip(self, node: Node, index: Index) -> Value:
+        axes = node.attrs["axes"]
+        moved = (_scaled(i, -1, n - 1) if d in axes else i for d, (i, n) in enumerate(zip(index, node.shape, strict=True)))
+        return self.at(node.args[0], tuple(moved))
+
+    def _iota(self, node: Node, index: Index) -> Value:
+        (i,) = index
+        return iota(i, node.dtype) if isinstance(i, Affine) else elementwise("cast", node.dtype, [i])
+
+    def _window(self, node: Node, index: Index) -> Value:
+        a = node.attrs
+        n = len(node.args[0].shape)
+        at = list(index[:n])
+        for axis, offset, s, d in zip(a["axes"], index[n:], a["stride"], a["dilation"], strict=True):
+            at[axis] = at[axis] * s + offset * d
+        return self.at(node.args[0], tuple(at))
+
+    def _reshape(self, node: Node, index: Index) -> Value:
+        if _plain_reshape(node):
+            rest = iter(i for i, n in zip(index, node.shape, strict=True) if n != 1)
+            return self.at(node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape))
+        below = _viewed(node)
+        f = self.fusion
+        if below.op == "constant":
+            return self.at(below, ())
+        if below.op == "input":
+            made = f.sources[below](tuple(Affine() for _ in below.shape))
+            assert made.buffer is not None, "a source is a load"
+            if made.shape == below.shape:
+                return load(made.buffer, index, node.shape)
+            before = made.index[: len(made.index) - len(below.shape)]  # the time of a loop stands before
+            return load(made.buffer, (*before, *index), (*made.shape[: len(before)], *node.shape))
+        return load(f.buffer(below), index, node.shape)
+
+    # ---- what starts a group ---------------------------------------------------------------------------------------------------
+
+    def _over(self, extents: Sequence[int]) -> tuple[Axis, ...]:
+        axes = self.fusion._axes(tuple(extents), "r")
+        self.reduced = (*self.reduced, *(a for a in axes if a.extent != 1))
+        return axes
+
+    def _reduce(self, how: str, value: Value, axes: Sequence[Axis]) -> Value:
+        over = [a for a in axes if a.extent != 1]
+        return reduce(how, value, over) if over else value
+
+    def _extreme(self, node: Node, index: Index) -> Value:
+        (x,) = node.args
+        axes = node.attrs["axes"]
+        over = self._over([x.shape[a] for a in axes])
+        own = iter(index)
+        full = tuple(of(over[axes.index(d)]) if d in axes else next(own) for d in range(len(x.shape)))
+        return self._reduce(node.op, self.at(x, full), over)
+
+    _sum = _max = _min = _extreme
+
+    def _contract(self, node: Node, index: Index) -> Value:
+        left, right, out = parse(node.attrs["spec"])
+        a, b = node.args
+        sizes = {**dict(zip(left, a.shape, strict=True)), **dict(zip(right, b.shape, strict=True))}
+        letters = [c for c in left if c not in out]
+        over = self._over([sizes[c] for c in letters])
+        place = {**dict(zip(out, index, strict=True)), **{c: of(axis) for c, axis in zip(letters, over, strict=True)}}
+        factors = [self.at(x, tuple(place[c] for c in word)) for x, word in ((a, left), (b, right))]
+        return self._reduce("sum", elementwise("multiply", node.dtype, factors), over)
+
+    def _take(self, node: Node, index: Index) -> Value:
+        x, indices = node.args
+        axis, k = node.attrs["axis"], len(indices.shape)
+        at = self.looked_up(indices, index[axis : axis + k], x.shape[axis], node.attrs.get("negative", True), node)
+        full = (*index[:axis], at, *index[axis + k :])
+        below = _viewed(x)
+        if below.op == "input":
+            probe = self.fusion.sources[below](tuple(Affine() for _ in below.shape))
+            assert probe.buffer is not None
+            before = probe.index[: len(probe.index) - len(below.shape)]
+            return load(probe.buffer, (*before, *full), (*probe.shape[: len(before)], *x.shape))
+        return load(self.fusion.buffer(below), full, x.shape)
+
+    def looked_up(self, indices: Node, index: Index, extent: int, negative: bool, node: Node) -> Value:
+        """The value of an index, checked."""
+        where = (node.scope, node.source, indices.shape, index)
+        attrs = {"extent": extent, "negative": negative, "where": where}
+        return elementwise("checked", np.dtype(np.int64), [self.at(indices, index)], attrs)
+
+
+def _at_time(former: Former, node: Node, time: Affine, index: Index) -> Value:
+    return former.at(node, (time, *index))
+
+
+def _scaled(index: Any, factor: int, offset: int) -> Any:
+    if isinstance(index, Affine):
+        return index * factor + offset
+    i8 = index.dtype
+    made = index if factor == 1 else elementwise("multiply", i8, [index, constant(factor, i8)])
+    return made if offset == 0 else elementwise("add", i8, [made, constant(offset, i8)])
+
+
+def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
+    if row is not None and row < len(domain):
+        return domain[row]
+    return domain[0] if domain else None
+
+
+def _plain_reshape(node: Node) -> bool:
+    """Whether only axes of length 1 come or go."""
+    return [n for n in node.shape if n != 1] == [n for n in node.args[0].shape if n != 1]
+
+
+def _viewed(node: Node) -> Node:
+    """What a chain of reshapes looks at."""
+    while node.op == "reshape":
+        node = node.args[0]
+    return node
+
+
+def _beneath(node: Node) -> Node:
+    """What a chain of virtual operators reads."""
+    while node.op in VIRTUAL and node.args and node.op != "output":
+        node = node.args[0]
+    return node

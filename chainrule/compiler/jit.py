@@ -1,0 +1,328 @@
+"""Machine code out of LLVM IR text, kept on disk for the next process.
+
+In: the text of a module and the Target it is for. Out: Loaded, which gives the addresses of the module's functions for as long as it
+lives. Every object is made first and loaded then, whether it comes from the compiler or from the disk, so both ways run the same code.
+
+The cache is a folder of files, one for each object. Its place: `CHAINRULE_CACHE` (a path; "0" or nothing: no cache), else the
+platform's folder for caches. It changes no result. Nothing in it can be made into code unless it belongs to this user and no other
+may write to it; whatever goes wrong with it (no space, no permission, a damaged file) means compiling again, never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import stat
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import GraphError, UsageError
+from .target import Target, host
+
+LEVEL = 2
+BOUND = 256 * 1024 * 1024  # bytes that the cache may fill
+PIPELINE = "none"
+EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
+
+FORMAT = b"chainrule object 1\n"  # changes with anything that makes older files useless
+SUFFIX = ".chainrule"
+HEADER = struct.Struct(f"<{len(FORMAT)}s32s32sQ")  # FORMAT, checksum of what follows, digest of the key, length of meta
+
+T = TypeVar("T")
+
+# LLVM holds process-wide tables, and llvmlite a lock of its own that a fork in the middle of a call would leave locked forever in the
+# child. All use of LLVM here is under this lock, and a fork waits for it.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class Loaded:
+    """A module in executable memory. Its functions may be called for as long as this object lives; then the memory is freed."""
+
+    def __init__(self, engine: Any, context: Any) -> None:
+        self._engine, self._context = engine, context
+
+    def address(self, name: str) -> int:
+        """Where the function `name` starts.
+
+        Raises:
+            KeyError: the module has no such function.
+        """
+        with _lock:
+            found = int(self._engine.get_function_address(name))
+        if not found:
+            raise KeyError(name)
+        return found
+
+    def __del__(self) -> None:
+        if sys.is_finalizing():
+            return  # the process gives its memory back, and LLVM may be gone already
+        with _lock:  # the engine before the context that its module lives in
+            self._engine.close()
+            self._context.close()
+
+
+def compile_module(
+    text: str, target: Target, *, level: int = LEVEL, key: bytes | None = None, meta: bytes = b"", cache: bool = True
+) -> Loaded:
+    """The module as machine code, from the cache or newly made.
+
+    Args:
+        text: LLVM IR. Beside its own functions it may declare intrinsics and EXTERNALS.
+        target: what it is for; it must run here.
+        level: 0 without optimisation (quick to make, slow to run), else 1 to 3.
+        key: what stands for the text. With it the object is made in any case and stored for `load`; without it the text is the key.
+        meta: bytes to store beside the object and get back from `load`; only of use with a key.
+        cache: False: neither look on the disk nor store.
+
+    Raises:
+        GraphError: LLVM finds the text wrong.
+        UsageError: the target is another family of processors than this one.
+    """
+    _must_run_here(target)
+    digest = _digest(b"text" + text.encode() if key is None else b"key" + key, target, level)
+    found = _read(digest) if cache and key is None else None
+    if found is not None:
+        return _link(found[1], target, level)
+    code = _object(text, target, level)
+    if cache:
+        _write(digest, meta, code)
+    return _link(code, target, level)
+
+
+def load(key: bytes, target: Target, *, level: int = LEVEL) -> tuple[Loaded, bytes] | None:
+    """What `compile_module` stored under this key for this target and level: the module and its meta; None if there is nothing."""
+    _must_run_here(target)
+    found = _read(_digest(b"key" + key, target, level))
+    return None if found is None else (_link(found[1], target, level), found[0])
+
+
+def assembly(text: str, target: Target, level: int = LEVEL) -> str:
+    """The assembly that the module becomes, to be looked at; any target."""
+    return _compiled(text, target, level, lambda machine, module: str(machine.emit_assembly(module)))
+
+
+def optimized(text: str, target: Target, level: int = LEVEL) -> str:
+    """The IR that the code generator gets, to be looked at; any target."""
+    return _compiled(text, target, level, lambda machine, module: str(module))
+
+
+def _must_run_here(target: Target) -> None:
+    if target.family != host().family:
+        raise UsageError(f"code for {target.family} cannot be loaded on {host().family}; `assembly` shows it")
+
+
+# ---- LLVM --------------------------------------------------------------------------------------------------------------------
+
+
+def _object(text: str, target: Target, level: int) -> bytes:
+    """The module as an object file."""
+    return _compiled(text, target, level, lambda machine, module: bytes(machine.emit_object(module)))
+
+
+def _compiled(text: str, target: Target, level: int, emit: Callable[[Any, Any], T]) -> T:
+    """What `emit` makes of the target machine and the checked, optimised module."""
+    with _lock, _llvm().create_context() as context:
+        machine = _machine(target, level)
+        with _parsed(text, context) as module:
+            _check(module)
+            module.triple, module.data_layout = machine.triple, str(machine.target_data)
+            _optimize(module, machine, level)
+            return emit(machine, module)
+
+
+def _parsed(text: str, context: Any) -> Any:
+    """The module as LLVM reads it, unchecked."""
+    try:
+        return _llvm().parse_assembly(text, context)
+    except RuntimeError as e:
+        raise GraphError(f"LLVM cannot read a module, which is a defect of chainrule: {e}") from None
+
+
+def _check(module: Any) -> None:
+    """Refuses what would end the process: wrong IR in the code generator, an unknown function in the linker."""
+    try:
+        module.verify()
+    except RuntimeError as e:
+        raise GraphError(f"LLVM refuses a module, which is a defect of chainrule: {e}") from None
+    foreign = (f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm."))
+    if unknown := sorted(set(foreign) - set(EXTERNALS)):
+        raise GraphError(f"a module calls what it does not define, which is a defect of chainrule: {', '.join(unknown)}")
+
+
+def _optimize(module: Any, machine: Any, level: int) -> None:
+    """The passes before the code generator."""
+    return
+
+
+def _link(code: bytes, target: Target, level: int) -> Loaded:
+    """The object file in executable memory. The engine wants a module, so it gets an empty one."""
+    with _lock:
+        llvm = _llvm()
+        context = llvm.create_context()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly("", context), _machine(target, level))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return Loaded(engine, context)
+
+
+def _machine(target: Target, level: int) -> Any:
+    """A new target machine; an engine takes its own into possession."""
+    llvm = _llvm()
+    if target.family != host().family:
+        _all_targets()
+    return llvm.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features, opt=level)
+
+
+def _llvm() -> Any:
+    """llvmlite's binding, ready for this processor."""
+    with _lock:
+        return _native()
+
+
+@functools.cache
+def _native() -> Any:
+    """The first call of `_llvm`. Imported late, for those who do not compile."""
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    for name, function in _externals().items():
+        llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
+    return llvm
+
+
+@functools.cache
+def _all_targets() -> None:
+    """Makes LLVM ready for foreign processors."""
+    _llvm().initialize_all_targets()
+    _llvm().initialize_all_asmprinters()
+
+
+def _externals() -> dict[str, Any]:
+    """EXTERNALS as the C library has them."""
+    if sys.platform == "win32":
+        found = {name: getattr(ctypes.cdll.msvcrt, name) for name in EXTERNALS if name not in ("sched_yield", "syscall")}
+        return found | {"sched_yield": ctypes.windll.kernel32.SwitchToThread}
+    return {name: getattr(ctypes.CDLL(None), name) for name in EXTERNALS}
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------------------------
+
+
+def _digest(subject: bytes, target: Target, level: int) -> bytes:
+    """What an entry is found by: everything that its code depends on."""
+    import llvmlite
+
+    machine = f"{target.triple} {target.cpu} {target.features} {level} {_llvm().llvm_version_info} {llvmlite.__version__}"
+    return hashlib.sha256(b"\0".join((FORMAT, PIPELINE.encode(), machine.encode(), subject))).digest()
+
+
+def _read(digest: bytes) -> tuple[bytes, bytes] | None:
+    """Meta and object of an entry; None if there is none that can be trusted."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = _folder()
+        if folder is None or not _ours(os.stat(folder)):
+            return None
+        path = folder / f"{digest.hex()}{SUFFIX}"
+        with open(path, "rb") as file:
+            if not _ours(os.fstat(file.fileno())):
+                return None
+            found = _unpack(digest, file.read())
+        if found is not None:
+            with contextlib.suppress(OSError):  # a disk that may only be read
+                os.utime(path)  # used just now, so the last to be deleted
+        return found
+    return None
+
+
+def _write(digest: bytes, meta: bytes, code: bytes) -> None:
+    """Stores an entry, whole or not at all, and keeps the cache within its bound."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = _folder()
+        if folder is None:
+            return
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not _ours(os.stat(folder)):
+            return
+        content = _pack(digest, meta, code)
+        if len(content) <= BOUND:
+            _replace(folder / f"{digest.hex()}{SUFFIX}", content)
+            _trim(folder)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Puts a file in place in one step, whoever else reads or writes it."""
+    descriptor, name = tempfile.mkstemp(suffix=SUFFIX, dir=path.parent)  # nobody else may read or write it
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _trim(folder: Path) -> None:
+    """Deletes the entries that were not used for longest, until the rest is within BOUND. Others may do the same meanwhile."""
+    files = []
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            if entry.name.endswith(SUFFIX):
+                files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= BOUND:
+            break
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= size
+
+
+def _pack(digest: bytes, meta: bytes, code: bytes) -> bytes:
+    """An entry as the bytes of a file."""
+    rest = HEADER.pack(FORMAT, bytes(32), digest, len(meta))[len(FORMAT) + 32 :] + meta + code
+    return FORMAT + hashlib.sha256(rest).digest() + rest
+
+
+def _unpack(digest: bytes, content: bytes) -> tuple[bytes, bytes] | None:
+    """Meta and object out of a file's bytes; None if they are damaged or belong to another key."""
+    if len(content) < HEADER.size:
+        return None
+    form, checksum, owner, length = HEADER.unpack_from(content)
+    rest = memoryview(content)[len(FORMAT) + 32 :]
+    if form != FORMAT or owner != digest or checksum != hashlib.sha256(rest).digest():
+        return None
+    return content[HEADER.size : HEADER.size + length], content[HEADER.size + length :]
+
+
+def _ours(status: os.stat_result) -> bool:
+    """Only this user can have written it. Elsewhere than on POSIX the folder of the user's profile answers for that."""
+    if not hasattr(os, "geteuid"):
+        return True
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _folder() -> Path | None:
+    """Where the cache is, whether it exists or not; None: there shall be none."""
+    chosen = os.environ.get("CHAINRULE_CACHE")
+    if chosen is not None:
+        return None if chosen in ("", "0") else Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    return Path(base) / "chainrule" if os.path.isabs(base) else None

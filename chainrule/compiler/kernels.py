@@ -1,0 +1,214 @@
+"""What a kernel is: an index space of named axes, and values over subsets of them.
+
+In: nothing. Out: `Buffer`, `Value`, `Store`, `Kernel`, `Loop`, and their text. A kernel has a domain, over which it stores, and reduced
+axes, over which it sums (or takes the largest, or smallest). Every load has an index that is affine in the axes; broadcast,
+transpose, slice and window do not exist here: they are indices.
+
+    kernel = name, domain axis*, reduced axis*, store*
+    store  = buffer, index, value, "set" | "add"
+    value  = load buffer index | constant | iota affine | reduce how value | elementwise value* | philox ...
+    index  = affine | value, one for each dimension (a value: looked up while running)
+    loop   = axis, reverse, (kernel | loop)*            the axis is free in what stands inside
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+
+from .affine import Affine, Axis
+
+Space = Literal["input", "state", "result", "scratch"]
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    space: Space = "scratch"
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """One number for each point of `axes`."""
+
+    op: str  # "load", "constant", "iota", "reduce", "philox", or an elementwise core form
+    dtype: np.dtype[Any]
+    args: tuple[Value, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    axes: frozenset[Axis] = frozenset()
+
+    # a load: what it reads and where; `shape` is the shape under which the buffer is indexed
+    buffer: Buffer | None = None
+    index: tuple[Affine | Value, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """One array written. mode "add": added to what is there, in the order of the domain, first axis outermost."""
+
+    buffer: Buffer
+    index: tuple[Affine | Value, ...]
+    value: Value
+    mode: Literal["set", "add"] = "set"
+    shape: tuple[int, ...] = ()  # under which the buffer is indexed; () stands for its own
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        return self.shape or self.buffer.shape
+
+
+@dataclass(slots=True, eq=False)
+class Kernel:
+    """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
+    axes of the domain are run through in order, outermost, because what they store is added up."""
+
+    name: str
+    domain: tuple[Axis, ...]
+    reduced: tuple[Axis, ...]
+    stores: list[Store]
+    unit: Axis | None = None
+    sequential: int = 0
+
+    def values(self) -> list[Value]:
+        """All values, arguments first."""
+        return _ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
+
+    def loads(self) -> Iterator[Value]:
+        return (v for v in self.values() if v.op == "load")
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step."""
+
+    name: str
+    axis: Axis
+    reverse: bool
+    items: list[Kernel | Loop]
+    states: list[Buffer]
+
+
+Item = Kernel | Loop
+
+
+def kernels_of(items: Sequence[Item]) -> Iterator[Kernel]:
+    """All kernels, those inside loops included."""
+    for item in items:
+        if isinstance(item, Kernel):
+            yield item
+        else:
+            yield from kernels_of(item.items)
+
+
+def _ordered(roots: Sequence[Value]) -> list[Value]:
+    order: list[Value] = []
+    seen: set[Value] = set()
+    stack = [(v, False) for v in reversed(roots)]
+    while stack:
+        value, ready = stack.pop()
+        if ready:
+            order.append(value)
+        elif value not in seen:
+            seen.add(value)
+            stack.append((value, True))
+            stack.extend((a, False) for a in reversed((*value.args, *(i for i in value.index if isinstance(i, Value)))))
+    return order
+
+
+# ---- making values -----------------------------------------------------------------------------------------------------------
+
+
+def load(buffer: Buffer, index: Sequence[Affine | Value], shape: tuple[int, ...] | None = None) -> Value:
+    """What stands in `buffer` at `index`."""
+    axes: frozenset[Axis] = frozenset().union(*(i.axes for i in index))
+    return Value(
+        "load", buffer.dtype, axes=axes, buffer=buffer, index=tuple(index), shape=buffer.shape if shape is None else shape
+    )
+
+
+def constant(value: Any, dtype: np.dtype[Any]) -> Value:
+    """A number."""
+    return Value("constant", dtype, attrs={"value": dtype.type(value)})
+
+
+def iota(index: Affine, dtype: np.dtype[Any]) -> Value:
+    """The index itself."""
+    return Value("iota", dtype, index=(index,), axes=index.axes)
+
+
+def elementwise(op: str, dtype: np.dtype[Any], args: Sequence[Value], attrs: Mapping[str, Any] | None = None) -> Value:
+    """An operator, element by element."""
+    return Value(op, dtype, tuple(args), attrs or {}, frozenset().union(*(a.axes for a in args)))
+
+
+def reduce(how: str, value: Value, axes: Sequence[Axis]) -> Value:
+    """The sum, largest or smallest over `axes`."""
+    return Value("reduce", value.dtype, (value,), {"how": how, "over": tuple(axes)}, value.axes - set(axes))
+
+
+# ---- text --------------------------------------------------------------------------------------------------------------------
+
+
+def kernels_text(items: Sequence[Item], indent: str = "") -> str:
+    """Kernels as text."""
+    return "\n".join(_item_text(i, indent) for i in items)
+
+
+def _item_text(item: Item, indent: str) -> str:
+    if isinstance(item, Loop):
+        head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{' descending' if item.reverse else ''}"
+        return f"{head}\n{kernels_text(item.items, indent + '    ')}"
+    axes = " ".join(f"{a.name}<{a.extent}{'*' if a is item.unit else ''}" for a in item.domain)
+    over = " ".join(f"{a.name}<{a.extent}" for a in item.reduced)
+    lines = [f"{indent}kernel {item.name} [{axes}]" + (f" over [{over}]" if over else "")]
+    names: dict[Value, str] = {}
+    for v in item.values():
+        names[v] = f"v{len(names)}"
+        lines.append(f"{indent}    {names[v]}: {v.dtype}{_axes(v)} = {_value_text(v, names)}")
+    for s in item.stores:
+        sign = "=" if s.mode == "set" else "+="
+        lines.append(f"{indent}    {s.buffer.name}[{_index_text(s.index, names)}] {sign} {names[s.value]}")
+    return "\n".join(lines)
+
+
+def _axes(v: Value) -> str:
+    return f"({', '.join(sorted(a.name for a in v.axes))})"
+
+
+def _index_text(index: Sequence[Affine | Value], names: Mapping[Value, str]) -> str:
+    return ", ".join(names[i] if isinstance(i, Value) else str(i) for i in index)
+
+
+def _value_text(v: Value, names: Mapping[Value, str]) -> str:
+    if v.op == "load":
+        assert v.buffer is not None
+        view = f" as {list(v.shape)}" if v.shape != v.buffer.shape else ""
+        return f"{v.buffer.name}[{_index_text(v.index, names)}]{view}"
+    if v.op == "constant":
+        return str(v.attrs["value"])
+    if v.op == "iota":
+        return f"iota {v.index[0]}"
+    if v.op == "reduce":
+        return f"{v.attrs['how']} of {names[v.args[0]]} over {', '.join(a.name for a in v.attrs['over'])}"
+    attrs = ", ".join(f"{k}={a}" for k, a in v.attrs.items() if k != "checked")
+    return f"{v.op}({', '.join(names[a] for a in v.args)}{', ' + attrs if attrs else ''})"

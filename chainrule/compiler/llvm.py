@@ -1,0 +1,290 @@
+"""Loops -> LLVM IR text.
+
+In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (slot 0 the arena, slot
+1 the report of a bad index, then the caller's buffers), the units it is to do, and the variables of loops around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from .affine import Affine, Axis
+from .code import Block, Reg
+from .kernels import Buffer
+from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .target import Target
+
+ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
+I8 = np.dtype(np.int64)
+BOOL = np.dtype(bool)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Slots of the caller's buffers, and offsets of the others in the arena."""
+
+    slots: Mapping[Buffer, int]
+    offsets: Mapping[Buffer, int]
+
+
+@dataclass
+class Site:
+    """A place where an index is looked up: what to say when it is out of range."""
+
+    scope: str
+    source: str
+    extent: int
+    negative: bool
+
+
+class Module:
+    """Functions, and what they need beside them."""
+
+    def __init__(self, layout: Layout, target: Target) -> None:
+        self.layout, self.target = layout, target
+        self.declarations: set[str] = set()
+        self.helpers: dict[str, str] = {}
+        self.functions: list[str] = []
+        self.sites: list[Site] = []
+
+    def add(self, function: Function, *, inline: bool = False) -> None:
+        writer = _Writer(self, function)
+        lines = writer.write()
+        self.declarations |= writer.b.declarations
+        self.helpers.update(writer.b.helpers)
+        parameters = ", ".join(["ptr %table", "i64 %lo", "i64 %hi", *(f"i64 %{a.name}" for a in function.variables)])
+        how = "alwaysinline" if inline else "noinline"
+        head = f"define internal void @{function.name}({parameters}) {how} nounwind {self.attributes} {{\nentry:"
+        self.functions.append("\n".join([head, *lines, "  ret void", "}"]))
+
+    @property
+    def attributes(self) -> str:
+        bits = self.target.vector_bytes * 8
+        return f'"prefer-vector-width"="{bits}" "min-legal-vector-width"="{bits}"'
+
+    def text(self, *more: str) -> str:
+        parts = [*sorted(self.declarations), *self.helpers.values(), *self.functions, *more]
+        return "\n".join([f'target triple = "{self.target.triple}"', *parts]) + "\n"
+
+
+class _Writer:
+    def __init__(self, module: Module, function: Function) -> None:
+        self.module, self.function = module, function
+        self.b = Block(module.target)
+        self.registers: dict[Register, Reg] = {}
+        self.variables: dict[Axis, str] = {a: f"%{a.name}" for a in function.variables}
+        self.known: list[dict[Any, Any]] = [{}]
+        self.base: dict[Buffer, str] = {}
+        self.labels = count()
+
+    def write(self) -> list[str]:
+        self.body(self.function.body)
+        return self.b.lines
+
+    def body(self, statements: Sequence[Statement]) -> None:
+        for s in statements:
+            if isinstance(s, For):
+                self._for(s)
+            elif isinstance(s, If):
+                self._if(s)
+            elif isinstance(s, Let):
+                self.registers[s.target] = self._let(s)
+            elif isinstance(s, Read):
+                r, p = s.target, s.place
+                stride = p.stride if r.width > 1 else 1
+                self.registers[r] = self.b.load(
+                    self._pointer(p), r.dtype, r.width, lanes=p.lanes if r.width > 1 else 1, stride=stride
+                )
+            elif isinstance(s, Write):
+                value, p = self.registers[s.value], s.place
+                stride = p.stride if value.width > 1 else 1
+                self.b.store(self._pointer(p), value, lanes=p.lanes if value.width > 1 else 1, stride=stride)
+            else:
+                self._call(s)
+
+    # ---- memory --------------------------------------------------------------------------------------------------------------
+
+    def _memo(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Made once, where it is first needed; known from there on inwards."""
+        for scope in self.known:
+            if key in scope:
+                return scope[key]
+        made = self.known[-1][key] = make()
+        return made
+
+    def _pointer(self, p: Place) -> str:
+        b = self.b
+        size = p.buffer.dtype.itemsize
+        base: str = self._memo(("base", p.buffer), lambda: self._base(p.buffer))
+
+        def moved() -> str:
+            text = base
+            for axis, c in p.address.terms:
+                text = b.line(f"getelementptr i8, ptr {text}, i64 {self._times(self.variables[axis], c * size)}")
+            return text
+
+        text = self._memo(("moved", p.buffer, p.address.terms), moved)
+        for r, factor in p.looked_up:
+            text = b.line(f"getelementptr i8, ptr {text}, i64 {self._times(self.registers[r].text, factor * size)}")
+        return b.at(text, p.buffer.dtype, p.address.constant)
+
+    def _base(self, buffer: Buffer) -> str:
+        layout = self.module.layout
+        if buffer in layout.slots:
+            return self._slot(layout.slots[buffer])
+        arena = self._memo("arena", lambda: self._slot(ARENA))
+        return self.b.line(f"getelementptr i8, ptr {arena}, i64 {layout.offsets[buffer]}")
+
+    def _slot(self, slot: int) -> str:
+        place = self.b.line(f"getelementptr ptr, ptr %table, i64 {slot}")
+        return self.b.line(f"load ptr, ptr {place}, align 8")
+
+    def _times(self, text: str, factor: int) -> str:
+        return text if factor == 1 else self.b.line(f"mul nsw i64 {text}, {factor}")
+
+    def _affine(self, a: Affine) -> Reg:
+        total = str(a.constant)
+        for axis, c in a.terms:
+            total = self.b.line(f"add nsw i64 {total}, {self._times(self.variables[axis], c)}")
+        return Reg(total, I8, 1)
+
+    # ---- control -------------------------------------------------------------------------------------------------------------
+
+    def _number(self, n: int | str | tuple[str, int]) -> str:
+        if isinstance(n, tuple):
+            name, bound = n
+            less = self.b.line(f"icmp slt i64 %{name}, {bound}")
+            return self.b.line(f"select i1 {less}, i64 %{name}, i64 {bound}")
+        return f"%{n}" if isinstance(n, str) else str(n)
+
+    def _for(self, s: For) -> None:
+        b = self.b
+        first, last = self._number(s.first), self._number(s.last)
+        head, out = b.fresh_label(), b.fresh_label()
+        guarded = not (isinstance(s.first, int) and isinstance(s.last, int))
+        before = b.label
+        if guarded:
+            some = b.line(f"icmp slt i64 {first}, {last}")
+            b.do(f"br i1 {some}, label %{head}, label %{out}")
+        else:
+            b.do(f"br label %{head}")
+        b.start(head)
+        counter = b.name()
+        at = len(b.lines)
+        b.lines.append("")
+        phis = []
+        for c in s.carries:
+            reg = self.registers[c.first]
+            self.registers[c.register] = Reg(b.name(), reg.dtype, reg.width)
+            phis.append(len(b.lines))
+            b.lines.append("")
+        self.variables[s.variable] = counter
+        if s.descending:
+            assert isinstance(s.last, int)
+            self.variables[s.variable] = b.line(f"sub nsw i64 {s.last - 1}, {counter}")
+        self.known.append({})
+        self.body(s.body)
+        self.known.pop()
+        end = b.label
+        following = b.line(f"add nuw nsw i64 {counter}, 1")
+        again = b.line(f"icmp slt i64 {following}, {last}")
+        b.do(f"br i1 {again}, label %{head}, label %{out}")
+        b.lines[at] = f"  {counter} = phi i64 [ {first}, %{before} ], [ {following}, %{end} ]"
+        for line, c in zip(phis, s.carries, strict=True):
+            one, new = self.registers[c.first], self.registers[c.next]
+            reg = self.registers[c.register]
+            b.lines[line] = f"  {reg.text} = phi {reg.type} [ {one.text}, %{before} ], [ {new.text}, %{end} ]"
+        b.start(out)
+        for r, c in zip(s.results, s.carries, strict=True):
+            self.registers[r] = self.registers[c.next]
+
+    def _if(self, s: If) -> None:
+        b = self.b
+        inside, out = b.fresh_label(), b.fresh_label()
+        test = b.line(f"icmp sgt i64 %{s.name}, {s.bound}")
+        b.do(f"br i1 {test}, label %{inside}, label %{out}")
+        b.start(inside)
+        self.known.append({})
+        self.body(s.body)
+        self.known.pop()
+        b.do(f"br label %{out}")
+        b.start(out)
+
+    def _call(self, s: Call) -> None:
+        units = [f"i64 {self._number(n)}" for n in (s.first, s.last)]
+        variables = [f"i64 {self.variables[a]}" for a in s.variables]
+        self.b.do(f"call void @{s.function}({', '.join(['ptr %table', *units, *variables])})")
+
+    # ---- registers -----------------------------------------------------------------------------------------------------------
+
+    def _let(self, s: Let) -> Reg:
+        b, dtype, width = self.b, s.target.dtype, s.target.width
+        args = [self.registers[a] for a in s.args]
+        if s.op == "constant":
+            return b.const(s.attrs["value"], dtype, width)
+        if s.op == "splat":
+            return b.splat(args[0], width)
+        if s.op == "neutral":
+            return b.neutral(s.attrs["how"], dtype, width)
+        if s.op == "combine":
+            return b.combine(s.attrs["how"], *args)
+        if s.op == "lanes":
+            return b.lanes_reduce(s.attrs["how"], args[0])
+        if s.op == "fma":
+            return b.fma(*args)
+        if s.op == "keep":
+            lanes = s.attrs["lanes"]
+            mask = ", ".join(f"i1 {'true' if i < lanes else 'false'}" for i in range(width))
+            return b.select(Reg(f"<{mask}>", BOOL, width), args[0], b.neutral(s.attrs["how"], dtype, width))
+        if s.op == "iota":
+            return self._iota(s, dtype, width)
+        if s.op == "philox":
+            return self._philox(s, args, width)
+        if s.op == "checked":
+            return self._checked(s, args[0])
+        return b.elementwise(s.op, s.attrs, dtype, *args)
+
+    def _iota(self, s: Let, dtype: np.dtype[Any], width: int) -> Reg:
+        b = self.b
+        reg = self._affine(s.attrs["address"])
+        if width > 1:
+            steps = b.elementwise("multiply", {}, I8, b.iota(I8, width), b.const(s.attrs["stride"], I8, width))
+            reg = b.elementwise("add", {}, I8, b.splat(reg, width), steps)
+        return reg if dtype == I8 else b.elementwise("cast", {"dtype": dtype}, dtype, reg)
+
+    def _philox(self, s: Let, args: Sequence[Reg], width: int) -> Reg:
+        key0, key1, offset, at, row = args
+        stream = self.b.const(s.attrs["stream"], np.dtype(np.uint32), width)
+        words = self._memo(("philox", *s.args, s.attrs["stream"]), lambda: self.b.philox(at, row, offset, stream, key0, key1))
+        word: Reg = words[s.attrs["word"]]
+        return word
+
+    def _checked(self, s: Let, index: Reg) -> Reg:
+        """An index in range. One that is not becomes 0, and is reported: site + 1, index, position."""
+        b = self.b
+        extent = s.attrs["extent"]
+        scope, source = s.attrs["where"]
+        module = self.module
+        module.sites.append(Site(scope, source, extent, s.attrs["negative"]))
+        wide = index if index.dtype == I8 else b.elementwise("cast", {"dtype": I8}, I8, index)
+        at = wide.text
+        if s.attrs["negative"]:
+            below = b.line(f"icmp slt i64 {at}, 0")
+            moved = b.line(f"add i64 {at}, {extent}")
+            at = b.line(f"select i1 {below}, i64 {moved}, i64 {at}")
+        good = b.line(f"icmp ult i64 {at}, {extent}")
+        bad, out = b.fresh_label(), b.fresh_label()
+        b.do(f"br i1 {good}, label %{out}, label %{bad}")
+        b.start(bad)
+        report = self._slot(REPORT)
+        for n, text in enumerate((str(len(module.sites)), wide.text, self._affine(s.attrs["address"]).text)):
+            b.do(f"store i64 {text}, ptr {b.line(f'getelementptr i64, ptr {report}, i64 {n}')}, align 8")
+        b.do(f"br label %{out}")
+        b.start(out)
+        safe = b.line(f"select i1 {good}, i64 {at}, i64 0")
+        return Reg(safe, I8, 1)

@@ -1,0 +1,431 @@
+"""Kernels -> loops over registers.
+
+In: a kernel, its schedule, and the number of units. Out: a `Function`. Each value is computed in the outermost loop where all that it
+depends on is known, once for each register it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from .affine import Affine, Axis, affine, flat, of
+from .kernels import Kernel, Store, Value
+from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .schedule import Schedule, balanced, units
+
+
+def lower(kernel: Kernel, schedule: Schedule, threads: int, variables: tuple[Axis, ...] = ()) -> Function:
+    """The function that does the units lo..hi-1 of `kernel`."""
+    body: list[Statement] = []
+    if all(a.extent for a in kernel.domain):
+        total, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 0)
+        if total == 1:
+            body.append(If("hi", 0, _Lowering(kernel, schedule, {}, {}, "").run()))
+        else:
+            assert kernel.unit is not None
+            body = _by_units(kernel, schedule, kernel.unit, total, length)
+    return Function(kernel.name, variables, body)
+
+
+def _by_units(kernel: Kernel, schedule: Schedule, axis: Axis, total: int, length: int) -> list[Statement]:
+    full, rest = divmod(axis.extent, length)
+    unit = Axis("unit", total)
+    inside = Axis(axis.name, length)
+    table = {axis: affine(0, ((unit, length),)) + of(inside)}
+    made = _Lowering(kernel, schedule, {axis: inside}, table, "", {unit}).run()
+    body: list[Statement] = [For(unit, "lo", ("hi", full) if rest else "hi", made)]
+    if rest:
+        last = Axis(axis.name, rest)
+        made = _Lowering(kernel, schedule, {axis: last}, {axis: of(last) + full * length}, "z").run()
+        body.append(If("hi", full, made))
+    return body
+
+
+class _Scope:
+    def __init__(self, variables: set[Axis]) -> None:
+        self.variables = variables
+        self.body: list[Statement] = []
+        self.known: dict[Any, Register] = {}
+
+
+class _Lowering:
+    """One variant of a kernel's body, all extents known.
+
+    renamed: the unit axis -> the axis that counts inside a unit; table: axes -> sums of loop variables.
+    """
+
+    def __init__(
+        self, kernel: Kernel, schedule: Schedule, renamed: Mapping[Axis, Axis], table: Mapping[Axis, Affine], stem: str,
+        outside: set[Axis] | None = None,
+    ) -> None:  # fmt: skip
+        self.kernel, self.s = kernel, schedule
+        self.renamed = renamed
+        self.table: dict[Axis, Affine] = dict(table)
+        self.stem = stem
+        self.numbers = count()
+        self.domain = [renamed.get(a, a) for a in kernel.domain]
+        self.original = dict(zip(self.domain, kernel.domain, strict=True))
+        self.lanes = renamed.get(schedule.lanes, schedule.lanes) if schedule.lanes is not None else None
+        self.tile = renamed.get(schedule.tile, schedule.tile) if schedule.tile is not None else None
+        self.reduced = list(kernel.reduced)
+        self.scopes = [_Scope(outside or set())]
+        self.row = self.vector = 0
+        self.valid = 1  # lanes of the vector at hand that count
+        self.tag = 0  # which copy of an unrolled body
+        self.innermost = self._innermost()
+        self.sums = [v for v in kernel.values() if v.op == "reduce"]
+        self.summed: dict[Any, Register] = {}
+        self.made_in: dict[Register, _Scope] = {}
+
+    # ---- small things --------------------------------------------------------------------------------------------------------
+
+    def register(self, dtype: np.dtype[Any], width: int) -> Register:
+        return Register(f"{self.stem}r{next(self.numbers)}", dtype, width)
+
+    def variable(self, stem: str, extent: int) -> Axis:
+        return Axis(f"{stem}_{self.stem}{next(self.numbers)}", extent)
+
+    def _innermost(self) -> Axis | None:
+        if not self.reduced:
+            return None
+        return self.lanes if self.lanes in self.reduced else self.reduced[-1]
+
+    def place_axis(self, axis: Axis, where: Affine) -> None:
+        """`axis` (one that counts in this variant) is `where`."""
+        outer = self.original.get(axis, axis)
+        if outer is not axis and outer in self.renamed:
+            base = self.base[outer].without(axis)
+            self.table[outer] = base + where
+        else:
+            self.table[axis] = where
+
+    def address(self, index: Affine) -> Affine:
+        return index.replaced(self.table)
+
+    def let(self, op: str, dtype: np.dtype[Any], width: int, args: tuple[Register, ...], scope: _Scope, **attrs: Any) -> Register:
+        target = self.register(dtype, width)
+        scope.body.append(Let(target, op, args, attrs))
+        return target
+
+    def splat(self, r: Register, width: int) -> Register:
+        if r.width == width:
+            return r
+        for scope in self.scopes:  # where it was made, or further in
+            if ("splat", r, width) in scope.known:
+                return scope.known["splat", r, width]
+        scope = self.made_in.get(r, self.scopes[-1])
+        made = scope.known["splat", r, width] = self.let("splat", r.dtype, width, (r,), scope)
+        return made
+
+    # ---- loops ---------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> list[Statement]:
+        self.base = dict(self.table)
+        outer = [a for a in self.domain if a is not self.lanes and a is not self.tile and a.extent != 1]
+        self._loops(outer, self._tiles)
+        return self.scopes[0].body
+
+    def _loops(self, axes: list[Axis], inside: Callable[[], None]) -> None:
+        if not axes:
+            inside()
+            return
+        self._loop(axes[0], 0, axes[0].extent, lambda: self._loops(axes[1:], inside))
+
+    def _loop(self, variable: Axis, first: int, last: int, inside: Callable[[], None]) -> None:
+        scope = self._open(variable)
+        inside()
+        self._close(scope, variable, first, last)
+
+    def _open(self, variable: Axis) -> _Scope:
+        scope = _Scope({variable})
+        self.scopes.append(scope)
+        return scope
+
+    def _close(self, scope: _Scope, variable: Axis, first: int, last: int, carries: tuple[Carry, ...] = (),
+               results: tuple[Register, ...] = ()) -> None:  # fmt: skip
+        assert self.scopes.pop() is scope
+        self.scopes[-1].body.append(For(variable, first, last, scope.body, carries, results))
+
+    def _tiles(self) -> None:
+        by_lanes = self.lanes is not None and self.lanes in self.domain
+        if not by_lanes:
+            self._row_tiles(lambda rows: self._tile(rows, [(0, self.s.width)]))
+        elif self.s.inner_rows:
+            self._lane_tiles(lambda vectors: self._row_tiles(lambda rows: self._tile(rows, vectors)))
+        else:
+            self._row_tiles(lambda rows: self._lane_tiles(lambda vectors: self._tile(rows, vectors)))
+
+    def _row_tiles(self, inside: Callable[[int], None]) -> None:
+        if self.tile is None:
+            inside(1)
+            return
+        for start, how_many, size in balanced(self.tile.extent, self.s.rows):
+            self._steps(self.tile, start, how_many, size, lambda size=size: inside(size))  # type: ignore[misc]
+
+    def _steps(self, axis: Axis, start: int, how_many: int, size: int, inside: Callable[[], None]) -> None:
+        if how_many == 1:
+            self.place_axis(axis, Affine(start))
+            inside()
+            return
+        variable = self.variable(axis.name, how_many)
+        self.place_axis(axis, affine(start, ((variable, size),)))
+        self._loop(variable, 0, how_many, inside)
+
+    def _lane_tiles(self, inside: Callable[[list[tuple[int, int]]], None]) -> None:
+        """vectors: for each one (number, lanes that count)."""
+        assert self.lanes is not None
+        width = self.s.width
+        whole, rest = divmod(self.lanes.extent, width)
+        count = whole + (1 if rest else 0)
+        for start, how_many, size in balanced(count, self.s.vectors):
+            broken = rest and start + how_many * size == count
+            if how_many - (1 if broken else 0) > 0:
+                full = [(v, width) for v in range(size)]
+                n = how_many - (1 if broken else 0)
+                self._steps(self.lanes, start * width, n, size * width, lambda full=full: inside(full))  # type: ignore[misc]
+            if broken:
+                vectors = [(v, width if v < size - 1 else rest) for v in range(size)]
+                self._steps(self.lanes, (count - size) * width, 1, 0, lambda vectors=vectors: inside(vectors))  # type: ignore[misc]
+
+    def _tile(self, rows: int, vectors: list[tuple[int, int]]) -> None:
+        # what was known of another tile does not hold here
+        scope = _Scope(set())
+        self.scopes.append(scope)
+        self.summed = {}
+        if self.sums:
+            self._reduce(rows, vectors)
+        for r in range(rows):
+            for v, valid in vectors:
+                self.row, self.vector, self.valid = r, v, valid
+                for store in self.kernel.stores:
+                    self._store(store)
+        self.scopes.pop()
+        self.scopes[-1].body += scope.body
+
+    # ---- values --------------------------------------------------------------------------------------------------------------
+
+    def _own(self, axes: frozenset[Axis]) -> frozenset[Axis]:
+        return frozenset(self.renamed.get(a, a) for a in axes)
+
+    def value(self, v: Value) -> Register:
+        """The register of `v` for the row, vector and copy at hand."""
+        axes = self._own(v.axes)
+        r = self.row if self.tile in axes else 0
+        lane = self.vector if self.lanes in axes else 0
+        tag = self.tag if self.innermost in axes else 0
+        valid = self.valid if self.lanes in axes else 1
+        key = (v, r, lane, tag, valid)
+        if v.op == "reduce":
+            return self.summed[v, r, lane]
+        for scope in reversed(self.scopes):
+            if key in scope.known:
+                return scope.known[key]
+        scope = self._scope_of(v, axes)
+        made = self._make(v, axes, scope)
+        scope.known[key] = made
+        self.made_in[made] = scope
+        return made
+
+    def _scope_of(self, v: Value, axes: frozenset[Axis]) -> _Scope:
+        """The outermost scope in which all is known that `v` depends on."""
+        needed: set[Axis] = set()
+        for a in v.axes:
+            needed |= self.address(of(a)).axes
+        for b in self._sums_below(v):
+            if b in self.sums:
+                return self.scopes[-1]  # what reductions gave is known in the tile only
+        depth = 0
+        for i, scope in enumerate(self.scopes):
+            if scope.variables & needed:
+                depth = i
+        if self.tile in axes or self.lanes in axes:  # rows and vectors are numbered within the tile at hand
+            depth = max(depth, self._tile_depth())
+        return self.scopes[depth]
+
+    def _tile_depth(self) -> int:
+        return next(i for i, s in enumerate(self.scopes) if not s.variables and i)
+
+    def _sums_below(self, v: Value) -> set[Value]:
+        known = self.__dict__.setdefault("_below", {})
+        if v not in known:
+            found: set[Value] = {v} if v.op == "reduce" else set()
+            if v.op != "reduce":
+                for a in (*v.args, *(i for i in v.index if isinstance(i, Value))):
+                    found |= self._sums_below(a)
+            known[v] = found
+        result: set[Value] = known[v]
+        return result
+
+    def _make(self, v: Value, axes: frozenset[Axis], scope: _Scope) -> Register:
+        width = self.s.width if self.lanes in axes else 1
+        if v.op == "load":
+            return self._load(v, width, scope)
+        if v.op == "constant":
+            return self.let("constant", v.dtype, 1, (), scope, value=v.attrs["value"])
+        if v.op == "iota":
+            (index,) = v.index
+            assert isinstance(index, Affine)
+            at, step = self._moved(index)
+            return self.let("iota", v.dtype, width, (), scope, address=at, stride=step)
+        args = [self.value(a) for a in v.args]
+        if v.op == "checked":
+            return self.let("checked", v.dtype, 1, tuple(args), scope, **self._position(v.attrs))
+        wide = tuple(self.splat(a, width) for a in args)
+        return self.let(v.op, v.dtype, width, wide, scope, **v.attrs)
+
+    def _position(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """What an index that is out of range is reported with: where it stands among the indices."""
+        scope, source, shape, index = attrs["where"]
+        known = all(isinstance(i, Affine) for i in index)
+        at = self._moved(flat(index, shape))[0] if known else Affine()
+        return {"extent": attrs["extent"], "negative": attrs["negative"], "where": (scope, source), "address": at}
+
+    def _moved(self, index: Affine) -> tuple[Affine, int]:
+        """An index at the row, vector and copy at hand, and its step from lane to lane."""
+        step = self._coefficient(index, self.lanes)
+        at = self.address(index)
+        at = at + self._coefficient(index, self.tile) * self.row
+        if self.lanes in self.domain:
+            at = at + step * self.vector * self.s.width
+        return at, step
+
+    def _coefficient(self, index: Affine, axis: Axis | None) -> int:
+        return index.coefficient(self.original.get(axis, axis)) if axis is not None else 0
+
+    def _where(self, buffer: Any, index: tuple[Affine | Value, ...], shape: tuple[int, ...]) -> Place:
+        position, looked_up, size = Affine(), [], 1
+        for i, n in zip(reversed(index), reversed(shape), strict=True):
+            if isinstance(i, Value):
+                looked_up.append((self.value(i), size))
+            else:
+                position = position + i * size
+            size *= n
+        at, step = self._moved(position)
+        return Place(buffer, at, tuple(looked_up), step, self.valid)
+
+    def _load(self, v: Value, width: int, scope: _Scope) -> Register:
+        place = self._where(v.buffer, v.index, v.shape)
+        if width == 1:
+            place = Place(place.buffer, place.address, place.looked_up)
+        target = self.register(v.dtype, width)
+        scope.body.append(Read(target, place))
+        return target
+
+    def _store(self, store: Store) -> None:
+        scope = self.scopes[-1]
+        width = self.s.width if self.lanes in self.domain else 1
+        value = self.splat(self.value(store.value), width)
+        place = self._where(store.buffer, store.index, store.view)
+        if width == 1:
+            place = Place(place.buffer, place.address, place.looked_up)
+        if store.mode == "add":
+            old = self.register(value.dtype, width)
+            scope.body.append(Read(old, place))
+            value = self.let("add", value.dtype, width, (old, value), scope)
+        scope.body.append(Write(place, value))
+
+    # ---- reductions ----------------------------------------------------------------------------------------------------------
+
+    def _reduce(self, rows: int, vectors: list[tuple[int, int]]) -> None:
+        """All sums of the kernel, for all registers of the tile."""
+        scope = self.scopes[-1]
+        cells: dict[Any, tuple[int, int, int]] = {}  # (value, row, vector) -> row, vector, lanes that count
+        for v in self.sums:
+            axes = self._own(v.axes)
+            for r in range(rows if self.tile in axes else 1):
+                for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
+                    cells[v, r, n] = (r, n, valid)
+        current: dict[Any, Register] = {}
+        for v, r, n in cells:
+            width = self._sum_width(v)
+            for c in range(self.s.chains):
+                current[v, r, n, c] = self.let("neutral", v.dtype, width, (), scope, how=v.attrs["how"])
+        empty = any(a.extent == 0 for a in self.reduced)
+        outer = [a for a in self.reduced if a is not self.innermost]
+        total = current if empty else self._nest(outer, cells, current)
+        for v, r, n in cells:
+            parts = [total[v, r, n, c] for c in range(self.s.chains)]
+            while len(parts) > 1:
+                half = len(parts) // 2
+                parts = [self._combine(v, parts[i], parts[i + half], scope) for i in range(half)]
+            result = parts[0]
+            if self.lanes in self.reduced and result.width > 1:
+                result = self.let("lanes", v.dtype, 1, (result,), scope, how=v.attrs["how"])
+            self.summed[v, r, n] = result
+
+    def _sum_width(self, v: Value) -> int:
+        return self.s.width if self.lanes in self._own(v.axes | frozenset(v.attrs["over"])) else 1
+
+    def _combine(self, v: Value, a: Register, b: Register, scope: _Scope) -> Register:
+        return self.let("combine", v.dtype, a.width, (a, b), scope, how=v.attrs["how"])
+
+    def _nest(self, axes: list[Axis], cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
+        if not axes:
+            return self._inner(cells, current)
+        return self._carried(axes[0], axes[0].extent, current, lambda now: self._nest(axes[1:], cells, now))
+
+    def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
+                 inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        scope = self._open(variable)
+        carried = {k: self.register(r.dtype, r.width) for k, r in current.items()}
+        after = inside(carried)
+        carries = tuple(Carry(carried[k], current[k], after[k]) for k in current)
+        results = {k: self.register(r.dtype, r.width) for k, r in current.items()}
+        self._close(scope, variable, 0, extent, carries, tuple(results[k] for k in current))
+        return results
+
+    def _inner(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
+        axis, s = self.innermost, self.s
+        assert axis is not None
+        step = s.width if axis is self.lanes else 1
+        whole, rest = divmod(axis.extent, step)
+        loops, left = divmod(whole, s.unroll)
+        tags = count(1)
+
+        def several(now: dict[Any, Register], base: Affine, how_many: int, valid: int) -> dict[Any, Register]:
+            for j in range(how_many):
+                self.table[axis] = base + j * step
+                self.tag = next(tags)
+                now = self._step(cells, now, j % s.chains, valid)
+            return now
+
+        if loops > 1:
+            variable = self.variable(axis.name, loops)
+            base = affine(0, ((variable, s.unroll * step),))
+            current = self._carried(variable, loops, current, lambda now: several(now, base, s.unroll, s.width))
+        elif loops:
+            left += s.unroll
+        done = (whole - left) * step
+        current = several(current, Affine(done), left, s.width)
+        if rest:
+            current = several(current, Affine(whole * step), 1, rest)
+        self.tag = 0
+        return current
+
+    def _step(self, cells: Mapping[Any, Any], now: dict[Any, Register], chain: int, valid: int) -> dict[Any, Register]:
+        """One more term for each accumulator."""
+        after = dict(now)
+        reduced_lanes = self.lanes in self.reduced
+        for (v, r, n), (row, vector, own) in cells.items():
+            self.row, self.vector = row, vector
+            self.valid = valid if reduced_lanes else own
+            key = (v, r, n, chain)
+            after[key] = self._term(v, now[key], valid if reduced_lanes else None)
+        return after
+
+    def _term(self, v: Value, total: Register, valid: int | None) -> Register:
+        scope = self.scopes[-1]
+        (term,) = v.args
+        width = total.width
+        broken = valid is not None and valid < self.s.width and width > 1
+        if v.attrs["how"] == "sum" and term.op == "multiply" and not broken:
+            a, b = (self.splat(self.value(x), width) for x in term.args)
+            return self.let("fma", v.dtype, width, (a, b, total), scope)
+        made = self.splat(self.value(term), width)
+        if broken:
+            made = self.let("keep", v.dtype, width, (made,), scope, how=v.attrs["how"], lanes=valid)
+        return self._combine(v, total, made, scope)

@@ -1,0 +1,187 @@
+"""The order of kernels, and where threads have to wait for each other.
+
+In: kernels and loops in an order in which they could run. Out: phases; between two of them all threads meet. Inside a phase a thread
+runs its units of each kernel, one kernel after the other, and needs nothing of another thread: this is how a block of rows goes
+through all layers, forward and back, without waiting.
+
+State is read before it is written: a kernel that stores new state comes after all that read the old one, and where no order can have
+that, it stores beside the state, and a last kernel copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .affine import Affine, Axis, of
+from .fuse import Names
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One read or write of a buffer, and the axis of the unit that does it."""
+
+    buffer: Buffer
+    index: tuple[Affine | Value, ...]
+    view: tuple[int, ...]
+    unit: Axis | None
+    write: bool
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Phases in order; `inner`: the kernels of each loop in order; `units`: what each item shares out, by its extent."""
+
+    phases: list[list[Item]]
+    inner: dict[Loop, list[Item]]
+    units: dict[Item, int | None]
+
+
+def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
+    """Phases for items over this state (buffers that are read as they were before)."""
+    inner: dict[Loop, list[Item]] = {}
+    ordered = _arranged(items, state, names, inner)
+    units = {i: _extent(i, inner) for i in ordered}
+    for loop in inner:
+        units.update({i: _extent(i, inner) for i in inner[loop]})
+    level: dict[Item, int] = {}
+    accesses = {i: list(_accesses(i)) for i in ordered}
+    for at, item in enumerate(ordered):
+        first = 0
+        for before in ordered[:at]:
+            pairs = list(_conflicts(accesses[before], accesses[item]))
+            if pairs:
+                near = _together(before, item, units) and all(_local(a, b) for a, b in pairs)
+                first = max(first, level[before] + (0 if near else 1))
+        level[item] = first
+    _after_checks(ordered, level, set(state))
+    count = max(level.values(), default=-1) + 1
+    return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units)
+
+
+def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inner: dict[Loop, list[Item]]) -> list[Item]:
+    """An order that keeps dependences and reads state before it is written."""
+    items = list(items)
+    for item in items:
+        if isinstance(item, Loop):
+            inner[item] = item.items[:] = _arranged(item.items, item.states, names, inner)
+    copies: list[Item] = []
+    kept = set(state)
+    after: dict[Item, set[Item]] = {i: set() for i in items}
+    accesses = {i: list(_accesses(i)) for i in items}
+    for at, item in enumerate(items):
+        for before in items[:at]:
+            if any(a.buffer not in kept or (a.write and b.write) for a, b in _conflicts(accesses[before], accesses[item])):
+                after[item].add(before)
+    for item in items:
+        for buffer in {a.buffer for a in accesses[item] if a.write and a.buffer in kept}:
+            readers = [r for r in items if r is not item and any(a.buffer is buffer and not a.write for a in accesses[r])]
+            fits = isinstance(item, Kernel) and _in_place(item, buffer)
+            fits = fits and sum(any(a.write and a.buffer is buffer for a in accesses[i]) for i in items) == 1
+            if fits and not any(_reaches(item, r, after) for r in readers):
+                after[item].update(readers)
+            else:
+                assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
+                copies.append(_beside(item, buffer, names))
+                accesses[item] = list(_accesses(item))
+    return [*_sorted(items, after), *copies]
+
+
+def _reaches(start: Item, goal: Item, after: dict[Item, set[Item]]) -> bool:
+    """Whether `goal` has to come after `start`."""
+    seen, stack = set(), [goal]
+    while stack:
+        item = stack.pop()
+        if item is start:
+            return True
+        if item not in seen:
+            seen.add(item)
+            stack += after[item]
+    return False
+
+
+def _sorted(items: Sequence[Item], after: dict[Item, set[Item]]) -> list[Item]:
+    done: dict[Item, None] = {}
+    for item in items:
+        stack = [item]
+        while stack:
+            top = stack[-1]
+            waiting = [i for i in items if i in after[top] and i not in done] if top not in done else []
+            if waiting:
+                stack += reversed(waiting)
+            else:
+                done[stack.pop()] = None
+    return list(done)
+
+
+def _in_place(kernel: Kernel, buffer: Buffer) -> bool:
+    """Whether the kernel reads each element of `buffer` only where it writes it."""
+    written = [s for s in kernel.stores if s.buffer is buffer]
+    if len(written) != 1 or kernel.sequential:
+        return False
+    (store,) = written
+    return all(v.index == store.index and v.shape == store.view for v in kernel.loads() if v.buffer is buffer)
+
+
+def _beside(kernel: Kernel, buffer: Buffer, names: Names) -> Kernel:
+    """Let the kernel store elsewhere; returns the copy that follows at the end."""
+    other = Buffer(names("t"), buffer.shape, buffer.dtype)
+    for i, s in enumerate(kernel.stores):
+        if s.buffer is buffer:
+            kernel.stores[i] = Store(other, s.index, s.value, s.mode, s.shape)
+    domain = tuple(Axis(names("i"), n) for n in buffer.shape)
+    index = tuple(of(a) for a in domain)
+    return Kernel(names("k"), domain, (), [Store(buffer, index, load(other, index))], domain[0] if domain else None)
+
+
+def _accesses(item: Item) -> Iterator[Access]:
+    for k in kernels_of([item]):
+        for v in k.loads():
+            assert v.buffer is not None
+            yield Access(v.buffer, v.index, v.shape, k.unit, False)
+        for s in k.stores:
+            yield Access(s.buffer, s.index, s.view, k.unit, True)
+
+
+def _conflicts(before: Sequence[Access], after: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
+    return ((a, b) for b in after for a in before if a.buffer is b.buffer and (a.write or b.write))
+
+
+def _local(a: Access, b: Access) -> bool:
+    """Whether unit for unit both touch the same part of the buffer."""
+    if a.unit is None or b.unit is None or a.unit.extent == 1 or b.unit.extent == 1:
+        return (a.unit is None or a.unit.extent == 1) and (b.unit is None or b.unit.extent == 1)
+    if a.unit.extent != b.unit.extent or a.view != b.view:
+        return False
+    return any(i == of(a.unit) and j == of(b.unit) for i, j in zip(a.index, b.index, strict=True))
+
+
+def _together(a: Item, b: Item, units: dict[Item, int | None]) -> bool:
+    return units[a] == units[b]
+
+
+def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
+    """The length of the axis that threads share out; None: one thread does it all."""
+    if isinstance(item, Kernel):
+        return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
+    extents = {_extent(i, inner) for i in inner[item]}
+    accesses = [a for i in inner[item] for a in _accesses(i)]
+    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(accesses, accesses)):
+        return None
+    return extents.pop()
+
+
+def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Buffer]) -> None:
+    """No state is written before all indices are known to be right."""
+    checked = [level[i] for i in ordered if any(v.op == "checked" for k in kernels_of([i]) for v in k.values())]
+    if not checked:
+        return
+    accesses = {i: list(_accesses(i)) for i in ordered}
+    least = max(checked) + 1
+    for at, item in enumerate(ordered):
+        if any(a.write and a.buffer in state for a in accesses[item]):
+            level[item] = max(level[item], least)
+        for before in ordered[:at]:
+            if level[before] > level[item] and any(_conflicts(accesses[before], accesses[item])):
+                level[item] = level[before] + 1

@@ -1,0 +1,178 @@
+"""A graph through all passes: kernels, phases, memory, loops, LLVM IR.
+
+In: a graph in normal form, and for each input and output the buffer of the caller that it is. Out: `Code`, which can show each stage
+and is one native function. `threads` says into how many units work is cut; a run may use fewer threads, and the results have the
+same bits whatever it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..graph.node import Graph, Node, Rows
+from .affine import Axis, of
+from .fuse import Index, Names, Sink, Source, fuse
+from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_text, load
+from .llvm import REPORT, Layout, Module, Site
+from .loops import Call, For, Function, If, Statement, loops_text
+from .lower import lower
+from .memory import Arena, arena
+from .phases import Plan, plan
+from .schedule import schedule, units
+from .simplify import simplify
+from .target import Target
+
+ORDER = "order"  # the numbers of the rows of a step
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input of a graph. rows: it is gathered from `buffer`, an array of any number of rows, at the numbers in the step's order;
+    else it is `buffer` itself."""
+
+    buffer: Buffer
+    rows: int = 0
+
+
+@dataclass(eq=False)
+class Code:
+    """One entry, ready to be made machine code. `slots`: names of the caller's buffers, in the order of the table of pointers."""
+
+    name: str
+    graph: Graph
+    plan: Plan
+    arena: Arena
+    functions: list[Function]
+    slots: dict[Buffer, int]
+    text: str
+    sites: list[Site]
+    _stages: dict[str, Any] = field(default_factory=dict)
+
+    def stage(self, stage: str) -> str:
+        """The text of a stage: "kernels" or "loops"."""
+        if stage == "kernels":
+            return "\n".join(f"phase {n}\n{kernels_text(items, '    ')}" for n, items in enumerate(self.plan.phases))
+        return loops_text(self.functions)
+
+
+def compile_graph(
+    name: str, graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], slots: Mapping[str, int],
+    rows: Sequence[Rows], target: Target, *, threads: int = 1, guard: int = 0, barrier: str = "",
+) -> Code:  # fmt: skip
+    """All passes.
+
+    Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
+    caller's buffers, by name, in the table of pointers; rows: the row axis of each input.
+    """
+    names = Names()
+    graph = simplify(graph)
+    items, sources = _gathered(inputs, graph.inputs, slots, names)
+    items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
+    planned = plan(items, list(state), names)
+    memory = arena(planned.phases, guard)
+    functions = [f for items in planned.phases for item in items for f in _functions(item, planned, target, threads)]
+    table = {b: slots[b.name] for b in _callers(planned)}
+    module = Module(Layout(table, memory.offsets), target)
+    for f in functions:
+        module.add(f)
+    text = module.text(barrier, _entry(name, planned, threads, bool(module.sites), set(state)))
+    return Code(name, graph, planned, memory, functions, table, text, module.sites)
+
+
+def _gathered(
+    inputs: Sequence[Given], nodes: Sequence[Node], slots: Mapping[str, int], names: Names
+) -> tuple[list[Item], list[Source]]:
+    """What each input is at an index; rows are copied together first, and cast."""
+    items: list[Item] = []
+    sources: list[Source] = []
+    for given, node in zip(inputs, nodes, strict=True):
+        buffer = given.buffer
+        if given.rows:
+            order = Buffer(ORDER, (given.rows,), np.dtype(np.int64), "input")
+            buffer = Buffer(names("x"), node.shape, node.dtype)
+            domain = tuple(Axis(names("i"), n) for n in node.shape)
+            index = tuple(of(a) for a in domain)
+            value = load(given.buffer, (load(order, index[:1]), *index[1:]), node.shape)
+            if given.buffer.dtype != node.dtype:
+                value = elementwise("cast", node.dtype, [value])
+            items.append(Kernel(names("k"), domain, (), [Store(buffer, index, value)], domain[0]))
+        sources.append(_reader(buffer))
+    return items, sources
+
+
+def _reader(buffer: Buffer) -> Source:
+    def at(index: Index) -> Value:
+        return load(buffer, index)
+
+    return at
+
+
+def _callers(planned: Plan) -> list[Buffer]:
+    from .phases import _accesses
+
+    return list(
+        dict.fromkeys(a.buffer for items in planned.phases for i in items for a in _accesses(i) if a.buffer.space != "scratch")
+    )
+
+
+def _functions(item: Item, planned: Plan, target: Target, threads: int, variables: tuple[Axis, ...] = ()) -> list[Function]:
+    if isinstance(item, Kernel):
+        return [lower(item, schedule(item, target), threads, variables)]
+    inside = (*variables, item.axis)
+    made = [f for i in planned.inner[item] for f in _functions(i, planned, target, threads, inside)]
+    alone = planned.units[item] is None
+    calls: list[Statement] = [
+        Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
+        for i in planned.inner[item]
+    ]
+    loop = For(item.axis, 0, item.axis.extent, calls, descending=item.reverse)
+    return [*made, Function(item.name, variables, [If("hi", 0, [loop])] if alone else [loop])]
+
+
+def _count(item: Item, planned: Plan, threads: int) -> int:
+    extent = planned.units[item]
+    return 1 if extent is None else units(extent, threads)[0]
+
+
+def _entry(name: str, planned: Plan, threads: int, checks: bool, state: set[Buffer]) -> str:
+    """`i32 name(table, thread, threads, barrier)`: 1 if an index was out of range, before any state is written."""
+    from .phases import _accesses
+
+    lines = [f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{", "entry:"]
+    shares: dict[int, tuple[str, str]] = {}
+    if threads > 1:
+        lines.append("  %after = add i64 %thread, 1")
+        for n in sorted({_count(i, planned, threads) for items in planned.phases for i in items}):
+            for which, t in (("lo", "%thread"), ("hi", "%after")):
+                lines += [f"  %{which}m{n} = mul i64 {t}, {n}", f"  %{which}{n} = udiv i64 %{which}m{n}, %threads"]
+            shares[n] = (f"%lo{n}", f"%hi{n}")
+    tested = not checks
+    for at, items in enumerate(planned.phases):
+        if at and threads > 1:
+            lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
+        writes = any(a.write and a.buffer in state for i in items for a in _accesses(i))
+        if not tested and (writes or at == len(planned.phases) - 1):
+            lines += _test_report(at)
+            tested = writes
+        for item in items:
+            n = _count(item, planned, threads)
+            lo, hi = shares.get(n, ("0", str(n)))
+            lines.append(f"  call void @{item.name}(ptr %table, i64 {lo}, i64 {hi})")
+    return "\n".join([*lines, "  ret i32 0", "}"])
+
+
+def _test_report(at: int) -> list[str]:
+    return [
+        f"  %place{at} = getelementptr ptr, ptr %table, i64 {REPORT}",
+        f"  %report{at} = load ptr, ptr %place{at}, align 8",
+        f"  %site{at} = load i64, ptr %report{at}, align 8",
+        f"  %bad{at} = icmp ne i64 %site{at}, 0",
+        f"  br i1 %bad{at}, label %stop{at}, label %go{at}",
+        f"stop{at}:",
+        "  ret i32 1",
+        f"go{at}:",
+    ]

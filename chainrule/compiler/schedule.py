@@ -1,0 +1,188 @@
+"""How each kernel runs: which axis lies in vector lanes, how large a tile of registers is, in what order the loops stand.
+
+In: a kernel and the target. Out: a `Schedule`. All tuning numbers of the compiler are in this file; they follow from the number of
+registers, the width of a vector and the sizes of the caches. Nothing here may depend on the number of threads, for lanes and
+chains settle the order of sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+
+from .affine import Affine, Axis, flat
+from .fuse import EXPENSIVE
+from .kernels import Kernel, Value
+from .target import Target
+
+MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
+ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
+MOST_ROWS = {32: 12, 16: 6}
+LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
+MOST_CHAINS = 4
+SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
+UNROLL = 4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """lanes: the axis in vector lanes (of the domain, or reduced), None for one number at a time. tile: the axis of which `rows`
+    values stand in registers at once, beside `vectors` vectors of the lanes. chains: partial sums of each accumulator."""
+
+    width: int
+    lanes: Axis | None
+    tile: Axis | None
+    rows: int
+    vectors: int
+    chains: int
+    unroll: int
+    inner_rows: bool  # the loop over tiles of rows stands inside the one over tiles of lanes
+
+    def __str__(self) -> str:
+        return (
+            f"lanes {self.lanes} x{self.width}, tile {self.rows} of {self.tile} by {self.vectors}, {self.chains} chains, "
+            f"unrolled {self.unroll}"
+        )
+
+
+def stride(value: Value, axis: Axis) -> int | None:
+    """How far apart in memory neighbours along `axis` are; None if that is looked up."""
+    if any(isinstance(i, Value) and axis in i.axes for i in value.index):
+        return None
+    return flat((i if isinstance(i, Affine) else Affine() for i in value.index), value.shape).coefficient(axis)
+
+
+def width_for(kernel: Kernel, target: Target, extent: int) -> int:
+    """Lanes: as many of the widest floating-point type as fit; no more than there is work for."""
+    values = kernel.values()
+    floats = [v.dtype.itemsize for v in values if v.dtype.kind == "f"]
+    sizes = floats or [v.dtype.itemsize for v in values if v.dtype.kind in "iu"]
+    width = target.vector_bytes // max(sizes, default=4)
+    while width > 1 and width // 2 >= extent:
+        width //= 2
+    return width
+
+
+def schedule(kernel: Kernel, target: Target) -> Schedule:
+    """The cheapest of a few ways to run the kernel."""
+    all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
+    indices = [i for index in all_indices for i in index if isinstance(i, Value)]
+    blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
+    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
+    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
+    ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
+    return min(ways, key=lambda w: w[0])[1]
+
+
+def _way(kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None) -> tuple[float, Schedule]:
+    width = width_for(kernel, target, lane.extent) if lane is not None else 1
+    reduces = [v for v in kernel.values() if v.op == "reduce"]
+    registers = target.registers
+    most = MOST_VECTORS[registers]
+    in_domain = lane in kernel.domain
+    vectors = 1
+    if in_domain and lane is not None:
+        count = ceil(lane.extent / width)
+        vectors = ceil(count / ceil(count / most))
+    rows = 1
+    if tile is not None:
+        budget = max(1, min(ACCUMULATORS[registers] // (vectors * max(1, len(reduces))), MOST_ROWS[registers]))
+        rows = balanced(tile.extent, budget)[0][2]
+    if not reduces:
+        rows = 1
+    accumulators = rows * vectors * max(1, len(reduces))
+    innermost = (lane if lane in kernel.reduced else kernel.reduced[-1]) if kernel.reduced else None
+    steps = ceil(innermost.extent / (width if innermost is lane else 1)) if innermost is not None else 1
+    chains = 1
+    while reduces and chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
+        chains *= 2
+    cost, body = _cost(kernel, lane, tile, width, rows, vectors)
+    unroll = chains * (UNROLL if body * chains <= SMALL_BODY else 1)
+    reuse = any(
+        v.op == "load" and tile not in v.axes and lane in v.axes and (v.axes & set(kernel.reduced)) for v in kernel.values()
+    )
+    made = Schedule(width, lane, tile if rows > 1 else None, rows, vectors, chains, max(unroll, 1), reuse)
+    return cost, made
+
+
+def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows: int, vectors: int) -> tuple[float, float]:
+    """About how many instructions, all in all and in the body of the innermost loop."""
+    reduced = set(kernel.reduced)
+
+    def registers(axes: frozenset[Axis]) -> int:
+        return (rows if tile in axes else 1) * (vectors if lane in axes and lane not in reduced else 1)
+
+    inner = outer = 0.0
+    below = _inside(kernel)
+    for v in kernel.values():
+        one = 1.0
+        if v.op == "load":
+            step = stride(v, lane) if lane is not None and lane in v.axes else 0
+            one = 1.0 if step in (0, 1) else 2.0 * width
+        elif v.op in EXPENSIVE:
+            one = 15.0
+        elif v.op == "philox":
+            one = 100.0
+        elif v.op in ("constant", "iota"):
+            one = 0.0
+        elif v.op == "reduce":
+            inner += 0.5 * registers(v.axes)
+            outer += registers(v.axes) * (3 * np.log2(width) if lane in reduced and width > 1 else 0)
+            continue
+        if v in below and v.axes & reduced:
+            inner += one * registers(v.axes)
+        else:
+            outer += one * registers(v.axes)
+    for s in kernel.stores:
+        step = 1
+        if lane is not None and lane not in reduced:
+            step = flat((i if isinstance(i, Affine) else Affine() for i in s.index), s.view).coefficient(lane)
+        outer += registers(frozenset(kernel.domain)) * (1.0 if step == 1 else 2.0 * width)
+
+    def count(axis: Axis) -> int:
+        if axis is lane:
+            return ceil(axis.extent / (width * (vectors if axis not in reduced else 1)))
+        return len_tiles(axis.extent, rows) if axis is tile else axis.extent
+
+    tiles = prod(count(a) for a in kernel.domain)
+    times = prod(count(a) for a in kernel.reduced)
+    return tiles * (times * (inner + 1) + outer + 1), inner
+
+
+def _inside(kernel: Kernel) -> set[Value]:
+    """Values that reductions are made of."""
+    found: set[Value] = set()
+    stack = [a for v in kernel.values() if v.op == "reduce" for a in v.args]
+    while stack:
+        v = stack.pop()
+        if v not in found:
+            found.add(v)
+            stack += [*v.args, *(i for i in v.index if isinstance(i, Value))]
+    return found
+
+
+def len_tiles(extent: int, most: int) -> int:
+    """How many tiles of at most `most` there are."""
+    return ceil(extent / most)
+
+
+def balanced(extent: int, most: int) -> list[tuple[int, int, int]]:
+    """`extent` in tiles of at most `most`, as equal as can be: (start, how many, size), larger ones first.
+
+    >>> balanced(32, 6)
+    [(0, 2, 6), (12, 4, 5)]
+    """
+    if extent == 0:
+        return [(0, 0, 1)]
+    count = ceil(extent / most)
+    size, larger = divmod(extent, count)
+    parts = [(0, larger, size + 1), (larger * (size + 1), count - larger, size)]
+    return [p for p in parts if p[1]]
+
+
+def units(extent: int, threads: int) -> tuple[int, int]:
+    """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers."""
+    length = max(1, ceil(extent / threads))
+    return ceil(extent / length) if extent else 0, length

@@ -1,0 +1,520 @@
+"""Machine code: whole runs of steps without Python.
+
+In: programs and graphs. Out: a backend that compiles each entry to one native function when it is first needed. A run hands native
+code a list of steps; it gathers rows by their numbers, runs the entry of each step, and looks at a stop flag after each. Python is
+entered several times a second, for progress and Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..compiler.target import Target, host
+from ..errors import DataError
+from ..graph.node import DTYPES, Array, Graph, Rows
+from ..normalize import graph_key
+from ..program import Entry, Program
+from .backend import Backend, Session, Steps, Taken, backends
+from .reference import cast
+
+SLICE = 0.1  # seconds in native code before Python looks for Ctrl-C
+PARAMETERS = 16  # words in the block that a run's threads share
+STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, TOTAL = range(14)
+KEPT_FUNCTIONS = 256
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One entry as machine code."""
+
+    code: Any
+    loaded: Any
+    address: int
+
+
+_machines: OrderedDict[Any, Machine] = OrderedDict()
+
+
+def _machine(key: Any, make: Callable[[], Any], target: Target, level: int) -> Machine:
+    """The machine code for a key, compiled once in this process."""
+    if key in _machines:
+        _machines.move_to_end(key)
+        return _machines[key]
+    from ..compiler import jit  # llvmlite is imported with the first compilation
+
+    code = make()
+    loaded = jit.compile_module(code.text, target, level=level)
+    made = _machines[key] = Machine(code, loaded, loaded.address(code.name))
+    while len(_machines) > KEPT_FUNCTIONS:
+        _machines.popitem(last=False)
+    return made
+
+
+def aligned(size: int, dtype: Any = np.uint8, fill: int | None = None) -> Array:
+    """An array of `size` elements that begins at a cache line."""
+    dtype = np.dtype(dtype)
+    memory = np.empty(size * dtype.itemsize + 64, np.uint8)
+    if fill is not None:
+        memory[:] = fill
+    start = -memory.ctypes.data % 64
+    made: Array = memory[start : start + size * dtype.itemsize].view(dtype)
+    return made
+
+
+def own(value: Any, dtype: Any) -> Array:
+    """An aligned copy."""
+    array = np.asarray(value, dtype)
+    made: Array = aligned(array.size, dtype).reshape(array.shape)
+    made[...] = array
+    return made
+
+
+class NativeSession(Session):
+    """State at work in native code."""
+
+    def __init__(self, programs: Mapping[int, Program], state: Mapping[str, Array], backend: NativeBackend, threads: int) -> None:
+        self._programs = programs
+        self._backend, self._threads = backend, threads
+        names: dict[str, None] = {}
+        for program in programs.values():
+            names.update(dict.fromkeys([*program.state, *(f"in/{i}" for i in program.inputs)]))
+            for entry in program.entries.values():
+                names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
+                names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
+        self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
+        types = {n: v.type for p in programs.values() for n, v in p.state.items()}
+        self._state = {n: own(state[n], t.dtype) for n, t in types.items()}
+        self._captures: dict[str, Array] = {}
+        for program in programs.values():
+            for entry in program.entries.values():
+                for i, (node, value) in enumerate(zip(entry.graph.inputs[-len(entry.captures) :], entry.captures, strict=False)):
+                    self._captures[_captured(program, entry, i)] = own(value, node.dtype)
+        self._known: dict[Any, Machine] = {}
+        self._arena = aligned(64)
+        self._dump = aligned(64)
+        self._report = np.zeros(4, np.int64)
+
+    # ---- code ----------------------------------------------------------------------------------------------------------------
+
+    def _entry(self, rows: int, name: str, sources: Mapping[str, Array]) -> Machine:
+        program = self._programs[rows]
+        entry = program.entries[name]
+        dtypes = tuple(sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
+        key = (rows, name, dtypes)
+        if key not in self._known:
+            self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, self._threads)
+            need = made.code.arena.bytes
+            if need > self._arena.size:
+                self._arena = aligned(need, fill=self._backend.poison)
+        return self._known[key]
+
+    # ---- running -------------------------------------------------------------------------------------------------------------
+
+    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
+        count = len(steps.sizes)
+        sources = {k: self._source(k, v) for k, v in steps.data.items()}
+        numbers = {k: self._numbers(k, v) for k, v in steps.numbers.items()}
+        kinds, which = _kinds(steps)
+        machines = [self._entry(size, name, sources) for name, size in kinds]
+        order = np.ascontiguousarray(steps.order, np.int64)
+        self._in_range(order, sources)
+        sizes = np.asarray(steps.sizes, np.int64)
+        begins = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if count else sizes
+        moves: list[tuple[str, int, Array]] = [("order", order.ctypes.data, begins * 8)]
+        at = np.arange(count, dtype=np.int64)
+        for k, v in numbers.items():
+            if f"in/{k}" in self._slots:
+                moves.append((f"in/{k}", v.ctypes.data, at * (v.itemsize * (v.size // max(count, 1)))))
+        kept = self._kept(steps, kinds, which, sizes, moves)
+        done, interrupted = self._go(machines, which, moves, sources, count, pulse)
+        return Taken(done, {k: v(done) for k, v in kept.items()}, interrupted)
+
+    def _source(self, name: str, value: Array) -> Array:
+        """Data as native code can gather it: contiguous, of a type it knows, indices checked."""
+        known = next(p.inputs[name] for p in self._programs.values() if name in p.inputs)
+        array = np.asarray(value)
+        if known.type.dtype.kind in "iu" or array.dtype not in DTYPES or not array.dtype.isnative:
+            array = cast(array, known)
+        return np.require(array, requirements=["C", "A"])
+
+    def _numbers(self, name: str, value: Array) -> Array:
+        known = next((p.inputs[name] for p in self._programs.values() if name in p.inputs), None)
+        return np.require(np.asarray(value) if known is None else cast(np.asarray(value), known), requirements=["C", "A"])
+
+    def _in_range(self, order: Array, sources: Mapping[str, Array]) -> None:
+        least = min((len(v) for v in sources.values()), default=0)
+        if sources and order.size and (order.min() < 0 or order.max() >= least):
+            raise DataError(f"row {order.max() if order.max() >= least else order.min()} of {least} rows")
+
+    def _kept(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, sizes: Array,
+              moves: list[tuple[str, int, Array]]) -> dict[str, Callable[[int], Array]]:  # fmt: skip
+        """Memory for results; what is not kept is written to a place of its own."""
+        kept: dict[str, Callable[[int], Array]] = {}
+        largest = 0
+        entries = [self._programs[size].entries[name] for name, size in kinds]
+        for result in dict.fromkeys(r for e in entries for r in e.results):
+            where = [e.graph.outputs[e.results.index(result)] if result in e.results else None for e in entries]
+            bytes_of = np.array([n.type.size * n.dtype.itemsize if n is not None else 0 for n in where], np.int64)
+            each = bytes_of[which]
+            if result not in steps.keep:
+                largest = max(largest, int(bytes_of.max(initial=0)))
+                moves.append((f"out/{result}", 0, np.zeros(len(which), np.int64)))
+                continue
+            ends = np.cumsum(each)
+            memory = aligned(int(ends[-1]) if len(ends) else 0)
+            moves.append((f"out/{result}", memory.ctypes.data, ends - each))
+            node = next(n for n in where if n is not None)
+            rows = next(e.result_rows[e.results.index(result)] for e in entries if result in e.results)
+            present = np.array([n is not None for n in where], bool)
+            kept[result] = _Reader(memory, node.shape, node.dtype, rows, ends, present[which] if len(which) else present, sizes)
+        if largest > self._dump.size:
+            self._dump = aligned(largest)
+        moves[:] = [(n, b or self._dump.ctypes.data, o) for n, b, o in moves]
+        kept.update({k: lambda done: np.zeros(0) for k in steps.keep if k not in kept})
+        return kept
+
+    def _go(self, machines: Sequence[Machine], which: Array, moves: Sequence[tuple[str, int, Array]], sources: Mapping[str, Array],
+            count: int, pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
+        threads = self._threads
+        shared = np.zeros(PARAMETERS, np.int64)
+        functions = np.array([m.address for m in machines], np.int64)
+        slots = np.array([self._slots[n] for n, _, _ in moves], np.int64)
+        bases = np.array([b for _, b, _ in moves], np.int64)
+        offsets = np.ascontiguousarray(np.stack([o for _, _, o in moves], axis=1)) if moves else np.zeros((count, 0), np.int64)
+        kinds = np.ascontiguousarray(which, np.int64)
+        barrier = aligned(512)
+        barrier[:] = 0
+        shared[[THREADS, KINDS, FUNCTIONS, MOVES, SLOTS, BASES, OFFSETS]] = [
+            threads, kinds.ctypes.data, functions.ctypes.data, len(moves), slots.ctypes.data, bases.ctypes.data, offsets.ctypes.data,
+        ]  # fmt: skip
+        shared[BARRIER] = barrier.ctypes.data + -barrier.ctypes.data % 128
+        table = self._table(sources)
+        tables = [table.copy() for _ in range(threads)]
+        blocks = [np.array([shared.ctypes.data, t, tables[t].ctypes.data], np.int64) for t in range(threads)]
+        arguments = [b.ctypes.data for b in blocks]
+        self._report[:] = 0
+        run = self._backend.driver()
+        at, slice_steps, interrupted = 0, 1, False
+        try:
+            while at < count:
+                until = min(count, at + slice_steps)
+                shared[[FIRST, STEPS]] = at, until
+                started = time.perf_counter()
+                run(arguments)
+                took = time.perf_counter() - started
+                at = int(shared[DONE])
+                if self._report[0]:
+                    self._raise(machines[int(kinds[at])] if at < count else machines[-1])
+                if pulse is not None and not pulse(at):
+                    break
+                slice_steps = max(1, min(slice_steps * 8, int(slice_steps * SLICE / max(took, 1e-7))))
+        except KeyboardInterrupt:
+            at, interrupted = int(shared[DONE]), True
+        return at, interrupted
+
+    def _table(self, sources: Mapping[str, Array]) -> Array:
+        table = np.full(len(self._slots), self._dump.ctypes.data, np.int64)
+        table[:2] = self._arena.ctypes.data, self._report.ctypes.data
+        for name, array in (*self._state.items(), *self._captures.items(), *((f"in/{k}", v) for k, v in sources.items())):
+            table[self._slots[name]] = array.ctypes.data
+        return table
+
+    def _raise(self, machine: Machine) -> None:
+        site, index, position = (int(n) for n in self._report[:3])
+        self._report[:] = 0
+        raise DataError(bad_index(machine.code.sites[site - 1], index, position))
+
+    def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        program = self._programs[rows]
+        made = program.entries[entry]
+        data = {i: inputs[i] for i in made.inputs if program.inputs[i].rows is not None}
+        numbers = {i: np.asarray(inputs[i])[None] for i in made.inputs if program.inputs[i].rows is None}
+        taken = self.run(Steps([entry], data, np.arange(rows), [rows], numbers, made.results))
+        if taken.interrupted:
+            raise KeyboardInterrupt
+        shapes = zip(made.results, made.graph.outputs, strict=False)
+        return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
+
+    def state(self) -> dict[str, Array]:
+        return {name: value.copy() for name, value in self._state.items()}
+
+
+def bad_index(site: Any, index: int, position: int) -> str:
+    """What is said of an index out of range, as the reference backend says it."""
+    lowest = -site.extent if site.negative else 0
+    place = ", ".join(p for p in (site.scope and f'layer "{site.scope}"', site.source) if p)
+    return (
+        f"index {index} (element {position} of the indices) lies outside {lowest}..{site.extent - 1}; correct the data, "
+        f"or make the table longer [{place}]"
+    )
+
+
+class _Reader:
+    """The kept results of the steps that were taken."""
+
+    def __init__(
+        self, memory: Array, shape: tuple[int, ...], dtype: Any, rows: Rows, ends: Array, present: Array, sizes: Array
+    ) -> None:
+        self.memory, self.shape, self.dtype, self.rows = memory, shape, dtype, rows
+        self.ends, self.present, self.sizes = ends, present, sizes
+
+    def __call__(self, done: int) -> Array:
+        count = int(np.count_nonzero(self.present[:done]))
+        if not count:
+            return np.zeros(0)
+        used: Array = self.memory[: int(self.ends[done - 1])].view(self.dtype)
+        if not isinstance(self.rows, int):
+            return used.reshape(count, *self.shape)
+        if self.rows == 0:
+            return used.reshape(-1, *self.shape[1:])
+        edges = self.ends[:done][self.present[:done]] // np.dtype(self.dtype).itemsize
+        parts = []
+        for start, end in zip([0, *edges[:-1]], edges, strict=True):
+            others = int(np.prod([n for i, n in enumerate(self.shape) if i != self.rows]))
+            length = (end - start) // max(others, 1)
+            parts.append(used[start:end].reshape(*self.shape[: self.rows], length, *self.shape[self.rows + 1 :]))
+        return np.concatenate(parts, self.rows)
+
+
+def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
+    """The different (entry, size) of the steps, and which of them each step is."""
+    names = {n: i for i, n in enumerate(dict.fromkeys(steps.entries))}
+    sizes = np.asarray(steps.sizes, np.int64)
+    if not len(sizes):
+        return [], sizes
+    codes = (
+        np.fromiter((names[e] for e in steps.entries), np.int64, len(sizes)) if len(names) > 1 else np.zeros(len(sizes), np.int64)
+    )
+    pairs, which = np.unique(np.stack([codes, sizes]), axis=1, return_inverse=True)
+    listed = list(names)
+    return [(listed[int(c)], int(s)) for c, s in pairs.T], np.asarray(which, np.int64).reshape(-1)
+
+
+def _captured(program: Program, entry: Entry, at: int) -> str:
+    return f"capture/{program.rows}/{entry.name}/{at}"
+
+
+class NativeBackend(Backend):
+    """Compiled for the processor it runs on. target, level: for tests; guard, poison: bytes between buffers, and what fills them."""
+
+    name = "native"
+
+    def __init__(self, target: Target | None = None, level: int = 2, guard: int = 0, poison: int | None = None) -> None:
+        self._target, self.level, self.guard, self.poison = target, level, guard, poison
+        self._run: Callable[[Sequence[int]], None] | None = None
+
+    @property
+    def target(self) -> Target:
+        return self._target or host()
+
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = 1) -> Session:
+        return NativeSession(programs, state, self, threads or 1)
+
+    def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
+        """Machine code for one entry, its rows gathered from data of these types."""
+        key = (self.target, self.level, self.guard, graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
+               program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
+
+        def make() -> Any:
+            from ..compiler.kernels import Buffer
+            from ..compiler.pipeline import Given, compile_graph
+            from .threads import barrier_ir
+
+            state = {
+                n: Buffer(n, program.state[n].type.shape, program.state[n].type.dtype, "state")
+                for n in (*entry.reads, *entry.writes)
+            }
+            inputs = [Given(state[n]) for n in entry.reads]
+            rows: list[Rows] = [program.state[n].rows for n in entry.reads]
+            for n, dtype in zip(entry.inputs, dtypes, strict=True):
+                known = program.inputs[n]
+                buffer = Buffer(f"in/{n}", known.type.shape, dtype or known.type.dtype, "input")
+                inputs.append(Given(buffer, program.rows if known.rows is not None else 0))
+                rows.append(known.rows)
+            for i, node in enumerate(entry.graph.inputs[len(inputs) :]):
+                inputs.append(Given(Buffer(_captured(program, entry, i), node.shape, node.dtype, "input")))
+                rows.append(None)
+            results = [
+                Buffer(f"out/{r}", o.shape, o.dtype, "result") for r, o in zip(entry.results, entry.graph.outputs, strict=False)
+            ]
+            outputs = [*results, *(state[w] for w in entry.writes)]
+            barrier = barrier_ir(self.target.triple) if threads > 1 else ""
+            return compile_graph(
+                "entry", entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
+                guard=self.guard, barrier=barrier,
+            )  # fmt: skip
+
+        return _machine(key, make, self.target, self.level)
+
+    def driver(self) -> Callable[[Sequence[int]], None]:
+        """Runs the threads of a run, one for each argument block."""
+        if self._run is None:
+            from ..compiler import jit
+            from .threads import barrier_ir, flush_ir, pool
+
+            triple = self.target.triple
+            loaded = jit.compile_module(driver_ir(triple, barrier_ir(triple), flush_ir(triple)), self.target)
+            address = loaded.address("run")
+
+            def run(arguments: Sequence[int], loaded: Any = loaded) -> None:
+                pool().run(address, arguments)
+
+            self._run = run
+        return self._run
+
+    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+        target = self.target
+
+        def make() -> Any:
+            from ..compiler.kernels import Buffer
+            from ..compiler.pipeline import Given, compile_graph
+
+            inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
+            outputs = [Buffer(f"out{i}", o.shape, o.dtype, "result") for i, o in enumerate(graph.outputs)]
+            slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), *outputs], 2)}
+            return compile_graph("entry", graph, inputs, outputs, [], slots, [None] * len(inputs), target, guard=self.guard)
+
+        return _Function(
+            _machine(("function", target, self.level, self.guard, graph_key(graph)), make, target, self.level), graph, self
+        )
+
+
+class _Function:
+    """A compiled graph as a function of arrays."""
+
+    def __init__(self, machine: Machine, graph: Graph, backend: NativeBackend) -> None:
+        self.machine = machine
+        self._call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
+            machine.address
+        )
+        self._inputs = [(n.dtype, n.shape) for n in graph.inputs]
+        self._outputs = [(o.shape, o.dtype) for o in graph.outputs]
+        self._bytes = machine.code.arena.bytes
+        self._poison = backend.poison
+        self._slots = 2 + len(self._inputs) + len(self._outputs)
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Any]:
+        given = [
+            a if type(a) is np.ndarray and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned else _plain(a, dtype)
+            for a, (dtype, _) in zip(arrays, self._inputs, strict=True)
+        ]
+        results = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        arena = aligned(self._bytes, fill=self._poison) if self._bytes else results
+        report = np.zeros(4, np.int64)
+        table = (ctypes.c_void_p * self._slots)(
+            _address(arena) if self._bytes else None, _address(report), *map(_address, given), *map(_address, results)
+        )
+        if self._call(table, 0, 1, None):
+            site, index, position = (int(n) for n in report[:3])
+            raise DataError(bad_index(self.machine.code.sites[site - 1], index, position))
+        return results
+
+
+def _plain(a: Any, dtype: Any) -> Array:
+    return np.require(np.asarray(a, dtype), requirements=["C", "A"])
+
+
+def _address(a: Any) -> int:
+    address: int = a.__array_interface__["data"][0]
+    return address
+
+
+def driver_ir(triple: str, barrier: str, flush: str) -> str:
+    """`void run(ptr {shared, thread, table})`: the steps FIRST..STEPS-1 of a run; see the names of the shared words above."""
+
+    def word(name: str, index: int, type: str = "i64") -> str:
+        return f"  %{name}p = getelementptr i64, ptr %shared, i64 {index}\n  %{name} = load {type}, ptr %{name}p, align 8"
+
+    return f"""target triple = "{triple}"
+{barrier}
+{flush}
+define void @run(ptr %block) {{
+entry:
+  %shared = load ptr, ptr %block, align 8
+  %threadp = getelementptr i64, ptr %block, i64 1
+  %thread = load i64, ptr %threadp, align 8
+  %tablep = getelementptr i64, ptr %block, i64 2
+  %table = load ptr, ptr %tablep, align 8
+{word("first", FIRST)}
+{word("last", STEPS)}
+{word("threads", THREADS)}
+{word("barrier", BARRIER, "ptr")}
+{word("kinds", KINDS, "ptr")}
+{word("functions", FUNCTIONS, "ptr")}
+{word("moves", MOVES)}
+{word("slots", SLOTS, "ptr")}
+{word("bases", BASES, "ptr")}
+{word("offsets", OFFSETS, "ptr")}
+  %stop = getelementptr i64, ptr %shared, i64 {STOP}
+  %done = getelementptr i64, ptr %shared, i64 {DONE}
+  %halt = getelementptr i64, ptr %shared, i64 {HALT}
+  %leader = icmp eq i64 %thread, 0
+  %old = call i64 @flush_on()
+  %some = icmp slt i64 %first, %last
+  br i1 %some, label %step, label %out
+step:
+  %i = phi i64 [ %first, %entry ], [ %next, %onward ]
+  %row = mul i64 %i, %moves
+  %anymove = icmp sgt i64 %moves, 0
+  br i1 %anymove, label %move, label %moved
+move:
+  %m = phi i64 [ 0, %step ], [ %m1, %move ]
+  %at = add i64 %row, %m
+  %offsetp = getelementptr i64, ptr %offsets, i64 %at
+  %offset = load i64, ptr %offsetp, align 8
+  %basep = getelementptr i64, ptr %bases, i64 %m
+  %base = load i64, ptr %basep, align 8
+  %slotp = getelementptr i64, ptr %slots, i64 %m
+  %slot = load i64, ptr %slotp, align 8
+  %pointer = add i64 %base, %offset
+  %place = getelementptr i64, ptr %table, i64 %slot
+  store i64 %pointer, ptr %place, align 8
+  %m1 = add i64 %m, 1
+  %more = icmp slt i64 %m1, %moves
+  br i1 %more, label %move, label %moved
+moved:
+  %kindp = getelementptr i64, ptr %kinds, i64 %i
+  %kind = load i64, ptr %kindp, align 8
+  %functionp = getelementptr ptr, ptr %functions, i64 %kind
+  %function = load ptr, ptr %functionp, align 8
+  %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
+  %next = add i64 %i, 1
+  br i1 %leader, label %lead, label %meet
+lead:
+  %asked = load atomic i64, ptr %stop monotonic, align 8
+  %wrong = zext i32 %bad to i64
+  %ends = or i64 %asked, %wrong
+  %isend = icmp ne i64 %ends, 0
+  %mark = select i1 %isend, i64 %next, i64 0
+  store i64 %mark, ptr %halt, align 8
+  %good = sub i64 %next, %wrong
+  store i64 %good, ptr %done, align 8
+  br label %meet
+meet:
+  %several = icmp sgt i64 %threads, 1
+  br i1 %several, label %wait, label %onward
+wait:
+  call void @barrier(ptr %barrier, i64 %threads)
+  br label %onward
+onward:
+  %marked = load i64, ptr %halt, align 8
+  %halted = icmp eq i64 %marked, %next
+  %left = icmp slt i64 %next, %last
+  %keepon = xor i1 %halted, true
+  %goon = and i1 %keepon, %left
+  br i1 %goon, label %step, label %out
+out:
+  call void @flush_restore(i64 %old)
+  ret void
+}}
+"""
+
+
+backends.add("native", NativeBackend())
