@@ -49,18 +49,30 @@ class Sink:
 
 @dataclass(eq=False)
 class Group:
-    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; level: how many groups stand
-    before it at least."""
+    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; needs: groups before it."""
 
     number: int
     shape: tuple[int, ...]
     heavy: Node | None
-    level: int = 0
+    needs: set[Group] = field(default_factory=set)
     nodes: list[Node] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
         return self.heavy is None or self.heavy.op not in SCATTERED
+
+    def waits_for(self, other: Group) -> bool:
+        """Whether this group is, or comes after, the other."""
+        seen: set[Group] = set()
+        stack = [self]
+        while stack:
+            group = stack.pop()
+            if group is other:
+                return True
+            if group not in seen:
+                seen.add(group)
+                stack += group.needs
+        return False
 
 
 class Names:
@@ -132,49 +144,57 @@ class _Fusion:
     def _settle(self) -> None:
         """A home for each node that has one, first nodes first."""
         self.home, self.groups = {}, []
-        free: dict[tuple[Any, ...], Group] = {}
+        free: dict[tuple[Any, ...], list[Group]] = {}
         nothing: frozenset[Group] = frozenset()
         for n in self.order:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             if n.op in VIRTUAL:
                 if n in self.must:
-                    same, feeds = self._join(n, feeds, nothing, free)
+                    home = self._join(n, feeds, free)
+                    same = feeds = home if n.args else nothing  # a constant is never read from memory
             elif OPS[n.op].elementwise:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
-                best = max((g for g in near if g.open), key=lambda g: g.level, default=None)
-                if best is not None and all(g is best or g.level < best.level for g in feeds):
-                    self._live_in(n, best)
+                best = self._latest(near, feeds)
+                if best is not None:
+                    self._live_in(n, best, feeds)
                     same = feeds = frozenset({best})
                 elif n in self.must:
-                    same, feeds = self._join(n, feeds, near, free)
+                    same = feeds = self._join(n, feeds, free)
                 else:
                     same = near
             else:
-                group = self._new(n.shape, n, feeds)
-                same = feeds = frozenset({group})
+                same = feeds = frozenset({self._new(n.shape, n, feeds)})
             self.feeds[n], self.same[n] = feeds, same
 
+    def _latest(self, near: frozenset[Group], feeds: frozenset[Group]) -> Group | None:
+        """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group."""
+        for group in sorted(near, key=lambda g: -g.number):
+            if group.open and not any(g is not group and g.waits_for(group) for g in feeds):
+                return group
+        return None
+
     def _new(self, shape: tuple[int, ...], heavy: Node | None, feeds: frozenset[Group]) -> Group:
-        group = Group(len(self.groups), shape, heavy, 1 + max((g.level for g in feeds), default=-1))
+        group = Group(len(self.groups), shape, heavy, set(feeds))
         self.groups.append(group)
         if heavy is not None:
-            self._live_in(heavy, group)
+            self._live_in(heavy, group, feeds)
         return group
 
-    def _live_in(self, node: Node, group: Group) -> None:
+    def _live_in(self, node: Node, group: Group, feeds: frozenset[Group]) -> None:
         self.home[node] = group
         group.nodes.append(node)
+        group.needs |= feeds - {group}
 
-    def _join(self, n: Node, feeds: frozenset[Group], near: frozenset[Group], free: dict[tuple[Any, ...], Group]) -> Any:
-        """Into the group of its level and shape that has no product or reduction; a new one if there is none."""
-        level = 1 + max((g.level for g in feeds), default=-1)
-        key = (n.shape, level, self.rows.get(n))
-        if key not in free:
-            free[key] = self._new(n.shape, None, feeds)
-        self._live_in(n, free[key])
-        only = frozenset({free[key]})
-        return only, only
+    def _join(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
+        """Into a group of its shape that has no product or reduction and that nothing it needs waits for; or into a new one."""
+        made = free.setdefault((n.shape, self.rows.get(n)), [])
+        group = next((g for g in reversed(made) if not any(f.waits_for(g) for f in feeds)), None)
+        if group is None:
+            group = self._new(n.shape, None, feeds)
+            made.append(group)
+        self._live_in(n, group, feeds)
+        return frozenset({group})
 
     def _shared(self) -> set[Node]:
         """Expensive nodes without a home that several groups read."""
@@ -203,10 +223,22 @@ class _Fusion:
             if node.op == "output":
                 self.buffer(node)
         made: list[tuple[Group, list[Item]]] = []
-        for group in sorted(self.groups, key=lambda g: (g.level, g.number), reverse=True):
+        for group in reversed(self._in_order()):
             made.append((group, self._form(group)))
         passed = [self._passed(n, sink) for n in self.sinks if n.op == "input" for sink in self.sinks[n]]
         return [*(item for _, items in reversed(made) for item in items), *passed]
+
+    def _in_order(self) -> list[Group]:
+        done: dict[Group, None] = {}
+        for group in self.groups:
+            stack = [group]
+            while stack:
+                waiting = [g for g in stack[-1].needs if g not in done]
+                if waiting:
+                    stack += sorted(waiting, key=lambda g: -g.number)
+                else:
+                    done[stack.pop()] = None
+        return list(done)
 
     def _passed(self, node: Node, sink: Sink) -> Kernel:
         """An input that is an output."""
@@ -455,6 +487,8 @@ class Former:
             return f.sources[node](index)
         if node.op == "constant":
             return constant(node.attrs["value"], node.dtype)
+        if node.op == "iota":
+            return self._iota(node, index)
         if node in f.home and f.home[node] is not self.group:
             return self._foreign(node, index)
         if node.op == "output":
@@ -474,7 +508,7 @@ class Former:
     def _foreign(self, node: Node, index: Index) -> Value:
         """A node that lives elsewhere: in memory, or computed again."""
         f = self.fusion
-        if node not in f.stored and self._again(node, 3):
+        if node not in f.stored and node not in f.must and self._again(node, 3):
             return self._rule(node, index) if node.op in VIRTUAL else self._elementwise(node, index)
         return load(f.buffer(node), index)
 

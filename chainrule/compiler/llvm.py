@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,19 @@ class Site:
     negative: bool
 
 
+@dataclass(frozen=True)
+class Callee:
+    """The name of a function's code, and the buffers that it wants to be told of, in this order."""
+
+    name: str
+    buffers: tuple[Buffer, ...]
+
+
+def _slot(slot: int, line: Callable[[str], str]) -> str:
+    place = line(f"getelementptr ptr, ptr %table, i64 {slot}")
+    return line(f"load ptr, ptr {place}, align 8")
+
+
 class Module:
     """Functions, and what they need beside them."""
 
@@ -50,17 +62,37 @@ class Module:
         self.declarations: set[str] = set()
         self.helpers: dict[str, str] = {}
         self.functions: list[str] = []
+        self.known: dict[str, Callee] = {}
+        self._bodies: dict[str, str] = {}
         self.sites: list[Site] = []
 
-    def add(self, function: Function, *, inline: bool = False) -> None:
+    def add(self, function: Function) -> None:
+        """A function that others may call by its name. Kernels that are the same but for where their buffers lie are made once: where
+        they lie is an argument."""
         writer = _Writer(self, function)
         lines = writer.write()
         self.declarations |= writer.b.declarations
         self.helpers.update(writer.b.helpers)
-        parameters = ", ".join(["ptr %table", "i64 %lo", "i64 %hi", *(f"i64 %{a.name}" for a in function.variables)])
-        how = "alwaysinline" if inline else "noinline"
-        head = f"define internal void @{function.name}({parameters}) {how} nounwind {self.attributes} {{\nentry:"
-        self.functions.append("\n".join([head, *lines, "  ret void", "}"]))
+        buffers = [f"ptr noalias %b{i}" for i in range(len(writer.buffers))]
+        parameters = ", ".join(
+            ["ptr %table", "i64 %lo", "i64 %hi", *(f"i64 %t{i}" for i in range(len(function.variables))), *buffers]
+        )
+        body = "\n".join([f"({parameters}) noinline nounwind {self.attributes} {{\nentry:", *lines, "  ret void", "}"])
+        if body not in self._bodies:
+            self._bodies[body] = function.name
+            self.functions.append(f"define internal void @{function.name}{body}")
+        self.known[function.name] = Callee(self._bodies[body], tuple(writer.buffers))
+
+    def pointer(self, buffer: Buffer, line: Callable[[str], str], known: dict[Any, str]) -> str:
+        """Where a buffer lies, from the table of pointers."""
+        if buffer not in known:
+            if buffer in self.layout.slots:
+                known[buffer] = _slot(self.layout.slots[buffer], line)
+            else:
+                if "arena" not in known:
+                    known["arena"] = _slot(ARENA, line)
+                known[buffer] = line(f"getelementptr i8, ptr {known['arena']}, i64 {self.layout.offsets[buffer]}")
+        return known[buffer]
 
     @property
     def attributes(self) -> str:
@@ -77,10 +109,9 @@ class _Writer:
         self.module, self.function = module, function
         self.b = Block(module.target)
         self.registers: dict[Register, Reg] = {}
-        self.variables: dict[Axis, str] = {a: f"%{a.name}" for a in function.variables}
+        self.variables: dict[Axis, str] = {a: f"%t{i}" for i, a in enumerate(function.variables)}
         self.known: list[dict[Any, Any]] = [{}]
-        self.base: dict[Buffer, str] = {}
-        self.labels = count()
+        self.buffers: dict[Buffer, str] = {}
 
     def write(self) -> list[str]:
         self.body(self.function.body)
@@ -120,7 +151,7 @@ class _Writer:
     def _pointer(self, p: Place) -> str:
         b = self.b
         size = p.buffer.dtype.itemsize
-        base: str = self._memo(("base", p.buffer), lambda: self._base(p.buffer))
+        base = self._base(p.buffer)
 
         def moved() -> str:
             text = base
@@ -134,15 +165,7 @@ class _Writer:
         return b.at(text, p.buffer.dtype, p.address.constant)
 
     def _base(self, buffer: Buffer) -> str:
-        layout = self.module.layout
-        if buffer in layout.slots:
-            return self._slot(layout.slots[buffer])
-        arena = self._memo("arena", lambda: self._slot(ARENA))
-        return self.b.line(f"getelementptr i8, ptr {arena}, i64 {layout.offsets[buffer]}")
-
-    def _slot(self, slot: int) -> str:
-        place = self.b.line(f"getelementptr ptr, ptr %table, i64 {slot}")
-        return self.b.line(f"load ptr, ptr {place}, align 8")
+        return self.buffers.setdefault(buffer, f"%b{len(self.buffers)}")
 
     def _times(self, text: str, factor: int) -> str:
         return text if factor == 1 else self.b.line(f"mul nsw i64 {text}, {factor}")
@@ -218,7 +241,9 @@ class _Writer:
     def _call(self, s: Call) -> None:
         units = [f"i64 {self._number(n)}" for n in (s.first, s.last)]
         variables = [f"i64 {self.variables[a]}" for a in s.variables]
-        self.b.do(f"call void @{s.function}({', '.join(['ptr %table', *units, *variables])})")
+        callee = self.module.known[s.function]
+        buffers = [f"ptr {self._base(b)}" for b in callee.buffers]
+        self.b.do(f"call void @{callee.name}({', '.join(['ptr %table', *units, *variables, *buffers])})")
 
     # ---- registers -----------------------------------------------------------------------------------------------------------
 
@@ -281,7 +306,7 @@ class _Writer:
         bad, out = b.fresh_label(), b.fresh_label()
         b.do(f"br i1 {good}, label %{out}, label %{bad}")
         b.start(bad)
-        report = self._slot(REPORT)
+        report = _slot(REPORT, b.line)
         for n, text in enumerate((str(len(module.sites)), wide.text, self._affine(s.attrs["address"]).text)):
             b.do(f"store i64 {text}, ptr {b.line(f'getelementptr i64, ptr {report}, i64 {n}')}, align 8")
         b.do(f"br label %{out}")

@@ -46,11 +46,11 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
     for loop in inner:
         units.update({i: _extent(i, inner) for i in inner[loop]})
     level: dict[Item, int] = {}
-    accesses = {i: list(_accesses(i)) for i in ordered}
+    touched = {i: list(accesses(i)) for i in ordered}
     for at, item in enumerate(ordered):
         first = 0
         for before in ordered[:at]:
-            pairs = list(_conflicts(accesses[before], accesses[item]))
+            pairs = list(_conflicts(touched[before], touched[item]))
             if pairs:
                 near = _together(before, item, units) and all(_local(a, b) for a, b in pairs)
                 first = max(first, level[before] + (0 if near else 1))
@@ -69,22 +69,22 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
     copies: list[Item] = []
     kept = set(state)
     after: dict[Item, set[Item]] = {i: set() for i in items}
-    accesses = {i: list(_accesses(i)) for i in items}
+    touched = {i: list(accesses(i)) for i in items}
     for at, item in enumerate(items):
         for before in items[:at]:
-            if any(a.buffer not in kept or (a.write and b.write) for a, b in _conflicts(accesses[before], accesses[item])):
+            if any(a.buffer not in kept or (a.write and b.write) for a, b in _conflicts(touched[before], touched[item])):
                 after[item].add(before)
     for item in items:
-        for buffer in {a.buffer for a in accesses[item] if a.write and a.buffer in kept}:
-            readers = [r for r in items if r is not item and any(a.buffer is buffer and not a.write for a in accesses[r])]
+        for buffer in {a.buffer for a in touched[item] if a.write and a.buffer in kept}:
+            readers = [r for r in items if r is not item and any(a.buffer is buffer and not a.write for a in touched[r])]
             fits = isinstance(item, Kernel) and _in_place(item, buffer)
-            fits = fits and sum(any(a.write and a.buffer is buffer for a in accesses[i]) for i in items) == 1
+            fits = fits and sum(any(a.write and a.buffer is buffer for a in touched[i]) for i in items) == 1
             if fits and not any(_reaches(item, r, after) for r in readers):
                 after[item].update(readers)
             else:
                 assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
                 copies.append(_beside(item, buffer, names))
-                accesses[item] = list(_accesses(item))
+                touched[item] = list(accesses(item))
     return [*_sorted(items, after), *copies]
 
 
@@ -135,7 +135,8 @@ def _beside(kernel: Kernel, buffer: Buffer, names: Names) -> Kernel:
     return Kernel(names("k"), domain, (), [Store(buffer, index, load(other, index))], domain[0] if domain else None)
 
 
-def _accesses(item: Item) -> Iterator[Access]:
+def accesses(item: Item) -> Iterator[Access]:
+    """All reads and writes."""
     for k in kernels_of([item]):
         for v in k.loads():
             assert v.buffer is not None
@@ -166,8 +167,8 @@ def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
     if isinstance(item, Kernel):
         return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
     extents = {_extent(i, inner) for i in inner[item]}
-    accesses = [a for i in inner[item] for a in _accesses(i)]
-    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(accesses, accesses)):
+    touched = [a for i in inner[item] for a in accesses(i)]
+    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(touched, touched)):
         return None
     return extents.pop()
 
@@ -177,11 +178,11 @@ def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Bu
     checked = [level[i] for i in ordered if any(v.op == "checked" for k in kernels_of([i]) for v in k.values())]
     if not checked:
         return
-    accesses = {i: list(_accesses(i)) for i in ordered}
+    touched = {i: list(accesses(i)) for i in ordered}
     least = max(checked) + 1
     for at, item in enumerate(ordered):
-        if any(a.write and a.buffer in state for a in accesses[item]):
+        if any(a.write and a.buffer in state for a in touched[item]):
             level[item] = max(level[item], least)
         for before in ordered[:at]:
-            if level[before] > level[item] and any(_conflicts(accesses[before], accesses[item])):
+            if level[before] > level[item] and any(_conflicts(touched[before], touched[item])):
                 level[item] = level[before] + 1

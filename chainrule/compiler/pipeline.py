@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .llvm import REPORT, Layout, Module, Site
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
-from .phases import Plan, plan
+from .phases import Plan, accesses, plan
 from .schedule import schedule, units
 from .simplify import simplify
 from .target import Target
@@ -79,7 +80,7 @@ def compile_graph(
     module = Module(Layout(table, memory.offsets), target)
     for f in functions:
         module.add(f)
-    text = module.text(barrier, _entry(name, planned, threads, bool(module.sites), set(state)))
+    text = module.text(barrier, _entry(name, planned, threads, module, set(state)))
     return Code(name, graph, planned, memory, functions, table, text, module.sites)
 
 
@@ -112,10 +113,8 @@ def _reader(buffer: Buffer) -> Source:
 
 
 def _callers(planned: Plan) -> list[Buffer]:
-    from .phases import _accesses
-
     return list(
-        dict.fromkeys(a.buffer for items in planned.phases for i in items for a in _accesses(i) if a.buffer.space != "scratch")
+        dict.fromkeys(a.buffer for items in planned.phases for i in items for a in accesses(i) if a.buffer.space != "scratch")
     )
 
 
@@ -138,11 +137,21 @@ def _count(item: Item, planned: Plan, threads: int) -> int:
     return 1 if extent is None else units(extent, threads)[0]
 
 
-def _entry(name: str, planned: Plan, threads: int, checks: bool, state: set[Buffer]) -> str:
+def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Buffer]) -> str:
     """`i32 name(table, thread, threads, barrier)`: 1 if an index was out of range, before any state is written."""
-    from .phases import _accesses
+    lines: list[str] = []
+    numbers = count()
 
-    lines = [f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{", "entry:"]
+    def line(text: str) -> str:
+        register = f"%p{next(numbers)}"
+        lines.append(f"  {register} = {text}")
+        return register
+
+    pointers: dict[Any, str] = {}
+    for items in planned.phases:
+        for item in items:
+            for buffer in module.known[item.name].buffers:
+                module.pointer(buffer, line, pointers)
     shares: dict[int, tuple[str, str]] = {}
     if threads > 1:
         lines.append("  %after = add i64 %thread, 1")
@@ -150,19 +159,22 @@ def _entry(name: str, planned: Plan, threads: int, checks: bool, state: set[Buff
             for which, t in (("lo", "%thread"), ("hi", "%after")):
                 lines += [f"  %{which}m{n} = mul i64 {t}, {n}", f"  %{which}{n} = udiv i64 %{which}m{n}, %threads"]
             shares[n] = (f"%lo{n}", f"%hi{n}")
-    tested = not checks
+    tested = not module.sites
     for at, items in enumerate(planned.phases):
         if at and threads > 1:
             lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
-        writes = any(a.write and a.buffer in state for i in items for a in _accesses(i))
+        writes = any(a.write and a.buffer in state for i in items for a in accesses(i))
         if not tested and (writes or at == len(planned.phases) - 1):
             lines += _test_report(at)
             tested = writes
         for item in items:
             n = _count(item, planned, threads)
             lo, hi = shares.get(n, ("0", str(n)))
-            lines.append(f"  call void @{item.name}(ptr %table, i64 {lo}, i64 {hi})")
-    return "\n".join([*lines, "  ret i32 0", "}"])
+            callee = module.known[item.name]
+            buffers = "".join(f", ptr {pointers[b]}" for b in callee.buffers)
+            lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{buffers})")
+    head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
+    return "\n".join([head, "entry:", *lines, "  ret i32 0", "}"])
 
 
 def _test_report(at: int) -> list[str]:
