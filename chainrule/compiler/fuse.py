@@ -126,6 +126,8 @@ class _Fusion:
         for n in self.order:
             if n.op in ("contract", "scan", "take", "scatter_add", "fold"):
                 must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
+            if n.op == "contract":
+                must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
             if n.op == "take":
                 must |= {b for a in n.args[:1] if (b := _viewed(a)).op != "input"}
             if n.op == "reshape" and not _plain_reshape(n):

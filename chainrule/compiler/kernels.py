@@ -80,7 +80,8 @@ class Store:
 @dataclass(slots=True, eq=False)
 class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
-    axes of the domain are run through in order, outermost, because what they store is added up."""
+    axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
+    order of memory; it runs at the end of a step, on the new state, and once before the first step."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -88,6 +89,7 @@ class Kernel:
     stores: list[Store]
     unit: Axis | None = None
     sequential: int = 0
+    late: bool = False
 
     def values(self) -> list[Value]:
         """All values, arguments first."""

@@ -270,6 +270,10 @@ class _Writer:
             return self._iota(s, dtype, width)
         if s.op == "philox":
             return self._philox(s, args, width)
+        if s.op == "transposed":
+            lines: list[Reg] = self._memo(("transposed", *s.args), lambda: b.transpose(args))
+            line: Reg = lines[s.attrs["line"]]
+            return line
         if s.op == "checked":
             return self._checked(s, args[0])
         return b.elementwise(s.op, s.attrs, dtype, *args)

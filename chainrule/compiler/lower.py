@@ -45,6 +45,12 @@ def _by_units(kernel: Kernel, schedule: Schedule, axis: Axis, total: int, length
     return body
 
 
+def _whole(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """`extent` in pieces of `size` and a rest: (start, how many, size)."""
+    count, rest = divmod(extent, size)
+    return [p for p in ((0, count, size), (count * size, 1 if rest else 0, rest)) if p[1]]
+
+
 class _Scope:
     def __init__(self, variables: set[Axis]) -> None:
         self.variables = variables
@@ -125,8 +131,10 @@ class _Lowering:
 
     def run(self) -> list[Statement]:
         self.base = dict(self.table)
-        outer = [a for a in self.domain if a is not self.lanes and a is not self.tile and a.extent != 1]
-        self._loops(outer, self._tiles)
+        across = self.renamed.get(self.s.across, self.s.across) if self.s.across is not None else None
+        inner = (self.lanes, self.tile, across)
+        outer = [a for a in self.domain if a not in inner and a.extent != 1]
+        self._loops(outer, self._tiles if across is None else lambda: self._squares(across))
         return self.scopes[0].body
 
     def _loops(self, axes: list[Axis], inside: Callable[[], None]) -> None:
@@ -205,6 +213,42 @@ class _Lowering:
                     self._store(store)
         self.scopes.pop()
         self.scopes[-1].body += scope.body
+
+    # ---- transposed copies ---------------------------------------------------------------------------------------------------
+
+    def _squares(self, across: Axis) -> None:
+        """Squares as wide as a vector: rows read, turned, written."""
+        width, lanes = self.s.width, self.lanes
+        assert lanes is not None
+        for first, how_many, size in _whole(across.extent, width):
+            for first2, how_many2, size2 in _whole(lanes.extent, width):
+                self._steps(
+                    across, first, how_many, width,
+                    lambda a=first2, n=how_many2, columns=size, rows=size2: self._steps(  # type: ignore[misc]
+                        lanes, a, n, width, lambda: self._turned(across, columns, rows)
+                    ),
+                )  # fmt: skip
+
+    def _turned(self, across: Axis, columns: int, rows: int) -> None:
+        (store,) = self.kernel.stores
+        read = store.value
+        scope, width = self.scopes[-1], self.s.width
+        at, step = self._along(flat(read.index, read.shape))  # type: ignore[arg-type]
+        lines = []
+        for r in range(width):
+            if r < rows:
+                target = self.register(read.dtype, width)
+                scope.body.append(Read(target, Place(read.buffer, at + step[self.lanes] * r, (), 1, columns)))  # type: ignore[arg-type, index]
+            else:
+                target = self.let("constant", read.dtype, width, (), scope, value=read.dtype.type(0))
+            lines.append(target)
+        at, step = self._along(flat(store.index, store.view))  # type: ignore[arg-type]
+        for c in range(columns):
+            turned = self.let("transposed", read.dtype, width, tuple(lines), scope, line=c)
+            scope.body.append(Write(Place(store.buffer, at + step[across] * c, (), 1, rows), turned))
+
+    def _along(self, index: Affine) -> tuple[Affine, dict[Axis, int]]:
+        return self.address(index), {a: self._coefficient(index, a) for a in self.domain}
 
     # ---- values --------------------------------------------------------------------------------------------------------------
 

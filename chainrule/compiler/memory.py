@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .kernels import Buffer, Item, kernels_of
+from .kernels import Buffer, Item, Kernel, kernels_of
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -22,16 +22,17 @@ class Arena:
     bytes: int
 
 
-def arena(phases: Sequence[Sequence[Item]], guard: int = 0) -> Arena:
-    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests)."""
-    live: dict[Buffer, tuple[int, int]] = {}
+def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: int = 0) -> Arena:
+    """Offsets by first fit, the largest buffers first. late: kernels whose results stay from step to step; guard: so many bytes stay
+    free after each buffer (for tests)."""
+    live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
     for at, items in enumerate(phases):
         for kernel in kernels_of(items):
             buffers = [v.buffer for v in kernel.loads()] + [s.buffer for s in kernel.stores]
             for b in buffers:
                 if b is not None and b.space == "scratch":
-                    first, _ = live.get(b, (at, at))
-                    live[b] = (first, at)
+                    first, last = live.get(b, (at, at))
+                    live[b] = (min(first, at), max(last, at))
     placed: list[tuple[int, int, Buffer]] = []
     for b in sorted(live, key=lambda b: -b.bytes):
         size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT

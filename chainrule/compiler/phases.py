@@ -31,17 +31,22 @@ class Access:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """Phases in order; `inner`: the kernels of each loop in order; `units`: what each item shares out, by its extent."""
+    """Phases in order; `inner`: the kernels of each loop in order; `units`: what each item shares out, by its extent; `late`: copies
+    of the state, made before the first step."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
     units: dict[Item, int | None]
+    late: list[Kernel]
 
 
 def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
     """Phases for items over this state (buffers that are read as they were before)."""
     inner: dict[Loop, list[Item]] = {}
-    ordered = _arranged(items, state, names, inner)
+    late = [i for i in items if isinstance(i, Kernel) and i.late]
+    ordered = _arranged([i for i in items if i not in late], state, names, inner)
+    written = {a.buffer for i in ordered for a in accesses(i) if a.write}
+    ordered += [k for k in late if any(v.buffer in written for v in k.loads())]  # of state that never changes one copy will do
     units = {i: _extent(i, inner) for i in ordered}
     for loop in inner:
         units.update({i: _extent(i, inner) for i in inner[loop]})
@@ -57,7 +62,8 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
         level[item] = first
     _after_checks(ordered, level, set(state))
     count = max(level.values(), default=-1) + 1
-    return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units)
+    units.update({k: _extent(k, inner) for k in late})
+    return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units, late)
 
 
 def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inner: dict[Loop, list[Item]]) -> list[Item]:

@@ -73,14 +73,18 @@ def compile_graph(
     graph = simplify(graph)
     items, sources = _gathered(inputs, graph.inputs, slots, names)
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
+    _put_off(items, set(state))
     planned = plan(items, list(state), names)
-    memory = arena(planned.phases, guard)
-    functions = [f for items in planned.phases for item in items for f in _functions(item, planned, target, threads)]
+    memory = arena(planned.phases, planned.late, guard)
+    every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    functions = [f for item in every for f in _functions(item, planned, target, threads)]
     table = {b: slots[b.name] for b in _callers(planned)}
     module = Module(Layout(table, memory.offsets), target)
     for f in functions:
         module.add(f)
-    text = module.text(barrier, _entry(name, planned, threads, module, set(state)))
+    prepare = Plan([list(planned.late)], planned.inner, planned.units, [])
+    entries = [_entry(name, planned, threads, module, set(state)), _entry(f"{name}_prepare", prepare, threads, module, set())]
+    text = module.text(barrier, *entries)
     return Code(name, graph, planned, memory, functions, table, text, module.sites)
 
 
@@ -113,9 +117,31 @@ def _reader(buffer: Buffer) -> Source:
 
 
 def _callers(planned: Plan) -> list[Buffer]:
-    return list(
-        dict.fromkeys(a.buffer for items in planned.phases for i in items for a in accesses(i) if a.buffer.space != "scratch")
-    )
+    items = [*planned.late, *(i for items in planned.phases for i in items)]
+    return list(dict.fromkeys(a.buffer for i in items for a in accesses(i) if a.buffer.space != "scratch"))
+
+
+def _put_off(items: Sequence[Item], state: set[Buffer]) -> None:
+    """Copies of the state in another order of memory are made at the end of a step, for the next, where each thread still has what it
+    has just written; so no step begins by waiting for them."""
+    writers: dict[Buffer, int] = {}
+    for item in items:
+        for a in accesses(item):
+            if a.write:
+                writers[a.buffer] = writers.get(a.buffer, 0) + 1
+    for item in items:
+        if isinstance(item, Kernel) and not item.reduced and not item.sequential:
+            loads = list(item.loads())
+            plain = all(v.buffer in state and not any(isinstance(i, Value) for i in v.index) for v in loads)
+            if (
+                loads
+                and plain
+                and all(s.buffer.space == "scratch" and writers[s.buffer] == 1 for s in item.stores)
+                and item.domain
+            ):
+                item.late = True
+                first = loads[0].index[0] if loads[0].index else None
+                item.unit = next((a for a in item.domain if first == of(a)), item.unit)
 
 
 def _functions(item: Item, planned: Plan, target: Target, threads: int, variables: tuple[Axis, ...] = ()) -> list[Function]:

@@ -39,6 +39,7 @@ class Schedule:
     chains: int
     unroll: int
     inner_rows: bool  # the loop over tiles of rows stands inside the one over tiles of lanes
+    across: Axis | None = None  # a transposed copy: it is read along this axis and written along `lanes`, square by square
 
     def __str__(self) -> str:
         return (
@@ -67,6 +68,9 @@ def width_for(kernel: Kernel, target: Target, extent: int) -> int:
 
 def schedule(kernel: Kernel, target: Target) -> Schedule:
     """The cheapest of a few ways to run the kernel."""
+    square = _square(kernel, target)
+    if square is not None:
+        return square
     all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
@@ -74,6 +78,22 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
     return min(ways, key=lambda w: w[0])[1]
+
+
+def _square(kernel: Kernel, target: Target) -> Schedule | None:
+    """For a kernel that only copies, in another order: squares that are transposed in registers."""
+    if len(kernel.stores) != 1 or kernel.sequential or kernel.stores[0].value.op != "load":
+        return None
+    (store,) = kernel.stores
+    if any(isinstance(i, Value) for i in (*store.value.index, *store.index)) or store.value.dtype.itemsize < 4:
+        return None
+    read, write = (flat(i, n) for i, n in ((store.value.index, store.value.shape), (store.index, store.view)))  # type: ignore[arg-type]
+    across = [a for a in kernel.domain if read.coefficient(a) == 1 and write.coefficient(a) > 1]
+    lanes = [a for a in kernel.domain if write.coefficient(a) == 1 and read.coefficient(a) > 1]
+    width = target.vector_bytes // store.value.dtype.itemsize
+    if len(across) != 1 or len(lanes) != 1 or min(across[0].extent, lanes[0].extent) < width // 2:
+        return None
+    return Schedule(width, lanes[0], None, 1, 1, 1, 1, False, across[0])
 
 
 def _way(kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None) -> tuple[float, Schedule]:

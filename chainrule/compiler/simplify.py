@@ -1,16 +1,22 @@
 """Graph -> graph, for machine code: what has no kernel of its own is written in terms of what has.
 
-In, out: a graph in normal form. argmax becomes the first index among those whose element is the largest, or NaN.
+In, out: a graph in normal form. argmax becomes the first index among those whose element is the largest, or NaN. A product gets its
+operands in the order in which lanes read them: next to each other along the last axis of the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
 from ..graph.node import Graph, Node, constant_node, make, rebuilt
 from ..normalize import normalize
+from ..ops.contract import parse
+
+LEAST_LANES = 4  # an axis as short as that is not worth a copy of the operand
+LEAST_REUSE = 4  # how often a copied element is read at least
 
 
 def simplify(graph: Graph) -> Graph:
@@ -49,4 +55,22 @@ def _argmax(node: Node) -> Node:
     return make("min", (make("where", (chosen, place, beyond), {}),), {"axes": (axis,)}, node.source, node.scope)
 
 
-RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax}
+def _contract(node: Node) -> Node:
+    """With a transposed copy of the operand that has the result's last axis, where that is not its last."""
+    left, right, out = parse(node.attrs["spec"])
+    words, args = [left, right], list(node.args)
+    for i, (word, arg) in enumerate(zip(words, args, strict=True)):
+        lanes = out[-1:] if out else ""
+        if not lanes or lanes not in word or word.endswith(lanes) or node.shape[-1] < LEAST_LANES:
+            continue
+        if prod(n for letter, n in zip(out, node.shape, strict=True) if letter not in word) < LEAST_REUSE:
+            continue
+        order = [*(d for d, letter in enumerate(word) if letter != lanes), word.index(lanes)]
+        args[i] = make("transpose", (arg,), {"axes": tuple(order)}, node.source, node.scope)
+        words[i] = "".join(word[d] for d in order)
+    if args == list(node.args):
+        return node
+    return make("contract", tuple(args), {"spec": f"{words[0]},{words[1]}->{out}"}, node.source, node.scope)
+
+
+RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "contract": _contract}

@@ -26,7 +26,7 @@ from .reference import cast
 
 SLICE = 0.1  # seconds in native code before Python looks for Ctrl-C
 PARAMETERS = 16  # words in the block that a run's threads share
-STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, TOTAL = range(14)
+STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, ARENAS = range(14)
 KEPT_FUNCTIONS = 256
 
 
@@ -37,6 +37,7 @@ class Machine:
     code: Any
     loaded: Any
     address: int
+    prepare: int
 
 
 _machines: OrderedDict[Any, Machine] = OrderedDict()
@@ -51,7 +52,7 @@ def _machine(key: Any, make: Callable[[], Any], target: Target, level: int) -> M
 
     code = make()
     loaded = jit.compile_module(code.text, target, level=level)
-    made = _machines[key] = Machine(code, loaded, loaded.address(code.name))
+    made = _machines[key] = Machine(code, loaded, loaded.address(code.name), loaded.address(f"{code.name}_prepare"))
     while len(_machines) > KEPT_FUNCTIONS:
         _machines.popitem(last=False)
     return made
@@ -97,7 +98,7 @@ class NativeSession(Session):
                 for i, (node, value) in enumerate(zip(entry.graph.inputs[-len(entry.captures) :], entry.captures, strict=False)):
                     self._captures[_captured(program, entry, i)] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
-        self._arena = aligned(64)
+        self._arenas: dict[Any, Array] = {}
         self._dump = aligned(64)
         self._report = np.zeros(4, np.int64)
 
@@ -110,9 +111,7 @@ class NativeSession(Session):
         key = (rows, name, dtypes)
         if key not in self._known:
             self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, self._threads)
-            need = made.code.arena.bytes
-            if need > self._arena.size:
-                self._arena = aligned(need, fill=self._backend.poison)
+            self._arenas[made] = aligned(made.code.arena.bytes, fill=self._backend.poison)
         return self._known[key]
 
     # ---- running -------------------------------------------------------------------------------------------------------------
@@ -184,15 +183,17 @@ class NativeSession(Session):
             count: int, pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
         threads = self._threads
         shared = np.zeros(PARAMETERS, np.int64)
-        functions = np.array([m.address for m in machines], np.int64)
+        functions = np.array([(m.prepare, m.address) for m in machines], np.int64).reshape(-1)
+        arenas = np.array([self._arenas[m].ctypes.data for m in machines], np.int64)
         slots = np.array([self._slots[n] for n, _, _ in moves], np.int64)
         bases = np.array([b for _, b, _ in moves], np.int64)
         offsets = np.ascontiguousarray(np.stack([o for _, _, o in moves], axis=1)) if moves else np.zeros((count, 0), np.int64)
         kinds = np.ascontiguousarray(which, np.int64)
         barrier = aligned(512)
         barrier[:] = 0
-        shared[[THREADS, KINDS, FUNCTIONS, MOVES, SLOTS, BASES, OFFSETS]] = [
+        shared[[THREADS, KINDS, FUNCTIONS, MOVES, SLOTS, BASES, OFFSETS, ARENAS]] = [
             threads, kinds.ctypes.data, functions.ctypes.data, len(moves), slots.ctypes.data, bases.ctypes.data, offsets.ctypes.data,
+            arenas.ctypes.data,
         ]  # fmt: skip
         shared[BARRIER] = barrier.ctypes.data + -barrier.ctypes.data % 128
         table = self._table(sources)
@@ -221,7 +222,7 @@ class NativeSession(Session):
 
     def _table(self, sources: Mapping[str, Array]) -> Array:
         table = np.full(len(self._slots), self._dump.ctypes.data, np.int64)
-        table[:2] = self._arena.ctypes.data, self._report.ctypes.data
+        table[1] = self._report.ctypes.data
         for name, array in (*self._state.items(), *self._captures.items(), *((f"in/{k}", v) for k, v in sources.items())):
             table[self._slots[name]] = array.ctypes.data
         return table
@@ -452,6 +453,7 @@ entry:
 {word("slots", SLOTS, "ptr")}
 {word("bases", BASES, "ptr")}
 {word("offsets", OFFSETS, "ptr")}
+{word("arenas", ARENAS, "ptr")}
   %stop = getelementptr i64, ptr %shared, i64 {STOP}
   %done = getelementptr i64, ptr %shared, i64 {DONE}
   %halt = getelementptr i64, ptr %shared, i64 {HALT}
@@ -461,11 +463,27 @@ entry:
   br i1 %some, label %step, label %out
 step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
+  %before = phi i64 [ -1, %entry ], [ %kind, %onward ]
+  %kindp = getelementptr i64, ptr %kinds, i64 %i
+  %kind = load i64, ptr %kindp, align 8
+  %pair = mul i64 %kind, 2
+  %preparep = getelementptr ptr, ptr %functions, i64 %pair
+  %same = icmp eq i64 %kind, %before
+  br i1 %same, label %gather, label %change
+change:
+  %arenap = getelementptr ptr, ptr %arenas, i64 %kind
+  %arena = load ptr, ptr %arenap, align 8
+  store ptr %arena, ptr %table, align 8
+  %prepare = load ptr, ptr %preparep, align 8
+  %prepared = call i32 %prepare(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
+  call void @barrier(ptr %barrier, i64 %threads)
+  br label %gather
+gather:
   %row = mul i64 %i, %moves
   %anymove = icmp sgt i64 %moves, 0
   br i1 %anymove, label %move, label %moved
 move:
-  %m = phi i64 [ 0, %step ], [ %m1, %move ]
+  %m = phi i64 [ 0, %gather ], [ %m1, %move ]
   %at = add i64 %row, %m
   %offsetp = getelementptr i64, ptr %offsets, i64 %at
   %offset = load i64, ptr %offsetp, align 8
@@ -480,9 +498,7 @@ move:
   %more = icmp slt i64 %m1, %moves
   br i1 %more, label %move, label %moved
 moved:
-  %kindp = getelementptr i64, ptr %kinds, i64 %i
-  %kind = load i64, ptr %kindp, align 8
-  %functionp = getelementptr ptr, ptr %functions, i64 %kind
+  %functionp = getelementptr ptr, ptr %preparep, i64 1
   %function = load ptr, ptr %functionp, align 8
   %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   %next = add i64 %i, 1

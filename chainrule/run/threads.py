@@ -24,9 +24,10 @@ import llvmlite.binding as llvm
 BARRIER_BYTES = 256  # two pairs of cache lines: processors fetch lines in pairs of 64 bytes, or have lines of 128
 BARRIER_ALIGNMENT = 128
 
-# How often a thread that waits looks before it gives its processor away: 8 µs where `pause` takes 28 ns, about what it costs to sleep
-# and to be woken. With a busy neighbour on each processor less is a little better and more is much worse.
-_ROUNDS = 300
+# How long a thread that waits looks before it sleeps: 15 to 20 µs, some times what it takes to be woken. With a third of it, two
+# threads on an idle machine that have slept once go on waking each other for ever; with more, a very busy machine costs more.
+_CYCLES = 48_000  # x86-64 counts time, because `pause` takes from 10 to 140 cycles; others count how often they looked
+_ROUNDS = 600
 _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98, "riscv64": 98}  # number of the system call, Linux only
 _WAIT, _WAKE, _ALL = 128, 129, 2**31 - 1  # FUTEX_WAIT and FUTEX_WAKE, both private to the process; how many to wake
 
@@ -36,13 +37,15 @@ def barrier_ir(triple: str) -> str:
 
     The state is `BARRIER_BYTES` bytes, aligned to `BARRIER_ALIGNMENT`, zeroed once; it can be used again at once, also by another
     number of threads. What a thread wrote before the barrier, every thread reads after it. Needs the external symbol `syscall` on
-    Linux, `sched_yield` elsewhere. On x86-64 it declares `@llvm.x86.sse2.pause`, on AArch64 `@llvm.aarch64.isb`.
+    Linux, `sched_yield` elsewhere. The text also declares the intrinsics `llvm.x86.sse2.pause` and `llvm.readcyclecounter` on x86-64,
+    `llvm.aarch64.isb` on AArch64.
 
     A thread that has waited for some microseconds sleeps until it is woken, on Linux. That matters on a busy machine: a thread that
     only yields gets its processor back after its neighbour's time slice, when its partner has just lost his, so that they hardly ever
     run at the same time. One that was asleep is put in front when it is woken.
     """
     pause, pause_declaration = _pause(triple)
+    begin, spent, since, limit = _spent(triple)
     sleep, wake, declaration = _sleep(triple)
     return f"""{pause_declaration}
 {declaration}
@@ -58,26 +61,30 @@ arrive:
   %count = add i32 %before, 1
   %all = trunc i64 %threads to i32
   %last = icmp eq i32 %count, %all
-  br i1 %last, label %open, label %look
+  br i1 %last, label %open, label %wait
 open:
   store atomic i32 0, ptr %state monotonic, align 4
   %next = add i32 %mine, 1
   store atomic i32 %next, ptr %generation seq_cst, align 4
 {wake}
+wait:
+  %begin = {begin}
+  br label %look
 look:
-  %round = phi i32 [ 0, %arrive ], [ %round1, %spin ], [ 0, %rest ]
+  %since = phi i64 [ %begin, %wait ], [ {since}, %spin ], [ %later, %rest ]
   %now = load atomic i32, ptr %generation acquire, align 4
   %opened = icmp ne i32 %now, %mine
   br i1 %opened, label %done, label %closed
 closed:
-  %round1 = add i32 %round, 1
-  %enough = icmp ugt i32 %round, {_ROUNDS}
+{spent}
+  %enough = icmp ugt i64 %spent, {limit}
   br i1 %enough, label %rest, label %spin
 spin:
   {pause}
   br label %look
 rest:
 {sleep}
+  %later = {begin}
   br label %look
 done:
   ret void
@@ -89,10 +96,18 @@ def _pause(triple: str) -> tuple[str, str]:
     """(instruction, declaration): tells the processor that this is a waiting loop. No inline assembly: it would need a parser."""
     machine = _machine(triple)
     if machine in ("x86_64", "amd64"):
-        return "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()"
+        return "call void @llvm.x86.sse2.pause()", "declare void @llvm.x86.sse2.pause()\ndeclare i64 @llvm.readcyclecounter()"
     if machine in ("aarch64", "arm64"):  # `yield` does nothing on most; `isb` waits 10 to 20 ns
         return "call void @llvm.aarch64.isb(i32 15)", "declare void @llvm.aarch64.isb(i32)"
     return "; no instruction for waiting", ""
+
+
+def _spent(triple: str) -> tuple[str, str, str, int]:
+    """(when waiting begins, lines that make %spent out of %since, the next %since, limit of %spent): the clock, or a count."""
+    if _machine(triple) in ("x86_64", "amd64"):
+        clock = "call i64 @llvm.readcyclecounter()"
+        return clock, f"  %clock = {clock}\n  %spent = sub i64 %clock, %since", "%since", _CYCLES
+    return "add i64 0, 0", "  %spent = add i64 %since, 1", "%spent", _ROUNDS
 
 
 def _sleep(triple: str) -> tuple[str, str, str]:
