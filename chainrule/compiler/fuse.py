@@ -153,8 +153,7 @@ class _Fusion:
             same = nothing
             if n.op in VIRTUAL:
                 if n in self.must:
-                    home = self._join(n, feeds, free)
-                    same = feeds = home if n.args else nothing  # a constant is never read from memory
+                    same = feeds = self._copied(n, feeds, free)
             elif OPS[n.op].elementwise:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
                 best = self._latest(near, feeds)
@@ -168,6 +167,15 @@ class _Fusion:
             else:
                 same = feeds = frozenset({self._new(n.shape, n, feeds)})
             self.feeds[n], self.same[n] = feeds, same
+
+    def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
+        """A group for something that is only looked at otherwise: one for each, as each is read in an order of its own."""
+        if not n.args:
+            self._join(n, feeds, free)
+            return frozenset()  # a constant is never read from memory
+        group = self._new(n.shape, None, feeds)
+        self._live_in(n, group, feeds)
+        return frozenset({group})
 
     def _latest(self, near: frozenset[Group], feeds: frozenset[Group]) -> Group | None:
         """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group."""

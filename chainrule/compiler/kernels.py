@@ -90,6 +90,7 @@ class Kernel:
     unit: Axis | None = None
     sequential: int = 0
     late: bool = False
+    packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
 
     def values(self) -> list[Value]:
         """All values, arguments first."""

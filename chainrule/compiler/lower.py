@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
-from .kernels import Kernel, Store, Value
+from .kernels import Buffer, Kernel, Store, Value
 from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .schedule import Schedule, balanced, units
 
@@ -24,7 +24,7 @@ def lower(kernel: Kernel, schedule: Schedule, threads: int, variables: tuple[Axi
     if all(a.extent for a in kernel.domain):
         total, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 0)
         if total == 1:
-            body.append(If("hi", 0, _Lowering(kernel, schedule, {}, {}, "").run()))
+            body.append(If("hi", 0, _Lowering(kernel, schedule, {}, {}, "", Affine()).run()))
         else:
             assert kernel.unit is not None
             body = _by_units(kernel, schedule, kernel.unit, total, length)
@@ -36,11 +36,11 @@ def _by_units(kernel: Kernel, schedule: Schedule, axis: Axis, total: int, length
     unit = Axis("unit", total)
     inside = Axis(axis.name, length)
     table = {axis: affine(0, ((unit, length),)) + of(inside)}
-    made = _Lowering(kernel, schedule, {axis: inside}, table, "", {unit}).run()
+    made = _Lowering(kernel, schedule, {axis: inside}, table, "", of(unit), {unit}).run()
     body: list[Statement] = [For(unit, "lo", ("hi", full) if rest else "hi", made)]
     if rest:
         last = Axis(axis.name, rest)
-        made = _Lowering(kernel, schedule, {axis: last}, {axis: of(last) + full * length}, "z").run()
+        made = _Lowering(kernel, schedule, {axis: last}, {axis: of(last) + full * length}, "z", Affine(full)).run()
         body.append(If("hi", full, made))
     return body
 
@@ -61,17 +61,18 @@ class _Scope:
 class _Lowering:
     """One variant of a kernel's body, all extents known.
 
-    renamed: the unit axis -> the axis that counts inside a unit; table: axes -> sums of loop variables.
+    renamed: the unit axis -> the axis that counts inside a unit; table: axes -> sums of loop variables; unit: the
+    number of the unit at hand.
     """
 
     def __init__(
         self, kernel: Kernel, schedule: Schedule, renamed: Mapping[Axis, Axis], table: Mapping[Axis, Affine], stem: str,
-        outside: set[Axis] | None = None,
+        unit: Affine, outside: set[Axis] | None = None,
     ) -> None:  # fmt: skip
         self.kernel, self.s = kernel, schedule
         self.renamed = renamed
         self.table: dict[Axis, Affine] = dict(table)
-        self.stem = stem
+        self.stem, self.unit = stem, unit
         self.numbers = count()
         self.domain = [renamed.get(a, a) for a in kernel.domain]
         self.original = dict(zip(self.domain, kernel.domain, strict=True))
@@ -163,9 +164,31 @@ class _Lowering:
         if not by_lanes:
             self._row_tiles(lambda rows: self._tile(rows, [(0, self.s.width)]))
         elif self.s.inner_rows:
-            self._lane_tiles(lambda vectors: self._row_tiles(lambda rows: self._tile(rows, vectors)))
+            self._lane_tiles(self._packed_tile)
         else:
             self._row_tiles(lambda rows: self._lane_tiles(lambda vectors: self._tile(rows, vectors)))
+
+    def _packed_tile(self, vectors: list[tuple[int, int]]) -> None:
+        for v, buffer in self.kernel.packed.items():
+            over = [a for a in self.reduced if a in v.axes]
+            self._loops(over, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
+        self._row_tiles(lambda rows: self._tile(rows, vectors))
+
+    def _pack(self, v: Value, buffer: Buffer, vectors: list[tuple[int, int]]) -> None:
+        scope = self.scopes[-1]
+        for n, valid in vectors:
+            self.vector, self.valid = n, valid
+            target = self.register(v.dtype, self.s.width)
+            scope.body.append(Read(target, self._where(v.buffer, v.index, v.shape)))
+            scope.body.append(Write(self._pack_place(v, buffer), target))
+
+    def _pack_place(self, v: Value, buffer: Buffer) -> Place:
+        """Where in its own memory a packed operand's vector stands: one area for each unit."""
+        over = [a for a in self.reduced if a in v.axes]
+        width = self.s.vectors * self.s.width
+        at = flat((of(a) for a in over), (a.extent for a in over)) * width
+        at = self.address(at) + self.unit * buffer.shape[1] + self.vector * self.s.width
+        return Place(buffer, at, (), 1, self.valid)
 
     def _row_tiles(self, inside: Callable[[int], None]) -> None:
         if self.tile is None:
@@ -352,7 +375,8 @@ class _Lowering:
         return Place(buffer, at, tuple(looked_up), step, self.valid)
 
     def _load(self, v: Value, width: int, scope: _Scope) -> Register:
-        place = self._where(v.buffer, v.index, v.shape)
+        packed = self.kernel.packed.get(v)
+        place = self._where(v.buffer, v.index, v.shape) if packed is None else self._pack_place(v, packed)
         if width == 1:
             place = Place(place.buffer, place.address, place.looked_up)
         target = self.register(v.dtype, width)

@@ -7,9 +7,10 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ import numpy as np
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .fuse import Index, Names, Sink, Source, fuse
-from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_text, load
+from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load
 from .llvm import REPORT, Layout, Module, Site
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .phases import Plan, accesses, plan
-from .schedule import schedule, units
+from .schedule import Schedule, packs, schedule, units
 from .simplify import simplify
 from .target import Target
 
+CLOCKS = 8  # the word behind the report where the cycles of each kernel begin
 ORDER = "order"  # the numbers of the rows of a step
 
 
@@ -62,12 +64,12 @@ class Code:
 
 def compile_graph(
     name: str, graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], slots: Mapping[str, int],
-    rows: Sequence[Rows], target: Target, *, threads: int = 1, guard: int = 0, barrier: str = "",
+    rows: Sequence[Rows], target: Target, *, threads: int = 1, guard: int = 0, barrier: str = "", timed: bool = False,
 ) -> Code:  # fmt: skip
     """All passes.
 
     Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
-    caller's buffers, by name, in the table of pointers; rows: the row axis of each input.
+    caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel.
     """
     names = Names()
     graph = simplify(graph)
@@ -75,15 +77,23 @@ def compile_graph(
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     _put_off(items, set(state))
     planned = plan(items, list(state), names)
-    memory = arena(planned.phases, planned.late, guard)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
-    functions = [f for item in every for f in _functions(item, planned, target, threads)]
+    schedules = {k: schedule(k, target) for k in kernels_of(every)}
+    for k, made in schedules.items():
+        _set_aside(k, made, names, threads, target)
+    memory = arena(planned.phases, planned.late, guard)
+    functions = [f for item in every for f in _functions(item, planned, schedules, threads)]
     table = {b: slots[b.name] for b in _callers(planned)}
     module = Module(Layout(table, memory.offsets), target)
     for f in functions:
         module.add(f)
     prepare = Plan([list(planned.late)], planned.inner, planned.units, [])
-    entries = [_entry(name, planned, threads, module, set(state)), _entry(f"{name}_prepare", prepare, threads, module, set())]
+    entries = [
+        _entry(name, planned, threads, module, set(state), timed),
+        _entry(f"{name}_prepare", prepare, threads, module, set()),
+    ]
+    if timed:
+        module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
     return Code(name, graph, planned, memory, functions, table, text, module.sites)
 
@@ -144,11 +154,21 @@ def _put_off(items: Sequence[Item], state: set[Buffer]) -> None:
                 item.unit = next((a for a in item.domain if first == of(a)), item.unit)
 
 
-def _functions(item: Item, planned: Plan, target: Target, threads: int, variables: tuple[Axis, ...] = ()) -> list[Function]:
+def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:
+    """Memory for the operands that the kernel copies together."""
+    count = units(kernel.unit.extent, threads)[0] if kernel.unit is not None else 1
+    for v in packs(kernel, made, threads, target):
+        size = prod(a.extent for a in kernel.reduced if a in v.axes) * made.vectors * made.width
+        kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
+
+
+def _functions(
+    item: Item, planned: Plan, schedules: Mapping[Kernel, Schedule], threads: int, variables: tuple[Axis, ...] = ()
+) -> list[Function]:
     if isinstance(item, Kernel):
-        return [lower(item, schedule(item, target), threads, variables)]
+        return [lower(item, schedules[item], threads, variables)]
     inside = (*variables, item.axis)
-    made = [f for i in planned.inner[item] for f in _functions(i, planned, target, threads, inside)]
+    made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, inside)]
     alone = planned.units[item] is None
     calls: list[Statement] = [
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
@@ -163,9 +183,10 @@ def _count(item: Item, planned: Plan, threads: int) -> int:
     return 1 if extent is None else units(extent, threads)[0]
 
 
-def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Buffer]) -> str:
+def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Buffer], timed: bool = False) -> str:
     """`i32 name(table, thread, threads, barrier)`: 1 if an index was out of range, before any state is written."""
     lines: list[str] = []
+    clock = count()
     numbers = count()
 
     def line(text: str) -> str:
@@ -198,9 +219,30 @@ def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Bu
             lo, hi = shares.get(n, ("0", str(n)))
             callee = module.known[item.name]
             buffers = "".join(f", ptr {pointers[b]}" for b in callee.buffers)
-            lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{buffers})")
+            call = f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{buffers})"
+            if timed:
+                lines += _clocked(call, next(clock), line)
+            else:
+                lines.append(call)
     head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
     return "\n".join([head, "entry:", *lines, "  ret i32 0", "}"])
+
+
+def _clocked(call: str, number: int, line: Callable[[str], str]) -> list[str]:
+    """The call, and the cycles it takes added to its place behind the report."""
+    place = f"%clock{number}"
+    return [
+        f"  {place}s = getelementptr ptr, ptr %table, i64 {REPORT}",
+        f"  {place}r = load ptr, ptr {place}s, align 8",
+        f"  {place} = getelementptr i64, ptr {place}r, i64 {CLOCKS + number}",
+        f"  {place}b = call i64 @llvm.readcyclecounter()",
+        call,
+        f"  {place}e = call i64 @llvm.readcyclecounter()",
+        f"  {place}d = sub i64 {place}e, {place}b",
+        f"  {place}o = load i64, ptr {place}, align 8",
+        f"  {place}n = add i64 {place}o, {place}d",
+        f"  store i64 {place}n, ptr {place}, align 8",
+    ]
 
 
 def _test_report(at: int) -> list[str]:

@@ -22,6 +22,8 @@ ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
 MOST_ROWS = {32: 12, 16: 6}
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
+PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
+PACKED_LINE = 512  # bytes from one line of an operand to the next
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 
@@ -78,6 +80,28 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
     return min(ways, key=lambda w: w[0])[1]
+
+
+def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[Value]:
+    """Operands whose part for one tile of lanes is first copied together, since all tiles of rows then read it from end to end: their
+    lines lie so far apart that they would share few sets of the cache and few entries of the table of pages."""
+    if made.tile is None or not made.inner_rows or made.lanes is None:
+        return []
+    length = made.tile.extent
+    if made.tile is kernel.unit:
+        length = units(length, threads)[1]
+    if length < PACKED_REUSE * made.rows:
+        return []
+    chosen = []
+    for v in kernel.loads():
+        over = [a for a in kernel.reduced if a in v.axes]
+        if made.tile in v.axes or not over or stride(v, made.lanes) != 1 or any(isinstance(i, Value) for i in v.index):
+            continue
+        line = (stride(v, over[-1]) or 0) * v.dtype.itemsize
+        size = prod(a.extent for a in over) * made.vectors * made.width * v.dtype.itemsize
+        if line >= PACKED_LINE and size >= target.level1 // 4 and size <= target.level2 // 2:
+            chosen.append(v)
+    return chosen
 
 
 def _square(kernel: Kernel, target: Target) -> Schedule | None:

@@ -100,7 +100,7 @@ class NativeSession(Session):
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
         self._dump = aligned(64)
-        self._report = np.zeros(4, np.int64)
+        self._report = np.zeros(8 + (4096 if backend.timed else 0), np.int64)
 
     # ---- code ----------------------------------------------------------------------------------------------------------------
 
@@ -307,8 +307,10 @@ class NativeBackend(Backend):
 
     name = "native"
 
-    def __init__(self, target: Target | None = None, level: int = 2, guard: int = 0, poison: int | None = None) -> None:
-        self._target, self.level, self.guard, self.poison = target, level, guard, poison
+    def __init__(
+        self, target: Target | None = None, level: int = 2, guard: int = 0, poison: int | None = None, timed: bool = False
+    ) -> None:
+        self._target, self.level, self.guard, self.poison, self.timed = target, level, guard, poison, timed
         self._run: Callable[[Sequence[int]], None] | None = None
 
     @property
@@ -320,7 +322,7 @@ class NativeBackend(Backend):
 
     def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
         """Machine code for one entry, its rows gathered from data of these types."""
-        key = (self.target, self.level, self.guard, graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
+        key = (self.target, self.level, self.guard, self.timed, graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
                program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
 
         def make() -> Any:
@@ -349,7 +351,7 @@ class NativeBackend(Backend):
             barrier = barrier_ir(self.target.triple) if threads > 1 else ""
             return compile_graph(
                 "entry", entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
-                guard=self.guard, barrier=barrier,
+                guard=self.guard, barrier=barrier, timed=self.timed,
             )  # fmt: skip
 
         return _machine(key, make, self.target, self.level)

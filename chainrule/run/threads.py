@@ -24,7 +24,7 @@ import llvmlite.binding as llvm
 BARRIER_BYTES = 256  # two pairs of cache lines: processors fetch lines in pairs of 64 bytes, or have lines of 128
 BARRIER_ALIGNMENT = 128
 
-# How long a thread that waits looks before it sleeps: 15 to 20 µs, some times what it takes to be woken. With a third of it, two
+# How long a thread that waits looks before it sleeps: 15 to 20 µs, a few times what it takes to be woken. With a quarter of it, two
 # threads on an idle machine that have slept once go on waking each other for ever; with more, a very busy machine costs more.
 _CYCLES = 48_000  # x86-64 counts time, because `pause` takes from 10 to 140 cycles; others count how often they looked
 _ROUNDS = 600
