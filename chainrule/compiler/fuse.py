@@ -386,7 +386,7 @@ class _Fusion:
 
         def value(f: Former, i: Index) -> Value:
             before, looked, after = i[k : k + axis], i[:k], i[k + axis :]
-            former_index.append(f.looked_up(indices, looked, x.shape[axis], True, node))
+            former_index.append(f.looked_up(indices, looked, x.shape[axis], True))
             return f.at(updates, (*before, *looked, *after))
 
         def place(i: Index) -> Index:
@@ -617,7 +617,7 @@ class Former:
     def _take(self, node: Node, index: Index) -> Value:
         x, indices = node.args
         axis, k = node.attrs["axis"], len(indices.shape)
-        at = self.looked_up(indices, index[axis : axis + k], x.shape[axis], node.attrs.get("negative", True), node)
+        at = self.looked_up(indices, index[axis : axis + k], x.shape[axis], node.attrs.get("negative", True))
         full = (*index[:axis], at, *index[axis + k :])
         below = _viewed(x)
         if below.op == "input":
@@ -627,10 +627,9 @@ class Former:
             return load(probe.buffer, (*before, *full), (*probe.shape[: len(before)], *x.shape))
         return load(self.fusion.buffer(below), full, x.shape)
 
-    def looked_up(self, indices: Node, index: Index, extent: int, negative: bool, node: Node) -> Value:
+    def looked_up(self, indices: Node, index: Index, extent: int, negative: bool) -> Value:
         """The value of an index, checked."""
-        where = (node.scope, node.source, indices.shape, index)
-        attrs = {"extent": extent, "negative": negative, "where": where}
+        attrs = {"extent": extent, "negative": negative}
         return elementwise("checked", np.dtype(np.int64), [self.at(indices, index)], attrs)
 
 

@@ -21,6 +21,7 @@ import struct
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,25 +29,25 @@ from typing import Any, TypeVar
 from ..errors import GraphError, UsageError
 from .target import Target, host
 
-# How hard LLVM works by default. Measured on whole training steps (dense networks, 2,000 to 40,000 lines of IR, AVX-512, Zen 5; best of
-# four, times of the step / of the code generator in ms):
-#   level                       digits trial      MNIST trial      digits, blocks of thousands of lines
-#   0                                                              91 µs / 146
-#   1                           8.0 µs / 122      641 µs / 388     32 µs / 575
-#   2 without IR passes         8.1 µs / 128      643 µs / 386     32 µs / 1100 (its second scheduler, after register allocation)
-#   3 without IR passes         8.0 µs / 128      646 µs / 398     32 µs / 1105
-#   2 after LLVM's pipeline 2   7.9 µs / 98+118   632 µs / 214+382
-#   1 after instcombine         8.0 µs / 10+131   618 µs / 21+359  32 µs / 35+590 (newgvn, sinking: the same)
-# So level 1 and no IR passes: text is written as it shall be computed. Parsing takes 2 to 3 µs a line, verifying 0.4. What costs is long
-# basic blocks: the scheduler and the instruction selection are quadratic in the loads and stores of a block. Static or position
-# independent code, small or large code model: no difference beyond the noise of 2 %.
+# How hard LLVM works by default. Measured on whole training steps of dense networks with AVX-512 (Zen 5), the least of several: time of
+# the step, and milliseconds of IR passes + code generator. The last column is text with blocks of thousands of loads and stores.
+#   level                          digits, 3,400 lines   MNIST, 7,400 lines    digits, 17,500 lines
+#   0                                                                          91 µs   0 + 146
+#   1                              8.0 µs   0 + 122      641 µs    0 + 388     32 µs   0 + 575
+#   1 after instcombine            8.0 µs  10 + 131      618 µs   21 + 359     no faster, 32 more (newgvn: 50, LLVM's pipeline 1: 260)
+#   2 without IR passes            8.1 µs   0 + 128      643 µs    0 + 386     32 µs   0 + 1100
+#   2 after LLVM's pipeline 2      7.9 µs  98 + 118      632 µs  214 + 382     no faster, 600 more
+#   3 without IR passes            8.0 µs   0 + 128      646 µs    0 + 398     32 µs   0 + 1105
+# So level 1 and no IR passes: text is written as it shall be computed. Level 2 adds a second scheduling, after register allocation.
+# Parsing takes 2 to 3 µs a line, verifying 0.4. What costs most is long blocks: scheduling and instruction selection grow with the
+# square of a block's loads and stores. Small or large code model, static or position independent: no difference beyond noise (2 %).
 LEVEL = 1
 BOUND = 256 * 1024 * 1024  # bytes that the cache may fill
 EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
 
 FORMAT = b"chainrule object 1\n"  # to change with anything that makes older files useless, `_optimize` included
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "aarch64"}  # family -> how LLVM names what only it has
-INTRINSIC = re.compile(rb"llvm\.[a-z0-9.]+")
+INTRINSIC = re.compile(rb"\0_?(llvm\.[a-z0-9_.]+)\0")  # in an object's table of names
 SUFFIX = ".chainrule"
 HEADER = struct.Struct(f"<{len(FORMAT)}s32s32sQ")  # FORMAT, checksum of what follows, digest of the key, length of meta
 
@@ -63,7 +64,9 @@ class Loaded:
     """A module in executable memory. Its functions may be called for as long as this object lives; then the memory is freed."""
 
     def __init__(self, engine: Any, context: Any) -> None:
-        self._engine, self._context = engine, context
+        self._engine = engine
+        # Not __del__: a collector of cycles would take engine and context apart in any order, and the interpreter its modules at the end.
+        weakref.finalize(self, _free, engine, context).atexit = False
 
     def address(self, name: str) -> int:
         """Where the function `name` starts.
@@ -77,12 +80,11 @@ class Loaded:
             raise KeyError(name)
         return found
 
-    def __del__(self) -> None:
-        if sys.is_finalizing():
-            return  # the process gives its memory back, and LLVM may be gone already
-        with _lock:  # the engine before the context that its module lives in
-            self._engine.close()
-            self._context.close()
+
+def _free(engine: Any, context: Any) -> None:
+    with _lock:  # the engine before the context that its module lives in
+        engine.close()
+        context.close()
 
 
 def compile_module(
@@ -141,7 +143,7 @@ def _must_run_here(target: Target) -> None:
 def _object(text: str, target: Target, level: int) -> bytes:
     """The module as an object file."""
     code = _compiled(text, target, level, lambda machine, module: bytes(machine.emit_object(module)))
-    if unknown := sorted(set(INTRINSIC.findall(code))):  # LLVM takes it for a function, links it to 0, and calls that
+    if unknown := sorted(set(INTRINSIC.findall(code))):  # taken for a function and linked to address 0
         raise GraphError(f"LLVM has no {b', '.join(unknown).decode()}, which is a defect of chainrule")
     return code
 

@@ -31,16 +31,6 @@ class Layout:
     offsets: Mapping[Buffer, int]
 
 
-@dataclass
-class Site:
-    """A place where an index is looked up: what to say when it is out of range."""
-
-    scope: str
-    source: str
-    extent: int
-    negative: bool
-
-
 @dataclass(frozen=True)
 class Callee:
     """The name of a function's code, and the buffers that it wants to be told of, in this order."""
@@ -64,7 +54,7 @@ class Module:
         self.functions: list[str] = []
         self.known: dict[str, Callee] = {}
         self._bodies: dict[str, str] = {}
-        self.sites: list[Site] = []
+        self.checks = False  # whether an index is looked at while running
 
     def add(self, function: Function) -> None:
         """A function that others may call by its name. Kernels that are the same but for where their buffers lie are made once: where
@@ -294,12 +284,10 @@ class _Writer:
         return word
 
     def _checked(self, s: Let, index: Reg) -> Reg:
-        """An index in range. One that is not becomes 0, and is reported: site + 1, index, position."""
+        """An index in range. One that is not becomes 0, and is reported."""
         b = self.b
         extent = s.attrs["extent"]
-        scope, source = s.attrs["where"]
-        module = self.module
-        module.sites.append(Site(scope, source, extent, s.attrs["negative"]))
+        self.module.checks = True
         wide = index if index.dtype == I8 else b.elementwise("cast", {"dtype": I8}, I8, index)
         at = wide.text
         if s.attrs["negative"]:
@@ -310,10 +298,7 @@ class _Writer:
         bad, out = b.fresh_label(), b.fresh_label()
         b.do(f"br i1 {good}, label %{out}, label %{bad}")
         b.start(bad)
-        report = _slot(REPORT, b.line)
-        for n, text in enumerate((str(len(module.sites)), wide.text, self._affine(s.attrs["address"]).text)):
-            b.do(f"store i64 {text}, ptr {b.line(f'getelementptr i64, ptr {report}, i64 {n}')}, align 8")
+        b.do(f"store atomic i64 1, ptr {_slot(REPORT, b.line)} monotonic, align 8")
         b.do(f"br label %{out}")
         b.start(out)
-        safe = b.line(f"select i1 {good}, i64 {at}, i64 0")
-        return Reg(safe, I8, 1)
+        return Reg(b.line(f"select i1 {good}, i64 {at}, i64 0"), I8, 1)

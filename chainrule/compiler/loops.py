@@ -152,7 +152,7 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
             lines.append(f"{indent}if {s.name} > {s.bound}")
             lines += _lines(s.body, indent + "    ")
         elif isinstance(s, Let):
-            attrs = "".join(f" {k}={v}" for k, v in s.attrs.items() if k != "where")
+            attrs = "".join(f" {k}={v}" for k, v in s.attrs.items())
             lines.append(f"{indent}{_register(s.target)} = {s.op} {' '.join(a.name for a in s.args)}{attrs}".rstrip())
         elif isinstance(s, Read):
             lines.append(f"{indent}{_register(s.target)} = {_place(s.place)}")

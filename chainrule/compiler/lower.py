@@ -340,16 +340,9 @@ class _Lowering:
             return self.let("iota", v.dtype, width, (), scope, address=at, stride=step)
         args = [self.value(a) for a in v.args]
         if v.op == "checked":
-            return self.let("checked", v.dtype, 1, tuple(args), scope, **self._position(v.attrs))
+            return self.let("checked", v.dtype, 1, tuple(args), scope, **v.attrs)
         wide = tuple(self.splat(a, width) for a in args)
         return self.let(v.op, v.dtype, width, wide, scope, **v.attrs)
-
-    def _position(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
-        """What an index that is out of range is reported with: where it stands among the indices."""
-        scope, source, shape, index = attrs["where"]
-        known = all(isinstance(i, Affine) for i in index)
-        at = self._moved(flat(index, shape))[0] if known else Affine()
-        return {"extent": attrs["extent"], "negative": attrs["negative"], "where": (scope, source), "address": at}
 
     def _moved(self, index: Affine) -> tuple[Affine, int]:
         """An index at the row, vector and copy at hand, and its step from lane to lane."""

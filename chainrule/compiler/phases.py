@@ -50,17 +50,8 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
     units = {i: _extent(i, inner) for i in ordered}
     for loop in inner:
         units.update({i: _extent(i, inner) for i in inner[loop]})
-    level: dict[Item, int] = {}
-    touched = {i: list(accesses(i)) for i in ordered}
-    for at, item in enumerate(ordered):
-        first = 0
-        for before in ordered[:at]:
-            pairs = list(_conflicts(touched[before], touched[item]))
-            if pairs:
-                near = _together(before, item, units) and all(_local(a, b) for a, b in pairs)
-                first = max(first, level[before] + (0 if near else 1))
-        level[item] = first
-    _after_checks(ordered, level, set(state))
+    level = _levels(ordered, units, {})
+    level = _levels(ordered, units, _after_checks(ordered, level, set(state)))
     count = max(level.values(), default=-1) + 1
     units.update({k: _extent(k, inner) for k in late})
     return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units, late)
@@ -179,16 +170,24 @@ def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
     return extents.pop()
 
 
-def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Buffer]) -> None:
-    """No state is written before all indices are known to be right."""
-    checked = [level[i] for i in ordered if any(v.op == "checked" for k in kernels_of([i]) for v in k.values())]
-    if not checked:
-        return
+def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int]) -> dict[Item, int]:
+    """The phase of each item: after all that it waits for, or with it if no unit needs what another has done."""
+    level: dict[Item, int] = {}
     touched = {i: list(accesses(i)) for i in ordered}
-    least = max(checked) + 1
     for at, item in enumerate(ordered):
-        if any(a.write and a.buffer in state for a in touched[item]):
-            level[item] = max(level[item], least)
+        first = least.get(item, 0)
         for before in ordered[:at]:
-            if level[before] > level[item] and any(_conflicts(touched[before], touched[item])):
-                level[item] = level[before] + 1
+            if level[before] >= first:
+                pairs = list(_conflicts(touched[before], touched[item]))
+                if pairs:
+                    near = _together(before, item, units) and all(_local(a, b) for a, b in pairs)
+                    first = max(first, level[before] + (0 if near else 1))
+        level[item] = first
+    return level
+
+
+def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Buffer]) -> dict[Item, int]:
+    """No state is written before all indices are known to be right: the earliest phase of what writes state."""
+    checked = [level[i] for i in ordered if any(v.op == "checked" for k in kernels_of([i]) for v in k.values())]
+    least = max(checked, default=-1) + 1
+    return {i: least for i in ordered if any(a.write and a.buffer in state for a in accesses(i))}

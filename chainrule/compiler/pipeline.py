@@ -19,7 +19,7 @@ from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .fuse import Index, Names, Sink, Source, fuse
 from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load
-from .llvm import REPORT, Layout, Module, Site
+from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
@@ -52,7 +52,6 @@ class Code:
     functions: list[Function]
     slots: dict[Buffer, int]
     text: str
-    sites: list[Site]
     _stages: dict[str, Any] = field(default_factory=dict)
 
     def stage(self, stage: str) -> str:
@@ -95,7 +94,7 @@ def compile_graph(
     if timed:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
-    return Code(name, graph, planned, memory, functions, table, text, module.sites)
+    return Code(name, graph, planned, memory, functions, table, text)
 
 
 def _gathered(
@@ -206,14 +205,14 @@ def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Bu
             for which, t in (("lo", "%thread"), ("hi", "%after")):
                 lines += [f"  %{which}m{n} = mul i64 {t}, {n}", f"  %{which}{n} = udiv i64 %{which}m{n}, %threads"]
             shares[n] = (f"%lo{n}", f"%hi{n}")
-    tested = not module.sites
+    tested = not module.checks
     for at, items in enumerate(planned.phases):
         if at and threads > 1:
             lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
         writes = any(a.write and a.buffer in state for i in items for a in accesses(i))
-        if not tested and (writes or at == len(planned.phases) - 1):
+        if not tested and writes:
             lines += _test_report(at)
-            tested = writes
+            tested = True
         for item in items:
             n = _count(item, planned, threads)
             lo, hi = shares.get(n, ("0", str(n)))
@@ -224,6 +223,8 @@ def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Bu
                 lines += _clocked(call, next(clock), line)
             else:
                 lines.append(call)
+    if not tested:
+        lines += _test_report(len(planned.phases))
     head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
     return "\n".join([head, "entry:", *lines, "  ret i32 0", "}"])
 
@@ -249,8 +250,8 @@ def _test_report(at: int) -> list[str]:
     return [
         f"  %place{at} = getelementptr ptr, ptr %table, i64 {REPORT}",
         f"  %report{at} = load ptr, ptr %place{at}, align 8",
-        f"  %site{at} = load i64, ptr %report{at}, align 8",
-        f"  %bad{at} = icmp ne i64 %site{at}, 0",
+        f"  %word{at} = load i64, ptr %report{at}, align 8",
+        f"  %bad{at} = icmp ne i64 %word{at}, 0",
         f"  br i1 %bad{at}, label %stop{at}, label %go{at}",
         f"stop{at}:",
         "  ret i32 1",

@@ -23,7 +23,7 @@ MOST_ROWS = {32: 12, 16: 6}
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
-PACKED_LINE = 512  # bytes from one line of an operand to the next
+PACKED_LINE = 2048  # bytes from one line of an operand to the next
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 

@@ -78,7 +78,8 @@ def _huge(b: Builder, huge: str, x: str, near: tuple[str, str, str]) -> tuple[st
     """Phi of `near` and, where a lane is huge, of what the helper makes of it."""
     triple = f"{{ {b.itype}, {b.type}, {b.type} }}"
     helper = f"@chainrule_reduce_{b.bits}x{b.width}"
-    arguments = f"{b.mask} {{}}, {b.type} {{}}, {b.itype} {{}}, {b.type} {{}}, {b.type} {{}}"
+    # the mask travels as integers: without optimisation LLVM cannot pass a vector of one bit
+    arguments = f"{b.itype} {{}}, {b.type} {{}}, {b.itype} {{}}, {b.type} {{}}, {b.type} {{}}"
     b.helpers["chainrule_reduce"] = _payne_hanek()
     b.helpers[helper] = _lanes_helper(b, helper, triple, arguments)
     any_lane = f"@llvm.vector.reduce.or.v{b.width}i1"
@@ -87,7 +88,8 @@ def _huge(b: Builder, huge: str, x: str, near: tuple[str, str, str]) -> tuple[st
     before, slow, after = b.block, f"{b.name()[1:]}.huge", f"{b.name()[1:]}.reduced"
     b.lines.append(f"  br i1 {some}, label %{slow}, label %{after}")
     b.label(slow)
-    called = b.line(f"call {triple} {helper}({arguments.format(huge, x, *near)})")
+    flags = b.line(f"sext {b.mask} {huge} to {b.itype}")
+    called = b.line(f"call {triple} {helper}({arguments.format(flags, x, *near)})")
     far = [b.line(f"extractvalue {triple} {called}, {i}") for i in range(3)]
     b.lines.append(f"  br label %{after}")
     b.label(after)
@@ -112,7 +114,8 @@ next:
   %q = phi {b.itype} [ %q0, %entry ], [ %qn, %done ]
   %r = phi {b.type} [ %r0, %entry ], [ %rn, %done ]
   %l = phi {b.type} [ %l0, %entry ], [ %ln, %done ]
-  %on = extractelement {b.mask} %mask, i32 %i
+  %flag = extractelement {b.itype} %mask, i32 %i
+  %on = icmp ne i{b.bits} %flag, 0
   %v = extractelement {b.type} %x, i32 %i
   %finite = fcmp one {f} %v, {infinity}
   %finite2 = fcmp one {f} %v, 0xFFF0000000000000

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.jit import LEVEL
 from ..compiler.target import Target, host
 from ..errors import DataError
+from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
@@ -124,15 +126,12 @@ class NativeSession(Session):
         machines = [self._entry(size, name, sources) for name, size in kinds]
         order = np.ascontiguousarray(steps.order, np.int64)
         self._in_range(order, sources)
-        sizes = np.asarray(steps.sizes, np.int64)
-        begins = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if count else sizes
-        moves: list[tuple[str, int, Array]] = [("order", order.ctypes.data, begins * 8)]
-        at = np.arange(count, dtype=np.int64)
+        moves = [Move.along("order", order, np.array([size * 8 for _, size in kinds], np.int64), which)]
         for k, v in numbers.items():
             if f"in/{k}" in self._slots:
-                moves.append((f"in/{k}", v.ctypes.data, at * (v.itemsize * (v.size // max(count, 1)))))
-        kept = self._kept(steps, kinds, which, sizes, moves)
-        done, interrupted = self._go(machines, which, moves, sources, count, pulse)
+                moves.append(Move(f"in/{k}", v.ctypes.data, v.nbytes // max(count, 1)))
+        kept = self._kept(steps, kinds, which, moves)
+        done, interrupted = self._go(steps, machines, which, moves, sources, count, pulse)
         return Taken(done, {k: v(done) for k, v in kept.items()}, interrupted)
 
     def _source(self, name: str, value: Array) -> Array:
@@ -152,43 +151,35 @@ class NativeSession(Session):
         if sources and order.size and (order.min() < 0 or order.max() >= least):
             raise DataError(f"row {order.max() if order.max() >= least else order.min()} of {least} rows")
 
-    def _kept(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, sizes: Array,
-              moves: list[tuple[str, int, Array]]) -> dict[str, Callable[[int], Array]]:  # fmt: skip
-        """Memory for results; what is not kept is written to a place of its own."""
-        kept: dict[str, Callable[[int], Array]] = {}
-        largest = 0
+    def _kept(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, moves: list[Move]) -> dict[str, Any]:
+        """Memory for results, and how they are read from it; what is not kept is written to a place of its own."""
+        kept: dict[str, Any] = {k: lambda done: np.zeros(0) for k in steps.keep}
         entries = [self._programs[size].entries[name] for name, size in kinds]
+        largest = 0
         for result in dict.fromkeys(r for e in entries for r in e.results):
-            where = [e.graph.outputs[e.results.index(result)] if result in e.results else None for e in entries]
-            bytes_of = np.array([n.type.size * n.dtype.itemsize if n is not None else 0 for n in where], np.int64)
-            each = bytes_of[which]
-            if result not in steps.keep:
-                largest = max(largest, int(bytes_of.max(initial=0)))
-                moves.append((f"out/{result}", 0, np.zeros(len(which), np.int64)))
-                continue
-            ends = np.cumsum(each)
-            memory = aligned(int(ends[-1]) if len(ends) else 0)
-            moves.append((f"out/{result}", memory.ctypes.data, ends - each))
-            node = next(n for n in where if n is not None)
-            rows = next(e.result_rows[e.results.index(result)] for e in entries if result in e.results)
-            present = np.array([n is not None for n in where], bool)
-            kept[result] = _Reader(memory, node.shape, node.dtype, rows, ends, present[which] if len(which) else present, sizes)
+            found = [e.graph.outputs[e.results.index(result)] if result in e.results else None for e in entries]
+            sizes = np.array([n.type.size * n.dtype.itemsize if n is not None else 0 for n in found], np.int64)
+            if result in steps.keep:
+                memory = aligned(int(sizes @ np.bincount(which, minlength=len(kinds))))
+                moves.append(Move.along(f"out/{result}", memory, sizes, which))
+                rows = next(e.result_rows[e.results.index(result)] for e in entries if result in e.results)
+                kept[result] = _Reader(memory, found, sizes, which, rows)
+            else:
+                largest = max(largest, int(sizes.max(initial=0)))
         if largest > self._dump.size:
             self._dump = aligned(largest)
-        moves[:] = [(n, b or self._dump.ctypes.data, o) for n, b, o in moves]
-        kept.update({k: lambda done: np.zeros(0) for k in steps.keep if k not in kept})
         return kept
 
-    def _go(self, machines: Sequence[Machine], which: Array, moves: Sequence[tuple[str, int, Array]], sources: Mapping[str, Array],
+    def _go(self, steps: Steps, machines: Sequence[Machine], which: Array, moves: Sequence[Move], sources: Mapping[str, Array],
             count: int, pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
         threads = self._threads
         shared = np.zeros(PARAMETERS, np.int64)
         functions = np.array([(m.prepare, m.address) for m in machines], np.int64).reshape(-1)
         arenas = np.array([self._arenas[m].ctypes.data for m in machines], np.int64)
-        slots = np.array([self._slots[n] for n, _, _ in moves], np.int64)
-        bases = np.array([b for _, b, _ in moves], np.int64)
-        offsets = np.ascontiguousarray(np.stack([o for _, _, o in moves], axis=1)) if moves else np.zeros((count, 0), np.int64)
-        kinds = np.ascontiguousarray(which, np.int64)
+        slots = np.array([self._slots[m.name] for m in moves], np.int64)
+        bases = np.array([m.base for m in moves], np.int64)
+        offsets = np.array([(m.stride, 0 if m.offsets is None else m.offsets.ctypes.data) for m in moves], np.int64)
+        kinds = which
         barrier = aligned(512)
         barrier[:] = 0
         shared[[THREADS, KINDS, FUNCTIONS, MOVES, SLOTS, BASES, OFFSETS, ARENAS]] = [
@@ -212,7 +203,7 @@ class NativeSession(Session):
                 took = time.perf_counter() - started
                 at = int(shared[DONE])
                 if self._report[0]:
-                    self._raise(machines[int(kinds[at])] if at < count else machines[-1])
+                    self._raise(steps, at)
                 if pulse is not None and not pulse(at):
                     break
                 slice_steps = max(1, min(slice_steps * 8, int(slice_steps * SLICE / max(took, 1e-7))))
@@ -227,10 +218,17 @@ class NativeSession(Session):
             table[self._slots[name]] = array.ctypes.data
         return table
 
-    def _raise(self, machine: Machine) -> None:
-        site, index, position = (int(n) for n in self._report[:3])
+    def _raise(self, steps: Steps, at: int) -> None:
+        """An index of step `at` lies outside its array: let NumPy find which, and say so. The state is as that step found it."""
         self._report[:] = 0
-        raise DataError(bad_index(machine.code.sites[site - 1], index, position))
+        program = self._programs[int(steps.sizes[at])]
+        entry = program.entries[steps.entries[at]]
+        first = int(np.sum(np.asarray(steps.sizes[:at], np.int64)))
+        rows = np.asarray(steps.order)[first : first + int(steps.sizes[at])]
+        given = {k: np.asarray(v)[rows] for k, v in steps.data.items()} | {k: np.asarray(v)[at] for k, v in steps.numbers.items()}
+        values = [*(self._state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
+        evaluate(entry.graph, values)
+        raise DataError("an index lies outside its array")
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         program = self._programs[rows]
@@ -247,55 +245,67 @@ class NativeSession(Session):
         return {name: value.copy() for name, value in self._state.items()}
 
 
-def bad_index(site: Any, index: int, position: int) -> str:
-    """What is said of an index out of range, as the reference backend says it."""
-    lowest = -site.extent if site.negative else 0
-    place = ", ".join(p for p in (site.scope and f'layer "{site.scope}"', site.source) if p)
-    return (
-        f"index {index} (element {position} of the indices) lies outside {lowest}..{site.extent - 1}; correct the data, "
-        f"or make the table longer [{place}]"
-    )
+@dataclass(frozen=True)
+class Move:
+    """A pointer that goes on from step to step: by `stride` bytes, or where steps differ to `offsets` from the base."""
+
+    name: str
+    base: int
+    stride: int
+    offsets: Array | None = None
+
+    @classmethod
+    def along(cls, name: str, memory: Array, sizes: Array, which: Array) -> Move:
+        """Past the bytes that each step takes; sizes: those of each kind of step, which: the kind of each step."""
+        if len(sizes) and np.all(sizes == sizes[0]):
+            return cls(name, memory.ctypes.data, int(sizes[0]))
+        each = sizes[which] if len(sizes) else np.zeros(0, np.int64)
+        return cls(name, memory.ctypes.data, 0, np.cumsum(each) - each)
 
 
+@dataclass(frozen=True)
 class _Reader:
-    """The kept results of the steps that were taken."""
+    """The kept results of the steps that were taken. found: for each kind of step the result's node, None if it has none."""
 
-    def __init__(
-        self, memory: Array, shape: tuple[int, ...], dtype: Any, rows: Rows, ends: Array, present: Array, sizes: Array
-    ) -> None:
-        self.memory, self.shape, self.dtype, self.rows = memory, shape, dtype, rows
-        self.ends, self.present, self.sizes = ends, present, sizes
+    memory: Array
+    found: Sequence[Any]
+    sizes: Array
+    which: Array
+    rows: Rows
 
     def __call__(self, done: int) -> Array:
-        count = int(np.count_nonzero(self.present[:done]))
+        taken = np.bincount(self.which[:done], minlength=len(self.found))
+        node = next(n for n in self.found if n is not None)
+        used: Array = self.memory[: int(self.sizes @ taken)].view(node.dtype)
+        count = int(sum(n for n, f in zip(taken, self.found, strict=True) if f is not None))
         if not count:
             return np.zeros(0)
-        used: Array = self.memory[: int(self.ends[done - 1])].view(self.dtype)
         if not isinstance(self.rows, int):
-            return used.reshape(count, *self.shape)
+            return used.reshape(count, *node.shape)
         if self.rows == 0:
-            return used.reshape(-1, *self.shape[1:])
-        edges = self.ends[:done][self.present[:done]] // np.dtype(self.dtype).itemsize
-        parts = []
-        for start, end in zip([0, *edges[:-1]], edges, strict=True):
-            others = int(np.prod([n for i, n in enumerate(self.shape) if i != self.rows]))
-            length = (end - start) // max(others, 1)
-            parts.append(used[start:end].reshape(*self.shape[: self.rows], length, *self.shape[self.rows + 1 :]))
+            return used.reshape(-1, *node.shape[1:])
+        parts, at = [], 0
+        for kind in self.which[:done]:
+            if (one := self.found[kind]) is not None:
+                parts.append(used[at : at + one.type.size].reshape(one.shape))
+                at += one.type.size
         return np.concatenate(parts, self.rows)
 
 
 def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
-    """The different (entry, size) of the steps, and which of them each step is."""
-    names = {n: i for i, n in enumerate(dict.fromkeys(steps.entries))}
+    """The different (entry, size) of the steps, and which of them each step is. Sorting would cost more than the steps."""
     sizes = np.asarray(steps.sizes, np.int64)
-    if not len(sizes):
-        return [], sizes
-    codes = (
-        np.fromiter((names[e] for e in steps.entries), np.int64, len(sizes)) if len(names) > 1 else np.zeros(len(sizes), np.int64)
-    )
-    pairs, which = np.unique(np.stack([codes, sizes]), axis=1, return_inverse=True)
-    listed = list(names)
-    return [(listed[int(c)], int(s)) for c, s in pairs.T], np.asarray(which, np.int64).reshape(-1)
+    names = list(dict.fromkeys(steps.entries))
+    of_name = np.zeros(len(sizes), np.int64)
+    if len(names) > 1:
+        of_name = np.fromiter(map(names.index, steps.entries), np.int64, len(sizes))
+    kinds: list[tuple[str, int]] = []
+    which = np.full(len(sizes), -1)
+    while len(sizes) and which[at := int(np.argmin(which))] < 0:
+        same = (sizes == sizes[at]) & (of_name == of_name[at])
+        which[same] = len(kinds)
+        kinds.append((names[of_name[at]], int(sizes[at])))
+    return kinds, which
 
 
 def _captured(program: Program, entry: Entry, at: int) -> str:
@@ -308,7 +318,7 @@ class NativeBackend(Backend):
     name = "native"
 
     def __init__(
-        self, target: Target | None = None, level: int = 2, guard: int = 0, poison: int | None = None, timed: bool = False
+        self, target: Target | None = None, level: int = LEVEL, guard: int = 0, poison: int | None = None, timed: bool = False
     ) -> None:
         self._target, self.level, self.guard, self.poison, self.timed = target, level, guard, poison, timed
         self._run: Callable[[Sequence[int]], None] | None = None
@@ -393,7 +403,7 @@ class _Function:
     """A compiled graph as a function of arrays."""
 
     def __init__(self, machine: Machine, graph: Graph, backend: NativeBackend) -> None:
-        self.machine = machine
+        self.machine, self._graph = machine, graph
         self._call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
             machine.address
         )
@@ -415,8 +425,8 @@ class _Function:
             _address(arena) if self._bytes else None, _address(report), *map(_address, given), *map(_address, results)
         )
         if self._call(table, 0, 1, None):
-            site, index, position = (int(n) for n in report[:3])
-            raise DataError(bad_index(self.machine.code.sites[site - 1], index, position))
+            evaluate(self._graph, given)  # NumPy finds which index it was, and says so
+            raise DataError("an index lies outside its array")
         return results
 
 
@@ -481,14 +491,23 @@ change:
   call void @barrier(ptr %barrier, i64 %threads)
   br label %gather
 gather:
-  %row = mul i64 %i, %moves
   %anymove = icmp sgt i64 %moves, 0
   br i1 %anymove, label %move, label %moved
 move:
-  %m = phi i64 [ 0, %gather ], [ %m1, %move ]
-  %at = add i64 %row, %m
-  %offsetp = getelementptr i64, ptr %offsets, i64 %at
-  %offset = load i64, ptr %offsetp, align 8
+  %m = phi i64 [ 0, %gather ], [ %m1, %moveto ]
+  %stridep = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m
+  %stride = load i64, ptr %stridep, align 8
+  %listp = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m, i32 1
+  %list = load ptr, ptr %listp, align 8
+  %even = mul i64 %stride, %i
+  %isregular = icmp eq ptr %list, null
+  br i1 %isregular, label %moveto, label %listed
+listed:
+  %oddp = getelementptr i64, ptr %list, i64 %i
+  %odd = load i64, ptr %oddp, align 8
+  br label %moveto
+moveto:
+  %offset = phi i64 [ %even, %move ], [ %odd, %listed ]
   %basep = getelementptr i64, ptr %bases, i64 %m
   %base = load i64, ptr %basep, align 8
   %slotp = getelementptr i64, ptr %slots, i64 %m
