@@ -71,8 +71,9 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
-    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> Session:
-        """Start with this state; `programs` holds one program for each number of rows, all over the same state."""
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
+        """Start with this state; `programs` holds one program for each number of rows, all over the same state. threads: how many may
+        work on it, None for what is best; it changes no bits."""
 
     @abstractmethod
     def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:

@@ -16,6 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from ..compiler.driver import (
+    ARENAS,
+    BARRIER,
+    BASES,
+    DONE,
+    FIRST,
+    FUNCTIONS,
+    KINDS,
+    MOVES,
+    OFFSETS,
+    SLOTS,
+    STEPS,
+    THREADS,
+    WORDS,
+    driver_ir,
+)  # fmt: skip
 from ..compiler.jit import LEVEL
 from ..compiler.target import Target, host
 from ..errors import DataError
@@ -24,12 +40,12 @@ from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
 from .backend import Backend, Session, Steps, Taken, backends
+from .crew import Crew, Way
 from .reference import cast
 
 SLICE = 0.1  # seconds in native code before Python looks for Ctrl-C
-PARAMETERS = 16  # words in the block that a run's threads share
-STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, ARENAS = range(14)
 KEPT_FUNCTIONS = 256
+CLOCKS = 8  # words of the report before the cycles of each kernel
 
 
 @dataclass(frozen=True)
@@ -82,9 +98,11 @@ def own(value: Any, dtype: Any) -> Array:
 class NativeSession(Session):
     """State at work in native code."""
 
-    def __init__(self, programs: Mapping[int, Program], state: Mapping[str, Array], backend: NativeBackend, threads: int) -> None:
+    def __init__(
+        self, programs: Mapping[int, Program], state: Mapping[str, Array], backend: NativeBackend, threads: int | None
+    ) -> None:
         self._programs = programs
-        self._backend, self._threads = backend, threads
+        self._backend, self._crew = backend, Crew(threads)
         names: dict[str, None] = {}
         for program in programs.values():
             names.update(dict.fromkeys([*program.state, *(f"in/{i}" for i in program.inputs)]))
@@ -102,19 +120,23 @@ class NativeSession(Session):
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
         self._dump = aligned(64)
-        self._report = np.zeros(8 + (4096 if backend.timed else 0), np.int64)
+        self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
 
     # ---- code ----------------------------------------------------------------------------------------------------------------
 
-    def _entry(self, rows: int, name: str, sources: Mapping[str, Array]) -> Machine:
-        program = self._programs[rows]
-        entry = program.entries[name]
-        dtypes = tuple(sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
-        key = (rows, name, dtypes)
-        if key not in self._known:
-            self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, self._threads)
-            self._arenas[made] = aligned(made.code.arena.bytes, fill=self._backend.poison)
-        return self._known[key]
+    def _machines(self, kinds: Sequence[tuple[str, int]], sources: Mapping[str, Array], units: int) -> list[Machine]:
+        """Machine code for each kind of step, its work cut into `units`."""
+        found = []
+        for name, rows in kinds:
+            program = self._programs[rows]
+            entry = program.entries[name]
+            dtypes = tuple(sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
+            key = (rows, name, dtypes, units)
+            if key not in self._known:
+                self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, units)
+                self._arenas[made] = aligned(made.code.arena.bytes, fill=self._backend.poison)
+            found.append(self._known[key])
+        return found
 
     # ---- running -------------------------------------------------------------------------------------------------------------
 
@@ -123,7 +145,8 @@ class NativeSession(Session):
         sources = {k: self._source(k, v) for k, v in steps.data.items()}
         numbers = {k: self._numbers(k, v) for k, v in steps.numbers.items()}
         kinds, which = _kinds(steps)
-        machines = [self._entry(size, name, sources) for name, size in kinds]
+        for name, size in kinds:
+            self._crew.expect(self._programs[size].entries[name].graph)
         order = np.ascontiguousarray(steps.order, np.int64)
         self._in_range(order, sources)
         moves = [Move.along("order", order, np.array([size * 8 for _, size in kinds], np.int64), which)]
@@ -131,7 +154,7 @@ class NativeSession(Session):
             if f"in/{k}" in self._slots:
                 moves.append(Move(f"in/{k}", v.ctypes.data, v.nbytes // max(count, 1)))
         kept = self._kept(steps, kinds, which, moves)
-        done, interrupted = self._go(steps, machines, which, moves, sources, count, pulse)
+        done, interrupted = self._go(steps, kinds, which, moves, sources, pulse)
         return Taken(done, {k: v(done) for k, v in kept.items()}, interrupted)
 
     def _source(self, name: str, value: Array) -> Array:
@@ -170,43 +193,39 @@ class NativeSession(Session):
             self._dump = aligned(largest)
         return kept
 
-    def _go(self, steps: Steps, machines: Sequence[Machine], which: Array, moves: Sequence[Move], sources: Mapping[str, Array],
-            count: int, pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
-        threads = self._threads
-        shared = np.zeros(PARAMETERS, np.int64)
-        functions = np.array([(m.prepare, m.address) for m in machines], np.int64).reshape(-1)
-        arenas = np.array([self._arenas[m].ctypes.data for m in machines], np.int64)
+    def _go(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, moves: Sequence[Move], sources: Mapping[str, Array],
+            pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
+        """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C."""
+        shared = np.zeros(WORDS, np.int64)
         slots = np.array([self._slots[m.name] for m in moves], np.int64)
         bases = np.array([m.base for m in moves], np.int64)
         offsets = np.array([(m.stride, 0 if m.offsets is None else m.offsets.ctypes.data) for m in moves], np.int64)
-        kinds = which
-        barrier = aligned(512)
-        barrier[:] = 0
-        shared[[THREADS, KINDS, FUNCTIONS, MOVES, SLOTS, BASES, OFFSETS, ARENAS]] = [
-            threads, kinds.ctypes.data, functions.ctypes.data, len(moves), slots.ctypes.data, bases.ctypes.data, offsets.ctypes.data,
-            arenas.ctypes.data,
-        ]  # fmt: skip
-        shared[BARRIER] = barrier.ctypes.data + -barrier.ctypes.data % 128
+        barrier = aligned(512, fill=0)
+        shared[[BARRIER, KINDS, MOVES]] = barrier.ctypes.data + -barrier.ctypes.data % 128, which.ctypes.data, len(moves)
+        shared[[SLOTS, BASES, OFFSETS]] = slots.ctypes.data, bases.ctypes.data, offsets.ctypes.data
         table = self._table(sources)
-        tables = [table.copy() for _ in range(threads)]
-        blocks = [np.array([shared.ctypes.data, t, tables[t].ctypes.data], np.int64) for t in range(threads)]
-        arguments = [b.ctypes.data for b in blocks]
-        self._report[:] = 0
+        prepared: dict[Way, Any] = {}
+        self._report[:CLOCKS] = 0
         run = self._backend.driver()
-        at, slice_steps, interrupted = 0, 1, False
+        at, count, length, interrupted = 0, len(which), 1, False
         try:
             while at < count:
-                until = min(count, at + slice_steps)
-                shared[[FIRST, STEPS]] = at, until
-                started = time.perf_counter()
-                run(arguments)
-                took = time.perf_counter() - started
-                at = int(shared[DONE])
+                way = self._crew.way(count - at)
+                if way not in prepared:
+                    prepared[way] = _Ready(self._machines(kinds, sources, way.units), self._arenas, way.threads, shared, table)
+                ready = prepared[way]
+                shared[[FIRST, STEPS, THREADS]] = at, min(count, at + length), way.threads
+                shared[[FUNCTIONS, ARENAS]] = ready.functions.ctypes.data, ready.arenas.ctypes.data
+                begun = time.perf_counter()
+                run(ready.arguments)
+                took = time.perf_counter() - begun
+                taken, at = int(shared[DONE]) - at, int(shared[DONE])
                 if self._report[0]:
                     self._raise(steps, at)
+                self._crew.took(way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
-                slice_steps = max(1, min(slice_steps * 8, int(slice_steps * SLICE / max(took, 1e-7))))
+                length = max(1, min(length * 8, int(length * SLICE / max(took, 1e-7))))
         except KeyboardInterrupt:
             at, interrupted = int(shared[DONE]), True
         return at, interrupted
@@ -243,6 +262,19 @@ class NativeSession(Session):
 
     def state(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self._state.items()}
+
+
+class _Ready:
+    """What a number of threads needs to enter native code."""
+
+    def __init__(
+        self, machines: Sequence[Machine], arenas: Mapping[Any, Array], threads: int, shared: Array, table: Array
+    ) -> None:
+        self.functions = np.array([(m.prepare, m.address) for m in machines], np.int64).reshape(-1)
+        self.arenas = np.array([arenas[m].ctypes.data for m in machines], np.int64)
+        self._tables = [table.copy() for _ in range(threads)]
+        self._blocks = [np.array([shared.ctypes.data, t, own.ctypes.data], np.int64) for t, own in enumerate(self._tables)]
+        self.arguments = [b.ctypes.data for b in self._blocks]
 
 
 @dataclass(frozen=True)
@@ -327,8 +359,8 @@ class NativeBackend(Backend):
     def target(self) -> Target:
         return self._target or host()
 
-    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = 1) -> Session:
-        return NativeSession(programs, state, self, threads or 1)
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
+        return NativeSession(programs, state, self, threads)
 
     def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
         """Machine code for one entry, its rows gathered from data of these types."""
@@ -437,121 +469,6 @@ def _plain(a: Any, dtype: Any) -> Array:
 def _address(a: Any) -> int:
     address: int = a.__array_interface__["data"][0]
     return address
-
-
-def driver_ir(triple: str, barrier: str, flush: str) -> str:
-    """`void run(ptr {shared, thread, table})`: the steps FIRST..STEPS-1 of a run; see the names of the shared words above."""
-
-    def word(name: str, index: int, type: str = "i64") -> str:
-        return f"  %{name}p = getelementptr i64, ptr %shared, i64 {index}\n  %{name} = load {type}, ptr %{name}p, align 8"
-
-    return f"""target triple = "{triple}"
-{barrier}
-{flush}
-define void @run(ptr %block) {{
-entry:
-  %shared = load ptr, ptr %block, align 8
-  %threadp = getelementptr i64, ptr %block, i64 1
-  %thread = load i64, ptr %threadp, align 8
-  %tablep = getelementptr i64, ptr %block, i64 2
-  %table = load ptr, ptr %tablep, align 8
-{word("first", FIRST)}
-{word("last", STEPS)}
-{word("threads", THREADS)}
-{word("barrier", BARRIER, "ptr")}
-{word("kinds", KINDS, "ptr")}
-{word("functions", FUNCTIONS, "ptr")}
-{word("moves", MOVES)}
-{word("slots", SLOTS, "ptr")}
-{word("bases", BASES, "ptr")}
-{word("offsets", OFFSETS, "ptr")}
-{word("arenas", ARENAS, "ptr")}
-  %stop = getelementptr i64, ptr %shared, i64 {STOP}
-  %done = getelementptr i64, ptr %shared, i64 {DONE}
-  %halt = getelementptr i64, ptr %shared, i64 {HALT}
-  %leader = icmp eq i64 %thread, 0
-  %old = call i64 @flush_on()
-  %some = icmp slt i64 %first, %last
-  br i1 %some, label %step, label %out
-step:
-  %i = phi i64 [ %first, %entry ], [ %next, %onward ]
-  %before = phi i64 [ -1, %entry ], [ %kind, %onward ]
-  %kindp = getelementptr i64, ptr %kinds, i64 %i
-  %kind = load i64, ptr %kindp, align 8
-  %pair = mul i64 %kind, 2
-  %preparep = getelementptr ptr, ptr %functions, i64 %pair
-  %same = icmp eq i64 %kind, %before
-  br i1 %same, label %gather, label %change
-change:
-  %arenap = getelementptr ptr, ptr %arenas, i64 %kind
-  %arena = load ptr, ptr %arenap, align 8
-  store ptr %arena, ptr %table, align 8
-  %prepare = load ptr, ptr %preparep, align 8
-  %prepared = call i32 %prepare(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
-  call void @barrier(ptr %barrier, i64 %threads)
-  br label %gather
-gather:
-  %anymove = icmp sgt i64 %moves, 0
-  br i1 %anymove, label %move, label %moved
-move:
-  %m = phi i64 [ 0, %gather ], [ %m1, %moveto ]
-  %stridep = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m
-  %stride = load i64, ptr %stridep, align 8
-  %listp = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m, i32 1
-  %list = load ptr, ptr %listp, align 8
-  %even = mul i64 %stride, %i
-  %isregular = icmp eq ptr %list, null
-  br i1 %isregular, label %moveto, label %listed
-listed:
-  %oddp = getelementptr i64, ptr %list, i64 %i
-  %odd = load i64, ptr %oddp, align 8
-  br label %moveto
-moveto:
-  %offset = phi i64 [ %even, %move ], [ %odd, %listed ]
-  %basep = getelementptr i64, ptr %bases, i64 %m
-  %base = load i64, ptr %basep, align 8
-  %slotp = getelementptr i64, ptr %slots, i64 %m
-  %slot = load i64, ptr %slotp, align 8
-  %pointer = add i64 %base, %offset
-  %place = getelementptr i64, ptr %table, i64 %slot
-  store i64 %pointer, ptr %place, align 8
-  %m1 = add i64 %m, 1
-  %more = icmp slt i64 %m1, %moves
-  br i1 %more, label %move, label %moved
-moved:
-  %functionp = getelementptr ptr, ptr %preparep, i64 1
-  %function = load ptr, ptr %functionp, align 8
-  %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
-  %next = add i64 %i, 1
-  br i1 %leader, label %lead, label %meet
-lead:
-  %asked = load atomic i64, ptr %stop monotonic, align 8
-  %wrong = zext i32 %bad to i64
-  %ends = or i64 %asked, %wrong
-  %isend = icmp ne i64 %ends, 0
-  %mark = select i1 %isend, i64 %next, i64 0
-  store i64 %mark, ptr %halt, align 8
-  %good = sub i64 %next, %wrong
-  store i64 %good, ptr %done, align 8
-  br label %meet
-meet:
-  %several = icmp sgt i64 %threads, 1
-  br i1 %several, label %wait, label %onward
-wait:
-  call void @barrier(ptr %barrier, i64 %threads)
-  br label %onward
-onward:
-  %marked = load i64, ptr %halt, align 8
-  %halted = icmp eq i64 %marked, %next
-  %left = icmp slt i64 %next, %last
-  %keepon = xor i1 %halted, true
-  %goon = and i1 %keepon, %left
-  br i1 %goon, label %step, label %out
-out:
-  call void @flush_restore(i64 %old)
-  ret void
-}}
-"""
 
 
 backends.add("native", NativeBackend())

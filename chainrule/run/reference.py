@@ -154,7 +154,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
 
-    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array]) -> Session:
+    def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
         return ReferenceSession(programs, state)
 
     def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
