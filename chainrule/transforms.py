@@ -28,9 +28,9 @@ from .ops.call import composition
 from .ops.elementwise import convert
 from .ops.loop import scan
 from .run.backend import backends
-from .run.reference import ReferenceBackend
+from .run.native import NativeBackend
 
-DEFAULT_BACKEND = ReferenceBackend.name
+DEFAULT_BACKEND = NativeBackend.name
 
 
 # ---- tracing with arguments that are not arrays ------------------------------------------------------------------------------

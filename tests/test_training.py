@@ -1135,11 +1135,12 @@ def no_alarm_is_left() -> Iterator[None]:
 def test_ctrl_c_within_an_epoch_keeps_the_steps_so_far() -> None:
     x, t = data(20_000)
     net, plain = nn.Dense(2), nn.Dense(2)
-    run = net.fit(x, t, epochs=1, batch_size=1, shuffle=False, optimizer=cr.SGD(Alarm(1e-3, after=0.2)))
+    slow: dict[str, Any] = {"batch_size": 1, "shuffle": False, "backend": "reference"}  # so that there is time to press a key
+    run = net.fit(x, t, epochs=1, optimizer=cr.SGD(Alarm(1e-3, after=0.2)), **slow)
     assert run.interrupted
     assert run.epochs == 0
     assert 0 < run.steps < 20_000
-    plain.fit(x[: run.steps], t[: run.steps], epochs=1, batch_size=1, shuffle=False, optimizer=cr.SGD(1e-3))
+    plain.fit(x[: run.steps], t[: run.steps], epochs=1, optimizer=cr.SGD(1e-3), **slow)
     assert_same(net.parameters, plain.parameters)
 
 
@@ -1149,7 +1150,7 @@ def test_ctrl_c_after_the_numbers_broke_keeps_the_last_good_weights() -> None:
     net = nn.Sequential(nn.Dense(4), nn.Dense(2))
     net.fit(x[:8], t[:8], epochs=1)
     before = net.parameters
-    run = net.fit(x, t, epochs=1, batch_size=1, optimizer=cr.SGD(Alarm(1e30, after=0.2)))
+    run = net.fit(x, t, epochs=1, batch_size=1, optimizer=cr.SGD(Alarm(1e30, after=0.2)), backend="reference")
     assert run.interrupted
     assert run.epochs == 0
     assert_same(net.parameters, before)
@@ -1389,7 +1390,7 @@ def test_an_interrupted_group_of_batches_leaves_nothing_behind(monkeypatch: pyte
     x, t = data()
 
     def fit(net: nn.Module) -> cr.Run:
-        return net.fit(x, t, optimizer=cr.SGD(0.1, accumulate=4), batch_size=5, epochs=1)
+        return net.fit(x, t, optimizer=cr.SGD(0.1, accumulate=4), batch_size=5, epochs=1, backend="reference")
 
     def build() -> nn.Sequential:
         return nn.Sequential(nn.Dense(3, "tanh"), nn.Dense(2))

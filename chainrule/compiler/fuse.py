@@ -110,6 +110,7 @@ class _Fusion:
         self.home: dict[Node, Group] = {}
         self.feeds: dict[Node, frozenset[Group]] = {}  # the groups that a node needs
         self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
+        self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
         self.must = self._must()
         self._settle()
@@ -151,22 +152,28 @@ class _Fusion:
         for n in self.order:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
+            other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
             if n.op in VIRTUAL:
+                other = feeds
                 if n in self.must:
                     same = feeds = self._copied(n, feeds, free)
+                    other = nothing
             elif OPS[n.op].elementwise:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
-                best = self._latest(near, feeds)
+                best = self._latest(near - other, feeds)
                 if best is not None:
                     self._live_in(n, best, feeds)
                     same = feeds = frozenset({best})
+                    other = nothing
                 elif n in self.must:
                     same = feeds = self._join(n, feeds, free)
+                    other = nothing
                 else:
                     same = near
             else:
                 same = feeds = frozenset({self._new(n.shape, n, feeds)})
-            self.feeds[n], self.same[n] = feeds, same
+                other = nothing
+            self.feeds[n], self.same[n], self.other[n] = feeds, same, other
 
     def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
         """A group for something that is only looked at otherwise: one for each, as each is read in an order of its own."""

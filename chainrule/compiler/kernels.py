@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import GraphError
 from .affine import Affine, Axis
 
 Space = Literal["input", "state", "result", "scratch"]
@@ -121,6 +122,48 @@ def kernels_of(items: Sequence[Item]) -> Iterator[Kernel]:
             yield item
         else:
             yield from kernels_of(item.items)
+
+
+def verify(items: Sequence[Item]) -> None:
+    """Whether kernels are what the passes after this one take them for.
+
+    Indices lie inside what they index; every axis of a value is one of the kernel's or of a loop around it; all sums of a kernel run
+    over its reduced axes; each store uses all axes of the domain that are longer than 1, so that no element is written twice.
+    Raises: `GraphError`.
+    """
+    _verify(items, frozenset())
+
+
+def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
+    for item in items:
+        if isinstance(item, Loop):
+            _verify(item.items, around | {item.axis})
+            continue
+        known = {*item.domain, *item.reduced, *around}
+        for v in item.values():
+            _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
+            if v.op == "load":
+                _demand(_inside(v.index, v.shape), item, f"reads {v.buffer} outside of it")
+            if v.op == "reduce":
+                _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
+        for s in item.stores:
+            _demand(_inside(s.index, s.view), item, f"writes {s.buffer} outside of it")
+            used = frozenset[Axis]().union(*(i.axes for i in s.index))
+            whole = s.mode == "add" or {a for a in item.domain if a.extent > 1} <= used
+            _demand(whole and used <= {*item.domain, *around}, item, f"writes elements of {s.buffer} twice")
+            _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
+
+
+def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
+    if not holds:
+        raise GraphError(f"kernel {kernel.name}, which is a defect of chainrule: {problem}\n{kernels_text([kernel])}")
+
+
+def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...]) -> bool:
+    if len(index) != len(shape):
+        return False
+    empty = any(a.extent == 0 for i in index for a in i.axes)
+    return empty or all(isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) for i, n in zip(index, shape, strict=True))
 
 
 def _ordered(roots: Sequence[Value]) -> list[Value]:

@@ -85,8 +85,13 @@ class _Lowering:
         self.tag = 0  # which copy of an unrolled body
         self.innermost = self._innermost()
         self.sums = [v for v in kernel.values() if v.op == "reduce"]
+        self.after: set[Value] = set()  # what is made of sums
+        for v in kernel.values():
+            if v.op == "reduce" or any(a in self.after for a in (*v.args, *v.index)):
+                self.after.add(v)
         self.summed: dict[Any, Register] = {}
         self.made_in: dict[Register, _Scope] = {}
+        self.parts: dict[Value, list[Value]] = {}
 
     # ---- small things --------------------------------------------------------------------------------------------------------
 
@@ -279,7 +284,27 @@ class _Lowering:
         return frozenset(self.renamed.get(a, a) for a in axes)
 
     def value(self, v: Value) -> Register:
-        """The register of `v` for the row, vector and copy at hand."""
+        """The register of `v` for the row, vector and copy at hand; first of all that it is made of, so that no chain is too long."""
+        for part in self._parts(v):
+            self._value(part)
+        return self._value(v)
+
+    def _parts(self, v: Value) -> list[Value]:
+        """What `v` is made of, arguments first, up to sums."""
+        if v not in self.parts:
+            order: dict[Value, None] = {}
+            stack = [(v, False)]
+            while stack:
+                part, ready = stack.pop()
+                if ready:
+                    order[part] = None
+                elif part not in order and part.op != "reduce":
+                    stack.append((part, True))
+                    stack += [(a, False) for a in reversed((*part.args, *part.index)) if isinstance(a, Value)]
+            self.parts[v] = list(order)[:-1]
+        return self.parts[v]
+
+    def _value(self, v: Value) -> Register:
         axes = self._own(v.axes)
         r = self.row if self.tile in axes else 0
         lane = self.vector if self.lanes in axes else 0
@@ -302,9 +327,8 @@ class _Lowering:
         needed: set[Axis] = set()
         for a in v.axes:
             needed |= self.address(of(a)).axes
-        for b in self._sums_below(v):
-            if b in self.sums:
-                return self.scopes[-1]  # what reductions gave is known in the tile only
+        if v in self.after:
+            return self.scopes[-1]  # what reductions gave is known in the tile only
         depth = 0
         for i, scope in enumerate(self.scopes):
             if scope.variables & needed:
@@ -315,17 +339,6 @@ class _Lowering:
 
     def _tile_depth(self) -> int:
         return next(i for i, s in enumerate(self.scopes) if not s.variables and i)
-
-    def _sums_below(self, v: Value) -> set[Value]:
-        known = self.__dict__.setdefault("_below", {})
-        if v not in known:
-            found: set[Value] = {v} if v.op == "reduce" else set()
-            if v.op != "reduce":
-                for a in (*v.args, *(i for i in v.index if isinstance(i, Value))):
-                    found |= self._sums_below(a)
-            known[v] = found
-        result: set[Value] = known[v]
-        return result
 
     def _make(self, v: Value, axes: frozenset[Axis], scope: _Scope) -> Register:
         width = self.s.width if self.lanes in axes else 1
@@ -338,7 +351,7 @@ class _Lowering:
             assert isinstance(index, Affine)
             at, step = self._moved(index)
             return self.let("iota", v.dtype, width, (), scope, address=at, stride=step)
-        args = [self.value(a) for a in v.args]
+        args = [self._value(a) for a in v.args]
         if v.op == "checked":
             return self.let("checked", v.dtype, 1, tuple(args), scope, **v.attrs)
         wide = tuple(self.splat(a, width) for a in args)
@@ -360,7 +373,7 @@ class _Lowering:
         position, looked_up, size = Affine(), [], 1
         for i, n in zip(reversed(index), reversed(shape), strict=True):
             if isinstance(i, Value):
-                looked_up.append((self.value(i), size))
+                looked_up.append((self._value(i), size))
             else:
                 position = position + i * size
             size *= n
@@ -378,6 +391,9 @@ class _Lowering:
 
     def _store(self, store: Store) -> None:
         scope = self.scopes[-1]
+        for i in store.index:
+            if isinstance(i, Value):
+                self.value(i)
         width = self.s.width if self.lanes in self.domain else 1
         value = self.splat(self.value(store.value), width)
         place = self._where(store.buffer, store.index, store.view)

@@ -18,7 +18,7 @@ import numpy as np
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .fuse import Index, Names, Sink, Source, fuse
-from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load
+from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
@@ -74,6 +74,7 @@ def compile_graph(
     graph = simplify(graph)
     items, sources = _gathered(inputs, graph.inputs, slots, names)
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
+    verify(items)
     _put_off(items, set(state))
     planned = plan(items, list(state), names)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))

@@ -364,7 +364,8 @@ class NativeBackend(Backend):
 
     def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
         """Machine code for one entry, its rows gathered from data of these types."""
-        key = (self.target, self.level, self.guard, self.timed, graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
+        key = (self.target, self.level, self.guard, self.timed,
+               graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
                program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
 
         def make() -> Any:

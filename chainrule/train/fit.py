@@ -1,7 +1,7 @@
 """The training loop: epochs of steps on a backend, validation, early stopping, and what happens when things go wrong.
 
-In: a `Task` with data. Out: a new state, and the history in a `Run`. Python is entered once an epoch and for progress; the steps of
-an epoch are one call of the backend.
+In: a `Task` with data. Out: a new state, and the history in a `Run`. The steps of an epoch are one call of the backend; where nobody
+looks at a run between its epochs, so are those of as many epochs as take a moment together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,47 +18,17 @@ from ..errors import DivergenceError, UsageError
 from ..graph.interpret import first_not_finite
 from ..graph.node import Array
 from ..metrics import Metric
-from ..ops.random import key_of
 from ..program import Program
 from ..registry import nearest
-from ..run.backend import Backend, Session, Steps
-from ..run.batches import epoch_order, step_sizes
-from ..schedules import Schedule
+from ..run.backend import Backend, Session, Steps, Taken
+from ..run.batches import step_sizes
+from .epochs import Behind, Data, Epochs, Pace, finite, lasting
 from .history import Callback, EarlyStopping, Run
-from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task, make_program
+from .objective import DIVISOR, Task, make_program
 from .progress import Progress
 
 EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
-
-
-@dataclass(frozen=True)
-class Data:
-    """Rows to learn from or to be judged by. weight None: all 1."""
-
-    inputs: Mapping[str, Array]
-    target: Array
-    weight: Array | None
-
-    @property
-    def rows(self) -> int:
-        return len(self.target)
-
-    def arrays(self) -> dict[str, Array]:
-        weight = {} if self.weight is None else {WEIGHT: self.weight}
-        return {**self.inputs, TARGET: self.target, **weight}
-
-    def take(self, rows: Array) -> Data:
-        return Data(
-            {k: v[rows] for k, v in self.inputs.items()}, self.target[rows], None if self.weight is None else self.weight[rows]
-        )
-
-    def total(self, rows: Array) -> float:
-        """The divisor of a loss over these rows. Rows of weight 0 alone cost nothing and move nothing."""
-        return self.weight_of(rows) or 1.0
-
-    def weight_of(self, rows: Array) -> float:
-        """The sum of the weights of these rows."""
-        return float(len(rows)) if self.weight is None else float(np.sum(self.weight[rows]))
+MOST_STEPS, MOST_ROWS = 2**18, 2**21  # of one call, if it takes several epochs: some tens of MB of numbers and results
 
 
 @dataclass
@@ -82,25 +51,31 @@ class Training:
     counters: dict[str, int]
     schedule_state: dict[str, float]
     save: Callable[[Mapping[str, Array]], None]
+    record_program: Callable[[Task, int, tuple[str, ...]], Program] = make_program
+    threads: int | None = None
     _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
     _best: dict[str, Any] = field(default_factory=dict)
-    _tied: bool | None = None  # whether the learning rate depends on the run's length
+    _ready: Session | None = None
+    _plan: Epochs = field(init=False)
+    _due: Callable[[], None] | None = None  # what belongs together and is being kept
 
     def prepare(self, state: Mapping[str, Array]) -> None:
         """Record all programs and check all names, before anything is changed."""
-        self._session(state)
+        self._ready = self._session(state)
         if self.early_stopping is not None:
             self._sign(self.early_stopping.monitor or "loss")
 
     def __call__(self, state: Mapping[str, Array]) -> None:
-        """Train from this state; `save` receives the state after every epoch, whatever happens."""
+        """Train from this state; `save` receives the state after each call of the backend, whatever happens."""
         started = time.perf_counter()
-        session = self._session(state)
-        good = dict(state)
+        session = self._session(state) if self._ready is None else self._ready
+        self._ready, good = None, dict(state)
         progress = Progress(self.run, self.epochs, self.verbose)
         try:
-            for _ in range(self.epochs):
-                good = self._epoch(session, good, progress)
+            self._plan = self._planned()
+            pace = Pace(self._most())
+            while self.run.epochs < self.epochs:
+                good = self._advance(session, good, progress, pace)
                 self.run.seconds = time.perf_counter() - started
                 progress.epoch()
                 for callback in self.callbacks:
@@ -108,6 +83,8 @@ class Training:
                 if self.worse_for_long(good) or self.run.stopped:
                     break
         except KeyboardInterrupt:
+            if self._due is not None:
+                self._due()
             self.run.interrupted, self.run.stopped = True, "interrupted"
         finally:
             self.run.seconds = time.perf_counter() - started
@@ -127,7 +104,7 @@ class Training:
         """The program of this run for a number of rows."""
         key = (rows, entries)
         if key not in self._programs:
-            self._programs[key] = make_program(self.task, rows, entries)
+            self._programs[key] = self.record_program(self.task, rows, entries)
         return self._programs[key]
 
     def session(self, state: Mapping[str, Array], entries: tuple[str, ...], sizes: Sequence[int]) -> Session:
@@ -135,7 +112,7 @@ class Training:
         wanted = dict.fromkeys(sizes, entries)
         for size in evaluation_sizes(self.validation.rows) if self.validation is not None else ():
             wanted[size] = (*(e for e in wanted.get(size, ()) if e != "evaluate"), "evaluate")
-        return self.backend.session({rows: self.program(rows, names) for rows, names in wanted.items()}, state)
+        return self.backend.session({rows: self.program(rows, names) for rows, names in wanted.items()}, state, self.threads)
 
     def _session(self, state: Mapping[str, Array]) -> Session:
         return self.session(state, self._entries, list(dict.fromkeys(step_sizes(self.data.rows, self.batch_size))))
@@ -144,84 +121,120 @@ class Training:
     def _accumulate(self) -> int:
         return self.task.optimizer.accumulate if self.task.optimizer is not None else 1
 
-    def _steps(self) -> Steps:
-        """All steps of the epoch at hand."""
+    def _planned(self) -> Epochs:
         optimizer = self.task.optimizer
         assert optimizer is not None
-        order = epoch_order(self.data.rows, shuffle=self.shuffle, seed=self.seed, epoch=self.counters["epochs"])
-        sizes = step_sizes(self.data.rows, self.batch_size)
-        count, group = len(sizes), self._accumulate
-        edges = np.cumsum([0, *sizes])
-        divisors = np.empty(count)
-        entries = []
-        for i in range(count):
-            first, last = i - i % group, min(i - i % group + group, count)  # the batches that make one update
-            divisors[i] = self.data.total(order[edges[first] : edges[last]])
-            entries.append("step" if i == last - 1 else "accumulate")
-        taken = self.counters["steps"] + np.arange(count)
-        update, updates = np.arange(count) // group, -(-count // group)  # a schedule counts updates of the weights
-        rates = self._rates(
-            optimizer.schedule, self.counters["updates"] + update, self.run.epochs * updates + update, self.epochs * updates
-        )
-        numbers = {
-            DIVISOR: divisors,
-            SEED: np.broadcast_to(key_of(self.seed), (count, 2)),
-            STEP: taken.astype(np.uint32),
-            RATE: rates,
-            **{f"hyper.{k}": np.full(count, v) for k, v in optimizer.hyper().items()},
-        }
         keep = ("loss", "penalty", *(("scores",) if self.metrics else ()))
-        return Steps(entries, self.data.arrays(), order, sizes, numbers, keep)
+        return Epochs(
+            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep
+        )
 
-    def _rates(self, schedule: Schedule, taken: Array, in_run: Array, total: int) -> Array:
-        """Learning rates. A schedule that depends on the run's length counts the steps of this run; any other goes on counting
-        where the last run ended, so that two short runs equal a long one."""
-        if self._tied is None:
-            whole = np.arange(total)
-            self._tied = not np.array_equal(schedule(whole, total), schedule(whole, 2 * total))
-        return schedule(in_run if self._tied else taken, total) * self.schedule_state.get("scale", 1.0)
+    def _most(self) -> int:
+        """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
+        are not finite could come and go unseen."""
+        looked_at = self.validation or self.callbacks or self.early_stopping or self.metrics or self._plan.watched
+        if looked_at or self.epochs < 2 or not lasting(list(self._programs.values())):
+            return 1
+        return min(MOST_STEPS // self._plan.steps, MOST_ROWS // self.data.rows)
 
-    def _epoch(self, session: Session, good: dict[str, Array], progress: Progress) -> dict[str, Array]:
-        """One epoch; returns the state after it. `good` is the state before it, in which everything was finite."""
+    def _behind(self) -> Behind:
+        return Behind(**self.counters, of_run=self.run.epochs)
+
+    def _take(self, behind: Behind, epochs: int) -> Steps:
+        return self._plan.take(behind, epochs, self.schedule_state.get("scale", 1.0))
+
+    def _advance(self, session: Session, good: dict[str, Array], progress: Progress, pace: Pace) -> dict[str, Array]:
+        """Some epochs, in one call of the backend; returns the state after them. `good` is the state before, in which everything
+        was finite."""
         begun = time.perf_counter()
-        steps = self._steps()
-        count = len(steps.sizes)
+        epochs, each = pace.next(self.epochs - self.run.epochs), self._plan.steps
+        steps = self._take(self._behind(), epochs)
 
         def pulse(done: int) -> bool:
-            progress.step(done, count)
+            progress.step(done, each)
             return True
 
         taken = session.run(steps, pulse)
-        state = session.state()
-        losses = taken.results["loss"].astype(np.float64)
-        finite = bool(np.all(np.isfinite(losses))) and all(np.all(np.isfinite(v)) for v in state.values())
+        pace.took(epochs, time.perf_counter() - begun)
+        state, losses = session.state(), taken.results["loss"]
+        whole, part = divmod(taken.steps, each)
+        kept = whole
+        if not (finite([losses]) and finite(state.values())):
+            kept, state = self._sound(good, losses, whole, part)
+            part = 0  # of an epoch that has gone wrong nothing is kept
+        self._keep(state, steps, taken, kept, part, session, begun)
+        if kept < whole:
+            self._diverged(losses[kept * each :], state)
         if taken.interrupted:
-            if finite:  # else the weights from before this epoch stay
-                self._commit(state, taken.steps, 0, steps.entries[: taken.steps].count("step"))
             raise KeyboardInterrupt
-        if not finite:
-            self._diverged(steps, losses, good)
-        self._commit(state, taken.steps, 1, steps.entries.count("step"))
-        edges = np.cumsum([0, *steps.sizes])
-        weights = np.array([self.data.weight_of(steps.order[a:b]) for a, b in pairwise(edges)])
-        updates = np.array([e == "step" for e in steps.entries])
-        sums = losses * steps.numbers[DIVISOR]
-        loss = float(np.sum(np.where(weights > 0, sums, 0.0)) / np.sum(weights))
-        added, rate = float(taken.results["penalty"][updates][-1]), float(steps.numbers[RATE][-1])
-        seen = self.measured("", taken.results.get("scores"), self.data.take(steps.order) if self.metrics else self.data)
-        self.record(loss, added, rate, seen, self.judged(session), begun)
-        optimizer = self.task.optimizer
-        assert optimizer is not None
-        watched = (self.run.validation_loss or self.run.loss)[-1]
-        self.schedule_state.update(optimizer.schedule.observe(watched, self.schedule_state))
         return state
 
-    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int, updates: int) -> None:
-        """State and counters change together."""
-        self.save(state)
-        self.run.steps += steps
-        for name, more in (("steps", steps), ("epochs", epochs), ("updates", updates)):
-            self.counters[name] += more
+    def _keep(self, state: dict[str, Array], steps: Steps, taken: Taken, epochs: int, part: int, session: Session,
+              begun: float) -> None:  # fmt: skip
+        """State, counters and history after so many epochs of a call, and `part` steps of one more."""
+        count = epochs * self._plan.steps + part
+        updates = epochs * self._plan.updates + steps.entries[:part].count("step")
+        history = self._plan.history(steps, taken.results, epochs) if epochs else {}
+        judged = bool(self.metrics) or self.validation is not None
+        if epochs and not judged:
+            self._commit(state, count, epochs, updates, self._lines(history, {}, begun, self._observed(history, {})))
+        elif count:
+            self._commit(state, count, epochs, updates)
+        if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
+            measured = {**self._measured_as_seen(taken, steps.order), **self.judged(session)}
+            self._whole(self._lines(history, measured, begun, self._observed(history, measured)))
+
+    def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, float]) -> Mapping[str, float]:
+        """The schedule's state after it has seen the last of these epochs."""
+        if not self._plan.watched:
+            return {}
+        return self._plan.schedule.observe(measured.get("validation_loss", history["loss"][-1]), self.schedule_state)
+
+    def _sound(self, good: dict[str, Array], losses: Array, whole: int, part: int) -> tuple[int, dict[str, Array]]:
+        """How many of the first `whole` epochs of a call left everything finite, and the state after these. Losses are known step
+        by step, but of the states only the last: so epochs are taken again, and since what is not finite stays, halves will do.
+
+        part: steps of one more epoch that was interrupted.
+        """
+        bad = np.flatnonzero(~np.isfinite(losses))
+        fine = min(whole, int(bad[0]) // self._plan.steps) if len(bad) else whole  # epochs of finite losses
+        kept, broken = 0, fine if fine == whole and not part else fine + 1
+        tried = broken - 1  # mostly the last state before the first bad loss is still sound
+        while broken - kept > 1:
+            state = self._again(good, kept, tried - kept)
+            if finite(state.values()):
+                kept, good = tried, state
+            else:
+                broken = tried
+            tried = (kept + broken) // 2
+        return kept, good
+
+    def _again(self, good: Mapping[str, Array], skip: int, epochs: int) -> dict[str, Array]:
+        """The state after these epochs from now on, from `good`, the state before them."""
+        session = self._session(good)
+        if session.run(self._take(self._plan.after(self._behind(), skip), epochs)).interrupted:
+            raise KeyboardInterrupt
+        return session.state()
+
+    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int, updates: int,
+                also: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+        """State and counters change together, even if Ctrl-C comes between the two."""
+        taken = self.run.steps + steps
+        counters = {k: self.counters[k] + more for k, more in (("steps", steps), ("epochs", epochs), ("updates", updates))}
+
+        def keep() -> None:
+            self.save(state)
+            self.run.steps = taken
+            self.counters.update(counters)
+            also()
+
+        self._whole(keep)
+
+    def _whole(self, keep: Callable[[], None]) -> None:
+        """Do this to the end: if Ctrl-C comes between, by doing it again."""
+        self._due = keep
+        keep()
+        self._due = None
 
     def judged(self, session: Session) -> dict[str, float]:
         """Loss and metrics on the rows held out: nothing if there are none."""
@@ -229,6 +242,13 @@ class Training:
             return {}
         value, scores = evaluate(session, self.validation)
         return {"validation_loss": value, **self.measured("validation_", scores, self.validation)}
+
+    def _measured_as_seen(self, taken: Taken, order: Array) -> dict[str, float]:
+        """All metrics over the rows of an epoch as its steps saw them."""
+        if not self.metrics:
+            return {}
+        weight = None if self.data.weight is None else self.data.weight[order]
+        return self.measured("", taken.results["scores"], Data({}, self.data.target[order], weight))
 
     def measured(self, prefix: str, scores: Array | None, data: Data) -> dict[str, float]:
         """All metrics over these rows."""
@@ -242,13 +262,23 @@ class Training:
     def record(self, loss: float, added: float, rate: float, seen: Mapping[str, float], judged: Mapping[str, float],
                begun: float) -> None:  # fmt: skip
         """One more epoch in the history, all of it at once: a user's metric that raises leaves no column longer than another."""
-        run = self.run
-        run.loss.append(loss)
-        run.penalty.append(added)
-        run.learning_rate.append(rate)
-        for name, value in {**seen, **judged}.items():
-            (run.validation_loss if name == "validation_loss" else run.metrics.setdefault(name, [])).append(value)
-        run.epoch_seconds.append(time.perf_counter() - begun)
+        history = {"loss": [loss], "penalty": [added], "learning_rate": [rate]}
+        self._whole(self._lines(history, {**seen, **judged}, begun, {}))
+
+    def _lines(self, history: Mapping[str, list[float]], measured: Mapping[str, float], begun: float,
+               schedule_state: Mapping[str, float]) -> Callable[[], None]:  # fmt: skip
+        """What writes these epochs into the history; the schedule's state goes with it."""
+        at, epochs = self.run.epochs, len(history["loss"])
+        columns = {**history, "epoch_seconds": [(time.perf_counter() - begun) / epochs] * epochs}
+        metrics = {k: [v] for k, v in measured.items()}
+        if "validation_loss" in metrics:
+            columns["validation_loss"] = metrics.pop("validation_loss")
+
+        def write() -> None:
+            self.run.write(at, columns, metrics)
+            self.schedule_state.update(schedule_state)
+
+        return write
 
     # ---- when to stop --------------------------------------------------------------------------------------------------------
 
@@ -286,18 +316,18 @@ class Training:
             )
         return -1.0 if better else 1.0
 
-    def _diverged(self, steps: Steps, losses: Array, good: dict[str, Array]) -> None:
-        """Go through the epoch again from its beginning, step by step, and find the first value that is not finite."""
+    def _diverged(self, losses: Array, good: dict[str, Array]) -> None:
+        """Go through the next epoch again from its beginning, step by step, and find the first value that is not finite."""
         self.run.stopped = "diverged"
-        session = self._session(good)
+        session, steps = self._session(good), self._take(self._behind(), 1)
         edges = np.cumsum([0, *steps.sizes])
         place, at, state = "", 0, good
         for at in range(len(steps.sizes)):
-            place = self._first_not_finite(steps, at, steps.order[edges[at] : edges[at + 1]], state)
+            order = steps.order[edges[at] : edges[at + 1]]
+            place = self._first_not_finite(steps, at, order, state)
             if place:
                 break
             numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
-            order = steps.order[edges[at] : edges[at + 1]]
             one = replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
             if session.run(one).interrupted:
                 raise KeyboardInterrupt

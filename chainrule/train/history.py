@@ -5,7 +5,7 @@ In: numbers, one set an epoch. Out: `Run`, which `fit` returns and hands to call
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,13 @@ class Run:
     def stop(self, why: str = "stopped by a callback") -> None:
         """End the run after this epoch. For callbacks."""
         self.stopped = why
+
+    def write(self, at: int, columns: Mapping[str, Sequence[float]], metrics: Mapping[str, Sequence[float]]) -> None:
+        """The history from epoch `at` (from 0) on, for the training. Done again after an interrupt, it completes what is there."""
+        for name, values in columns.items():
+            getattr(self, name)[at:] = values
+        for name, values in metrics.items():
+            self.metrics.setdefault(name, [])[at:] = values
 
     def table(self) -> dict[str, list[float]]:
         """The history as columns of equal length, for a CSV file."""

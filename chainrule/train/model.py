@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,17 @@ from ..graph.trace import build
 from ..losses import Loss
 from ..ops.random import fold_in, key_of
 from ..optim import Optimizer
+from ..program import Program
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..transforms import DEFAULT_BACKEND
 from .data import Inputs, as_array, fits_into, row_weights, same_length
-from .fit import EVALUATION_ROWS, Data, Training, evaluate, evaluation_sizes
+from .epochs import Data
+from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
-from .objective import DIVISOR, SEED, STEP, TARGET, initial_slots, make_program, objective, slot_name
+from .objective import DIVISOR, SEED, STEP, TARGET, Task, initial_slots, make_program, objective, slot_name
+from .recipe import recipe
 from .state import Stateful, dtype_of
 
 
@@ -87,9 +91,9 @@ class Model(Stateful):
             callbacks: functions of the `Run`, called after each epoch; `run.stop()` ends it.
             early_stopping: a patience in epochs, or `cr.EarlyStopping`; the best weights come back.
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
-            threads, memory: for compiled backends; the reference backend takes NumPy's threads and all memory it needs.
+            threads: None for as many as pay; results have the same bits whatever their number. memory: not yet of use.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
-            backend: "reference". verbose: a progress line, if standard error is a terminal.
+            backend: "native", machine code, or "reference", NumPy one operator at a time. verbose: a progress line, if standard error is a terminal.
         Returns: a `Run` with the history.
         Raises: `DataError`, `ShapeError`, `UsageError` before anything is changed; `DivergenceError` if the loss is no longer
         finite, with the last good weights kept; `BusyError` if another thread is training this network.
@@ -121,9 +125,10 @@ class Model(Stateful):
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule)
                 state = {**self._state(), **slots}
+                store = partial(self._store, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
                     task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, self._store,
+                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads,
                 )  # fmt: skip
                 if epochs:
                     training.prepare(state)
@@ -131,6 +136,13 @@ class Model(Stateful):
             if epochs:
                 training(state)
             return run
+
+    def _recorded(self, task: Task, rows: int, entries: tuple[str, ...]) -> Program:
+        """The program of this task for batches of `rows` rows: what was recorded before, if it is sure to be the same."""
+        depends = recipe(self, task)
+        if depends is None:
+            return make_program(task, rows, entries)
+        return self._kept_program((depends, rows, entries), lambda: make_program(task, rows, entries))
 
     def _optimizer_state(self, rule: Optimizer) -> tuple[dict[str, Array], dict[str, float]]:
         """Slots and schedule state to start with. What the last optimizer kept goes on if it is of the same kind, parameter by
@@ -223,7 +235,7 @@ class Model(Stateful):
         target = self._target(inputs, y, chosen)
         data = Data(inputs.arrays, target, row_weights(inputs.rows, sample_weight, None, target, chosen.is_classification))
         task = self._task(chosen, target, data.weight is not None)
-        programs = {n: make_program(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
+        programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
         value, scores = evaluate(backends[backend].session(programs, self._state()), data)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
         return {"loss": value, **{m.name: m(chosen, scores, target, data.weight) for m in measures}}

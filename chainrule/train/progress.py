@@ -6,6 +6,7 @@ for the last epoch, so that long runs do not fill the screen.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
@@ -26,16 +27,14 @@ class Progress:
         self._start = self._drawn = time.perf_counter()
 
     def step(self, done: int, of: int) -> None:
-        """Within an epoch."""
-        now = time.perf_counter()
-        if self._on and now - self._drawn >= _REDRAW:
+        """So many steps after the last epoch that was reported, `of` steps being an epoch."""
+        if self._on and (now := time.perf_counter()) - self._drawn >= _REDRAW:
             self._drawn = now
             self._draw(done / of if of else 0.0)
 
     def epoch(self) -> None:
-        """After an epoch."""
-        now = time.perf_counter()
-        if self._on and (now - self._drawn >= _REDRAW or self._run.epochs == self._epochs):
+        """After an epoch, or several."""
+        if self._on and ((now := time.perf_counter()) - self._drawn >= _REDRAW or self._run.epochs == self._epochs):
             self._drawn = now
             self._draw(0.0)
 
@@ -50,7 +49,7 @@ class Progress:
         share = min((done + part) / self._epochs, 1.0)
         elapsed = time.perf_counter() - self._start
         ended = bool(note) or done == self._epochs
-        words = [f"epoch {min(done + (part > 0), self._epochs)}/{self._epochs}", ""]
+        words = [f"epoch {min(done + math.ceil(part), self._epochs)}/{self._epochs}", ""]
         words.append(note or (duration(elapsed) if ended else f"{duration(elapsed * (1 / share - 1)) if share else '?'} left"))
         if run.loss:
             words.append(f"loss {run.loss[-1]:.4g}")

@@ -74,7 +74,7 @@ class Stateful(ABC):
         self._counters = {"steps": 0, "updates": 0, "epochs": 0}
         self._schedule_state: dict[str, float] = {}
         self._fresh: list[tuple[Any, str]] = []
-        self._programs: OrderedDict[Any, Program] = OrderedDict()  # for predict: by rows and what the layers say of themselves
+        self._programs: OrderedDict[Any, Program] = OrderedDict()  # by all that they depend on
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
@@ -129,14 +129,18 @@ class Stateful(ABC):
                 if layer._kinds[name] == kind
             }
 
-    def _store(self, state: Mapping[str, Array]) -> None:
-        """Put new values of parameters, statistics and slots in place, all at once for those who look."""
+    def _places(self) -> list[tuple[str, Any, str]]:
+        """Full name, layer and own name of each array."""
+        layers = self._layers().items()
+        return [(f"{path}.{name}" if path else name, layer, name) for path, layer in layers for name in layer._values]
+
+    def _store(self, state: Mapping[str, Array], places: Sequence[tuple[str, Any, str]] | None = None) -> None:
+        """Put new values of parameters, statistics and slots in place, all at once for those who look. places: what `_places` said,
+        for one who stores often."""
         with _STATE:
-            for path, layer in self._layers().items():
-                for name in layer._values:
-                    full = f"{path}.{name}" if path else name
-                    if full in state:
-                        layer._values[name] = state[full]
+            for full, layer, name in self._places() if places is None else places:
+                if full in state and name in layer._values:
+                    layer._values[name] = state[full]
             self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
 
     def _frozen_paths(self) -> Callable[[str], bool]:
@@ -336,10 +340,14 @@ class Stateful(ABC):
     def _forward_program(self, rows: int) -> Program:
         """The program of `predict`, kept for the next call. It is recorded anew when an attribute of a layer changes."""
         key = (rows, str(self._built["dtype"]), self.fingerprint(identity=True))
+        return self._kept_program(key, lambda: make_program(self._task(), rows, ("forward",)))
+
+    def _kept_program(self, key: Any, record: Callable[[], Program]) -> Program:
+        """The program that is kept under this key, recorded if there is none."""
         if key in self._programs:
             self._programs.move_to_end(key)
             return self._programs[key]
-        program = self._programs[key] = make_program(self._task(), rows, ("forward",))
+        program = self._programs[key] = record()
         while len(self._programs) > _KEPT_PROGRAMS:
             self._programs.popitem(last=False)
         return program
@@ -369,7 +377,20 @@ def _mark(value: Any, paths: Mapping[int, str], identity: bool) -> Any:
         return ("layer", paths.get(id(value), ""), type(value))
     if is_dataclass(value) and not isinstance(value, type):
         return (type(value), tuple(_mark(getattr(value, f.name), paths, identity) for f in fields(value)))
-    return (type(value), id(value) if identity else 0)
+    return (type(value), _Same(value) if identity else 0)
+
+
+class _Same:
+    """An object that equals none but itself. It is held, lest another one take its place in memory and be taken for it."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        return id(self._thing)
 
 
 def dtype_of(dtype: Any) -> np.dtype[Any]:
