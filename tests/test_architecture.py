@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
             "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/phases "
-            "compiler/memory compiler/schedule compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver compiler/pipeline compiler/"
+            "compiler/memory compiler/flatten compiler/schedule compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver compiler/pipeline compiler/"
         ),
     ),
     ("6 run", "run/batches run/backend run/reference run/threads run/crew run/native run/xla run/"),

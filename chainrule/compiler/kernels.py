@@ -95,7 +95,7 @@ class Kernel:
 
     def values(self) -> list[Value]:
         """All values, arguments first."""
-        return _ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
+        return ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
 
     def loads(self) -> Iterator[Value]:
         return (v for v in self.values() if v.op == "load")
@@ -166,7 +166,8 @@ def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...]) -> bool:
     return empty or all(isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) for i, n in zip(index, shape, strict=True))
 
 
-def _ordered(roots: Sequence[Value]) -> list[Value]:
+def ordered(roots: Sequence[Value]) -> list[Value]:
+    """All values that these are made of, arguments first."""
     order: list[Value] = []
     seen: set[Value] = set()
     stack = [(v, False) for v in reversed(roots)]

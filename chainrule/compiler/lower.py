@@ -13,36 +13,52 @@ from typing import Any
 import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
+from .flatten import can_be_lines, flattened, seen_as_lines
 from .kernels import Buffer, Kernel, Store, Value
 from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
-from .schedule import Schedule, balanced, units
+from .schedule import Schedule, balanced, schedule, units
+from .target import Target
 
 
-def lower(kernel: Kernel, schedule: Schedule, threads: int, variables: tuple[Axis, ...] = ()) -> Function:
+def lower(kernel: Kernel, made: Schedule, threads: int, target: Target, variables: tuple[Axis, ...] = ()) -> Function:
     """The function that does the units lo..hi-1 of `kernel`."""
     body: list[Statement] = []
     if all(a.extent for a in kernel.domain):
         total, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 0)
         if total == 1:
-            body.append(If("hi", 0, _Lowering(kernel, schedule, {}, {}, "", Affine()).run()))
+            body.append(If("hi", 0, _body(kernel, made, target, {}, {}, "", Affine(), set())))
         else:
             assert kernel.unit is not None
-            body = _by_units(kernel, schedule, kernel.unit, total, length)
+            body = _by_units(kernel, made, target, kernel.unit, total, length)
     return Function(kernel.name, variables, body)
 
 
-def _by_units(kernel: Kernel, schedule: Schedule, axis: Axis, total: int, length: int) -> list[Statement]:
+def _by_units(kernel: Kernel, made: Schedule, target: Target, axis: Axis, total: int, length: int) -> list[Statement]:
     full, rest = divmod(axis.extent, length)
     unit = Axis("unit", total)
     inside = Axis(axis.name, length)
     table = {axis: affine(0, ((unit, length),)) + of(inside)}
-    made = _Lowering(kernel, schedule, {axis: inside}, table, "", of(unit), {unit}).run()
-    body: list[Statement] = [For(unit, "lo", ("hi", full) if rest else "hi", made)]
+    one = _body(kernel, made, target, {axis: inside}, table, "", of(unit), {unit})
+    body: list[Statement] = [For(unit, "lo", ("hi", full) if rest else "hi", one)]
     if rest:
         last = Axis(axis.name, rest)
-        made = _Lowering(kernel, schedule, {axis: last}, {axis: of(last) + full * length}, "z", Affine(full)).run()
-        body.append(If("hi", full, made))
+        one = _body(kernel, made, target, {axis: last}, {axis: of(last) + full * length}, "z", Affine(full), set())
+        body.append(If("hi", full, one))
     return body
+
+
+def _body(
+    kernel: Kernel, made: Schedule, target: Target, renamed: Mapping[Axis, Axis], table: Mapping[Axis, Affine], stem: str, unit: Affine,
+    outside: set[Axis],
+) -> list[Statement]:  # fmt: skip
+    """One unit. Where nothing is summed it runs through memory in lines as long as they can be; the schedule is that of the lines."""
+    if made.across is None and can_be_lines(kernel):
+        lines = kernel
+        if renamed:
+            lines = seen_as_lines(kernel, tuple(renamed.get(a, a) for a in kernel.domain), table)
+        lines = flattened(lines)
+        return _Lowering(lines, schedule(lines, target), {}, {}, stem, unit, outside).run()
+    return _Lowering(kernel, made, renamed, table, stem, unit, outside).run()
 
 
 def _whole(extent: int, size: int) -> list[tuple[int, int, int]]:
@@ -67,7 +83,7 @@ class _Lowering:
 
     def __init__(
         self, kernel: Kernel, schedule: Schedule, renamed: Mapping[Axis, Axis], table: Mapping[Axis, Affine], stem: str,
-        unit: Affine, outside: set[Axis] | None = None,
+        unit: Affine, outside: set[Axis],
     ) -> None:  # fmt: skip
         self.kernel, self.s = kernel, schedule
         self.renamed = renamed
@@ -79,7 +95,7 @@ class _Lowering:
         self.lanes = renamed.get(schedule.lanes, schedule.lanes) if schedule.lanes is not None else None
         self.tile = renamed.get(schedule.tile, schedule.tile) if schedule.tile is not None else None
         self.reduced = list(kernel.reduced)
-        self.scopes = [_Scope(outside or set())]
+        self.scopes = [_Scope(outside)]
         self.row = self.vector = 0
         self.valid = 1  # lanes of the vector at hand that count
         self.tag = 0  # which copy of an unrolled body

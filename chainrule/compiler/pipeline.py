@@ -17,6 +17,7 @@ import numpy as np
 
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
+from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
 from .llvm import REPORT, Layout, Module
@@ -74,6 +75,7 @@ def compile_graph(
     graph = simplify(graph)
     items, sources = _gathered(inputs, graph.inputs, slots, names)
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
+    items = split(items, target, names)
     verify(items)
     _put_off(items, set(state))
     planned = plan(items, list(state), names)
@@ -82,7 +84,7 @@ def compile_graph(
     for k, made in schedules.items():
         _set_aside(k, made, names, threads, target)
     memory = arena(planned.phases, planned.late, guard)
-    functions = [f for item in every for f in _functions(item, planned, schedules, threads)]
+    functions = [f for item in every for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
     module = Module(Layout(table, memory.offsets), target)
     for f in functions:
@@ -163,12 +165,17 @@ def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, targe
 
 
 def _functions(
-    item: Item, planned: Plan, schedules: Mapping[Kernel, Schedule], threads: int, variables: tuple[Axis, ...] = ()
+    item: Item,
+    planned: Plan,
+    schedules: Mapping[Kernel, Schedule],
+    threads: int,
+    target: Target,
+    variables: tuple[Axis, ...] = (),
 ) -> list[Function]:
     if isinstance(item, Kernel):
-        return [lower(item, schedules[item], threads, variables)]
+        return [lower(item, schedules[item], threads, target, variables)]
     inside = (*variables, item.axis)
-    made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, inside)]
+    made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, inside)]
     alone = planned.units[item] is None
     calls: list[Statement] = [
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)

@@ -1,0 +1,121 @@
+"""Kernels without sums over as few and as long axes as they can have.
+
+In: kernels. Out: the same, where neighbouring axes that every load and store runs through as one are one, so that lanes are full; and
+kernels whose sums fill lanes badly in two parts: the sums, and what is made of them, which then fills lanes well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
+
+from .affine import Affine, Axis, flat, of
+from .fuse import EXPENSIVE, Names
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, ordered
+from .target import Target
+
+FULL = 0.75  # of the lanes: a kernel that fills fewer is worth splitting, if
+LEAST_COST = 2  # so many expensive operators follow its sums
+
+
+def split(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
+    """Sums that fill lanes badly apart from an expensive rest. Both keep the unit axis, so no thread waits in between."""
+    made: list[Item] = []
+    for item in items:
+        if isinstance(item, Loop):
+            item.items[:] = split(item.items, target, names)
+            made.append(item)
+        else:
+            made += _split(item, target, names)
+    return made
+
+
+def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
+    sums = [v for v in kernel.values() if v.op == "reduce"]
+    if not sums or len(kernel.domain) < 2 or kernel.sequential:
+        return [kernel]
+    inside = _below(sums)
+    rest = [v for v in kernel.values() if v.op in EXPENSIVE and v not in inside and v.axes]
+    width = target.vector_bytes // sums[0].dtype.itemsize
+    extent = kernel.domain[-1].extent
+    if len(rest) < LEAST_COST or not extent > 1 or extent / (ceil(extent / width) * width) >= FULL:
+        return [kernel]
+    index = tuple(of(a) for a in kernel.domain)
+    buffers = {v: Buffer(names("t"), tuple(a.extent for a in kernel.domain), v.dtype) for v in sums}
+    first = Kernel(names("k"), kernel.domain, kernel.reduced, [Store(b, index, v) for v, b in buffers.items()], kernel.unit)
+    table = {v: load(b, index) for v, b in buffers.items()}
+    stores = [replace(s, value=_replaced(s.value, table)) for s in kernel.stores]
+    return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit)]
+
+
+def _below(roots: Sequence[Value]) -> set[Value]:
+    found: set[Value] = set()
+    stack = [a for v in roots for a in v.args]
+    while stack:
+        v = stack.pop()
+        if v not in found:
+            found.add(v)
+            stack += [*v.args, *(i for i in v.index if isinstance(i, Value))]
+    return found
+
+
+def _replaced(root: Value, table: dict[Value, Value]) -> Value:
+    """`root` with some values in place of others; what stays the same is shared."""
+    for v in ordered([root]):
+        if v not in table:
+            args = tuple(table.get(a, a) for a in v.args)
+            axes = frozenset[Axis]().union(*(a.axes for a in args)) if v.args else v.axes
+            table[v] = v if args == v.args else replace(v, args=args, axes=axes)
+    return table[root]
+
+
+def can_be_lines(kernel: Kernel) -> bool:
+    """Whether nothing is summed or looked up, so that only the order of memory counts."""
+    indices = [i for v in kernel.values() for i in v.index] + [i for s in kernel.stores for i in s.index]
+    return not (kernel.reduced or kernel.sequential or any(isinstance(i, Value) for i in indices))
+
+
+def flattened(kernel: Kernel) -> Kernel:
+    """A kernel without sums over as few axes as possible, its arrays seen as one line each; the same kernel if nothing changes."""
+    if not can_be_lines(kernel) or len(kernel.domain) < 2:
+        return kernel
+    values = kernel.values()
+    indexed = [*((v.index, v.shape) for v in values if v.op == "load"), *((s.index, s.view) for s in kernel.stores)]
+    places = [flat(index, shape) for index, shape in indexed]  # type: ignore[arg-type]
+    places += [v.index[0] for v in values if v.op == "iota" and isinstance(v.index[0], Affine)]
+    table: dict[Axis, Affine] = {}
+    domain = list(kernel.domain)
+    for at in range(len(domain) - 2, -1, -1):
+        outer, inner = domain[at], domain[at + 1]
+        if all(p.coefficient(outer) == p.coefficient(inner) * inner.extent for p in places):
+            one = Axis(inner.name, outer.extent * inner.extent)
+            for place in range(len(places)):
+                places[place] = places[place].without(outer).replaced({inner: of(one)})
+            for axis, where in table.items():
+                table[axis] = where.without(outer).replaced({inner: of(one)})
+            table.update({outer: Affine(), inner: of(one)})
+            domain[at : at + 2] = [one]
+    if not table:
+        return kernel
+    return seen_as_lines(kernel, tuple(domain), table)
+
+
+def seen_as_lines(kernel: Kernel, domain: tuple[Axis, ...], table: Mapping[Axis, Affine]) -> Kernel:
+    """The kernel with its arrays as one line each, and some axes replaced."""
+    new: dict[Value, Value] = {}
+    for v in kernel.values():
+        index, shape = v.index, v.shape
+        if v.op == "load":
+            assert v.buffer is not None
+            index, shape = (flat(v.index, v.shape).replaced(table),), (v.buffer.size,)  # type: ignore[arg-type]
+        elif v.op == "iota":
+            index = (v.index[0].replaced(table),)  # type: ignore[union-attr]
+        args = tuple(new[a] for a in v.args)
+        axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
+        new[v] = replace(v, index=index, shape=shape, args=args, axes=axes)
+    stores = [
+        Store(s.buffer, (flat(s.index, s.view).replaced(table),), new[s.value], s.mode, (s.buffer.size,))  # type: ignore[arg-type]
+        for s in kernel.stores
+    ]
+    return Kernel(kernel.name, domain, (), stores, None)
