@@ -43,10 +43,11 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
         return [kernel]
     index = tuple(of(a) for a in kernel.domain)
     buffers = {v: Buffer(names("t"), tuple(a.extent for a in kernel.domain), v.dtype) for v in sums}
-    first = Kernel(names("k"), kernel.domain, kernel.reduced, [Store(b, index, v) for v, b in buffers.items()], kernel.unit)
+    parts = [Store(b, index, v) for v, b in buffers.items()]
+    first = Kernel(names("k"), kernel.domain, kernel.reduced, parts, kernel.unit, origin=kernel.origin[:1])
     table = {v: load(b, index) for v, b in buffers.items()}
     stores = [replace(s, value=_replaced(s.value, table)) for s in kernel.stores]
-    return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit)]
+    return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, origin=kernel.origin[1:])]
 
 
 def _below(roots: Sequence[Value]) -> set[Value]:

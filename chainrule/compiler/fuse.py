@@ -27,7 +27,7 @@ from ..graph.node import OPS, Graph, Node, Rows
 from ..graph.rows import rows_of_nodes
 from ..ops.contract import parse
 from .affine import Affine, Axis, of
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, load, reduce
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, kernels_of, load, reduce
 
 Index = tuple[Any, ...]  # of Affine, or Value where an entry is looked up
 Source = Callable[[Index], Value]
@@ -36,6 +36,7 @@ VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "windo
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
 EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf"}
 SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
+MUCH_LONGER = 4  # times as long as the first axis
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
 
 
@@ -241,7 +242,10 @@ class _Fusion:
                 self.buffer(node)
         made: list[tuple[Group, list[Item]]] = []
         for group in reversed(self._in_order()):
-            made.append((group, self._form(group)))
+            formed = self._form(group)
+            for kernel in kernels_of(formed):
+                kernel.origin = kernel.origin or tuple(group.nodes)
+            made.append((group, formed))
         passed = [self._passed(n, sink) for n in self.sinks if n.op == "input" for sink in self.sinks[n]]
         return [*(item for _, items in reversed(made) for item in items), *passed]
 
@@ -653,9 +657,11 @@ def _scaled(index: Any, factor: int, offset: int) -> Any:
 
 
 def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
+    """The axis that threads share out: rows; else the first, whose parts lie together in memory, or one that is so much longer that
+    the threads then share much less of what all of them read."""
     if row is not None and row < len(domain):
         return domain[row]
-    return domain[0] if domain else None
+    return max(domain, key=lambda a: a.extent * (MUCH_LONGER if a is domain[0] else 1), default=None)
 
 
 def _plain_reshape(node: Node) -> bool:

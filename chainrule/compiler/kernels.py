@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import GraphError
+from ..graph.node import Node
 from .affine import Affine, Axis
 
 Space = Literal["input", "state", "result", "scratch"]
@@ -92,6 +93,7 @@ class Kernel:
     sequential: int = 0
     late: bool = False
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
+    origin: tuple[Node, ...] = ()  # the nodes that it computes, for tables; nothing else may depend on it
 
     def values(self) -> list[Value]:
         """All values, arguments first."""

@@ -253,8 +253,9 @@ class _Lowering:
         for r in range(rows):
             for v, valid in vectors:
                 self.row, self.vector, self.valid = r, v, valid
-                for store in self.kernel.stores:
-                    self._store(store)
+                values = [self._stored(store) for store in self.kernel.stores]  # all read before any is written: it may be state
+                for store, value in zip(self.kernel.stores, values, strict=True):
+                    self._store(store, value)
         self.scopes.pop()
         self.scopes[-1].body += scope.body
 
@@ -405,13 +406,15 @@ class _Lowering:
         scope.body.append(Read(target, place))
         return target
 
-    def _store(self, store: Store) -> None:
-        scope = self.scopes[-1]
+    def _stored(self, store: Store) -> Register:
         for i in store.index:
             if isinstance(i, Value):
                 self.value(i)
+        return self.splat(self.value(store.value), self.s.width if self.lanes in self.domain else 1)
+
+    def _store(self, store: Store, value: Register) -> None:
+        scope = self.scopes[-1]
         width = self.s.width if self.lanes in self.domain else 1
-        value = self.splat(self.value(store.value), width)
         place = self._where(store.buffer, store.index, store.view)
         if width == 1:
             place = Place(place.buffer, place.address, place.looked_up)

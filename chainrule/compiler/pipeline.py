@@ -152,8 +152,17 @@ def _put_off(items: Sequence[Item], state: set[Buffer]) -> None:
                 and item.domain
             ):
                 item.late = True
-                first = loads[0].index[0] if loads[0].index else None
-                item.unit = next((a for a in item.domain if first == of(a)), item.unit)
+                item.unit = _unit_of_writer(items, loads[0]) or item.unit
+
+
+def _unit_of_writer(items: Sequence[Item], read: Value) -> Axis | None:
+    """The axis of the copy that runs along the one whose parts the writer's threads share out."""
+    for kernel in kernels_of(items):
+        for store in kernel.stores:
+            if store.buffer is read.buffer and kernel.unit is not None and of(kernel.unit) in store.index:
+                place = read.index[store.index.index(of(kernel.unit))]
+                return next((a for a in read.axes if place == of(a)), None)
+    return None
 
 
 def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:

@@ -24,6 +24,7 @@ LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (
 MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
 PACKED_LINE = 2048  # bytes from one line of an operand to the next
+EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 
@@ -229,4 +230,6 @@ def balanced(extent: int, most: int) -> list[tuple[int, int, int]]:
 def units(extent: int, threads: int) -> tuple[int, int]:
     """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers."""
     length = max(1, ceil(extent / threads))
+    if length >= EVEN:
+        length = ceil(length / EVEN) * EVEN
     return ceil(extent / length) if extent else 0, length
