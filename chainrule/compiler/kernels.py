@@ -93,6 +93,8 @@ class Kernel:
     sequential: int = 0
     late: bool = False
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
+    block: int = 0  # so long a part of the reduced axis is summed at a time, for all rows of a unit; 0: all of it
+    partial: Buffer | None = None  # where sums stand between two parts
     origin: tuple[Node, ...] = ()  # the nodes that it computes, for tables; nothing else may depend on it
 
     def values(self) -> list[Value]:

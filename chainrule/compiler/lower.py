@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
 from .kernels import Buffer, Kernel, Store, Value
 from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
-from .schedule import Schedule, balanced, schedule, units
+from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, schedule, units
 from .target import Target
 
 
@@ -100,6 +101,9 @@ class _Lowering:
         self.valid = 1  # lanes of the vector at hand that count
         self.tag = 0  # which copy of an unrolled body
         self.innermost = self._innermost()
+        self.positions: dict[Axis, Affine] = {}  # where each axis that is tiled stands, inside the unit
+        # The part of the innermost reduced axis at hand: its first place and its length.
+        self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.sums = [v for v in kernel.values() if v.op == "reduce"]
         self.after: set[Value] = set()  # what is made of sums
         for v in kernel.values():
@@ -124,6 +128,7 @@ class _Lowering:
 
     def place_axis(self, axis: Axis, where: Affine) -> None:
         """`axis` (one that counts in this variant) is `where`."""
+        self.positions[axis] = where
         outer = self.original.get(axis, axis)
         if outer is not axis and outer in self.renamed:
             base = self.base[outer].without(axis)
@@ -190,10 +195,71 @@ class _Lowering:
             self._row_tiles(lambda rows: self._lane_tiles(lambda vectors: self._tile(rows, vectors)))
 
     def _packed_tile(self, vectors: list[tuple[int, int]]) -> None:
+        if self.kernel.block:
+            self._blocked(vectors)
+            return
         for v, buffer in self.kernel.packed.items():
             over = [a for a in self.reduced if a in v.axes]
             self._loops(over, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
         self._row_tiles(lambda rows: self._tile(rows, vectors))
+
+    def _blocked(self, vectors: list[tuple[int, int]]) -> None:
+        """Part after part of the reduced axis, for all rows; the sums stand in memory in between. Their order is what it would be."""
+        (axis,) = self.reduced
+        self._row_tiles(lambda rows: self._partial_sums(rows, vectors, None))
+        for start, how_many, size in _whole(axis.extent, self.kernel.block):
+            variable = self.variable("part", how_many)
+            self.span = (affine(start, ((variable, self.kernel.block),)) if how_many > 1 else Affine(start), size)
+            if how_many > 1:
+                self._loop(variable, 0, how_many, lambda: self._part(vectors))
+            else:
+                self._part(vectors)
+        self.span = (Affine(), axis.extent)
+        self._row_tiles(lambda rows: self._tile(rows, vectors))
+
+    def _part(self, vectors: list[tuple[int, int]]) -> None:
+        (axis,) = self.reduced
+        first, length = self.span
+        for v, buffer in self.kernel.packed.items():
+            variable = self.variable("pack", length)
+            self.table[axis] = first + of(variable)
+            self._loop(variable, 0, length, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
+        self._row_tiles(lambda rows: self._partial_sums(rows, vectors, length))
+
+    def _partial_sums(self, rows: int, vectors: list[tuple[int, int]], length: int | None) -> None:
+        """Sums of a tile so far: from memory, one part further, to memory. length None: nothing yet."""
+        scope = _Scope(set())
+        self.scopes.append(scope)
+        cells = self._cells(rows, vectors)
+        current = self._neutral(cells)
+        if length is not None:
+            current = self._together(self._read_sums(cells), self._inner(cells, current))
+        for key, register in current.items():
+            scope.body.append(Write(self._sum_place(cells, key), register))
+        self.scopes.pop()
+        self.scopes[-1].body += scope.body
+
+    def _together(self, a: dict[Any, Register], b: dict[Any, Register]) -> dict[Any, Register]:
+        return {k: self._combine(k[0], a[k], b[k], self.scopes[-1]) for k in a}
+
+    def _read_sums(self, cells: Mapping[Any, Any]) -> dict[Any, Register]:
+        current: dict[Any, Register] = {}
+        for v, r, n in cells:
+            for c in range(self.s.chains):
+                current[v, r, n, c] = target = self.register(v.dtype, self._sum_width(v))
+                self.scopes[-1].body.append(Read(target, self._sum_place(cells, (v, r, n, c))))
+        return current
+
+    def _sum_place(self, cells: Mapping[Any, Any], key: Any) -> Place:
+        v, r, n, c = key
+        buffer = self.kernel.partial
+        assert buffer is not None
+        assert self.tile is not None
+        width = self.s.width
+        number = (self.sums.index(v) * self.s.vectors + n) * self.s.chains + c
+        line = len(self.sums) * self.s.vectors * self.s.chains * width
+        at = (self.positions[self.tile] + r) * line + number * width + self.unit * buffer.shape[1]
+        return Place(buffer, at, (), 1, self._sum_width(v))
 
     def _pack(self, v: Value, buffer: Buffer, vectors: list[tuple[int, int]]) -> None:
         scope = self.scopes[-1]
@@ -208,7 +274,7 @@ class _Lowering:
         over = [a for a in self.reduced if a in v.axes]
         width = self.s.vectors * self.s.width
         at = flat((of(a) for a in over), (a.extent for a in over)) * width
-        at = self.address(at) + self.unit * buffer.shape[1] + self.vector * self.s.width
+        at = self.address(at) + self.span[0] * -width + self.unit * buffer.shape[1] + self.vector * self.s.width
         return Place(buffer, at, (), 1, self.valid)
 
     def _row_tiles(self, inside: Callable[[int], None]) -> None:
@@ -429,20 +495,13 @@ class _Lowering:
     def _reduce(self, rows: int, vectors: list[tuple[int, int]]) -> None:
         """All sums of the kernel, for all registers of the tile."""
         scope = self.scopes[-1]
-        cells: dict[Any, tuple[int, int, int]] = {}  # (value, row, vector) -> row, vector, lanes that count
-        for v in self.sums:
-            axes = self._own(v.axes)
-            for r in range(rows if self.tile in axes else 1):
-                for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
-                    cells[v, r, n] = (r, n, valid)
-        current: dict[Any, Register] = {}
-        for v, r, n in cells:
-            width = self._sum_width(v)
-            for c in range(self.s.chains):
-                current[v, r, n, c] = self.let("neutral", v.dtype, width, (), scope, how=v.attrs["how"])
-        empty = any(a.extent == 0 for a in self.reduced)
-        outer = [a for a in self.reduced if a is not self.innermost]
-        total = current if empty else self._nest(outer, cells, current)
+        cells = self._cells(rows, vectors)
+        if self.kernel.block:
+            total = self._read_sums(cells)
+        else:
+            total = self._neutral(cells)
+            if all(a.extent for a in self.reduced):
+                total = self._nest([a for a in self.reduced if a is not self.innermost], cells, total)
         for v, r, n in cells:
             parts = [total[v, r, n, c] for c in range(self.s.chains)]
             while len(parts) > 1:
@@ -453,6 +512,24 @@ class _Lowering:
                 result = self.let("lanes", v.dtype, 1, (result,), scope, how=v.attrs["how"])
             self.summed[v, r, n] = result
 
+    def _cells(self, rows: int, vectors: list[tuple[int, int]]) -> dict[Any, tuple[int, int, int]]:
+        """The accumulators of a tile: (value, row, vector) -> row, vector, lanes that count."""
+        cells: dict[Any, tuple[int, int, int]] = {}
+        for v in self.sums:
+            axes = self._own(v.axes)
+            for r in range(rows if self.tile in axes else 1):
+                for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
+                    cells[v, r, n] = (r, n, valid)
+        return cells
+
+    def _neutral(self, cells: Mapping[Any, Any]) -> dict[Any, Register]:
+        scope = self.scopes[-1]
+        return {
+            (v, r, n, c): self.let("neutral", v.dtype, self._sum_width(v), (), scope, how=v.attrs["how"])
+            for v, r, n in cells
+            for c in range(self.s.chains)
+        }
+
     def _sum_width(self, v: Value) -> int:
         return self.s.width if self.lanes in self._own(v.axes | frozenset(v.attrs["over"])) else 1
 
@@ -461,8 +538,16 @@ class _Lowering:
 
     def _nest(self, axes: list[Axis], cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
         if not axes:
-            return self._inner(cells, current)
-        return self._carried(axes[0], axes[0].extent, current, lambda now: self._nest(axes[1:], cells, now))
+            return self._long(cells, current)
+        assert self.innermost is not None
+        within = prod(a.extent for a in axes[1:]) * self.innermost.extent
+
+        def inside(now: dict[Any, Register]) -> dict[Any, Register]:
+            if within < NESTED_SUM:
+                return self._nest(axes[1:], cells, now)
+            return self._together(now, self._nest(axes[1:], cells, self._neutral(cells)))
+
+        return self._carried(axes[0], axes[0].extent, current, inside)
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
@@ -474,17 +559,38 @@ class _Lowering:
         self._close(scope, variable, 0, extent, carries, tuple(results[k] for k in current))
         return results
 
+    def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
+        """A long sum in parts, each summed from nothing: what rounding takes grows with their lengths, not with the whole."""
+        axis, s = self.innermost, self.s
+        assert axis is not None
+        size = LONG_SUM * (s.width if axis is self.lanes else 1)
+        if axis.extent <= size:
+            return self._inner(cells, current)
+        for start, how_many, length in _whole(axis.extent, size):
+            variable = self.variable("part", how_many)
+
+            def part(
+                now: dict[Any, Register], start: int = start, length: int = length, variable: Axis = variable
+            ) -> dict[Any, Register]:
+                self.span = (affine(start, ((variable, size),)) if variable.extent > 1 else Affine(start), length)
+                return self._together(now, self._inner(cells, self._neutral(cells)))
+
+            current = self._carried(variable, how_many, current, part) if how_many > 1 else part(current)
+        self.span = (Affine(), axis.extent)
+        return current
+
     def _inner(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
         axis, s = self.innermost, self.s
         assert axis is not None
         step = s.width if axis is self.lanes else 1
-        whole, rest = divmod(axis.extent, step)
+        first, length = self.span
+        whole, rest = divmod(length, step)
         loops, left = divmod(whole, s.unroll)
         tags = count(1)
 
         def several(now: dict[Any, Register], base: Affine, how_many: int, valid: int) -> dict[Any, Register]:
             for j in range(how_many):
-                self.table[axis] = base + j * step
+                self.table[axis] = first + base + j * step
                 self.tag = next(tags)
                 now = self._step(cells, now, j % s.chains, valid)
             return now

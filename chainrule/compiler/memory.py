@@ -28,7 +28,12 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
     live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
     for at, items in enumerate(phases):
         for kernel in kernels_of(items):
-            buffers = [*(v.buffer for v in kernel.loads()), *(s.buffer for s in kernel.stores), *kernel.packed.values()]
+            buffers = [
+                *(v.buffer for v in kernel.loads()),
+                *(s.buffer for s in kernel.stores),
+                *kernel.packed.values(),
+                kernel.partial,
+            ]
             for b in buffers:
                 if b is not None and b.space == "scratch":
                     first, last = live.get(b, (at, at))

@@ -25,7 +25,7 @@ from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .phases import Plan, accesses, plan
-from .schedule import Schedule, packs, schedule, units
+from .schedule import Schedule, block, packs, schedule, units
 from .simplify import simplify
 from .target import Target
 
@@ -168,9 +168,16 @@ def _unit_of_writer(items: Sequence[Item], read: Value) -> Axis | None:
 def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:
     """Memory for the operands that the kernel copies together."""
     count = units(kernel.unit.extent, threads)[0] if kernel.unit is not None else 1
-    for v in packs(kernel, made, threads, target):
-        size = prod(a.extent for a in kernel.reduced if a in v.axes) * made.vectors * made.width
+    chosen = packs(kernel, made, threads, target)
+    kernel.block = block(kernel, made, target) if chosen else 0
+    for v in chosen:
+        size = (kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes)) * made.vectors * made.width
         kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
+    if kernel.block and made.tile is not None:
+        sums = [v for v in kernel.values() if v.op == "reduce"]
+        rows = units(made.tile.extent, threads)[1] if made.tile is kernel.unit else made.tile.extent
+        size = rows * made.vectors * made.width * made.chains * len(sums)
+        kernel.partial = Buffer(names("sum"), (count, size), sums[0].dtype)
 
 
 def _functions(

@@ -24,6 +24,8 @@ LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (
 MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
 PACKED_LINE = 2048  # bytes from one line of an operand to the next
+LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
+NESTED_SUM = 64  # terms of the inner sums of a nest, from which on each is summed from nothing
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
@@ -99,10 +101,24 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
         if made.tile in v.axes or not over or stride(v, made.lanes) != 1 or any(isinstance(i, Value) for i in v.index):
             continue
         line = (stride(v, over[-1]) or 0) * v.dtype.itemsize
-        size = prod(a.extent for a in over) * made.vectors * made.width * v.dtype.itemsize
-        if line >= PACKED_LINE and size >= target.level1 // 4 and size <= target.level2 // 2:
+        part = block(kernel, made, target)
+        size = (part or prod(a.extent for a in over)) * made.vectors * made.width * v.dtype.itemsize
+        if (part or line >= PACKED_LINE) and size >= target.level1 // 4 and size <= target.level2 // 2:
             chosen.append(v)
     return chosen
+
+
+def block(kernel: Kernel, made: Schedule, target: Target) -> int:
+    """How much of a long reduced axis is summed at a time, so that the part of an operand that all rows read stays in the cache; 0 if
+    all of it does. It depends on nothing but the kernel and the target, and sums keep their order."""
+    if made.tile is None or not made.inner_rows or len(kernel.reduced) != 1 or made.lanes in kernel.reduced:
+        return 0
+    (axis,) = kernel.reduced
+    step = made.vectors * made.width * max(v.dtype.itemsize for v in kernel.loads())
+    if axis.extent * step <= target.level2 // 2:
+        return 0
+    length = target.level2 // 4 // step
+    return ceil(axis.extent / ceil(axis.extent / length) / made.unroll) * made.unroll
 
 
 def _square(kernel: Kernel, target: Target) -> Schedule | None:
