@@ -72,7 +72,7 @@ def machine(settings: Settings, given: argparse.Namespace) -> dict[str, Any]:
     rates = [peak.measure(n) for n in (1, settings.threads)]
     known = "not known, for llvmlite is not installed"
     if rates[0] is not None and rates[1] is not None:
-        known = f"{rates[0] / 1e9:.0f} GFLOP/s on one core, {rates[1] / 1e9:.0f} on {settings.threads} ({peak.kernel()[2]})"
+        known = f"{rates[0] / 1e9:.0f} GFLOP/s on one core, {rates[1] / 1e9:.0f} on {settings.threads} ({peak.vectors()})"
     return {
         "processor": processor(), "cores": cores(), "threads": settings.threads, "system": platform.platform(terse=True),
         "python": platform.python_version(), "backend": settings.backend, "repeats": given.repeats, "seconds": given.seconds,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from .errors import ChainruleError, UnknownNameError, UsageError
@@ -89,6 +88,8 @@ class Registry(Mapping[str, T]):
         if self._outside_loaded:
             return
         self._outside_loaded = True
+        from importlib.metadata import entry_points  # here, for it takes as long to import as half of this package
+
         for point in entry_points(group=f"chainrule.{self.kind}"):
             if point.name not in self._things:
                 self.add(point.name, point.load())

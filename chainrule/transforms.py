@@ -27,7 +27,7 @@ from .normalize import graph_key, normalize
 from .ops.call import composition
 from .ops.elementwise import convert
 from .ops.loop import scan
-from .run.backend import backends
+from .run.backend import Function, backends
 from .run.native import NativeBackend
 
 DEFAULT_BACKEND = NativeBackend.name
@@ -79,11 +79,11 @@ def trace_call(f: Callable[..., Any], args: Sequence[Any]) -> Traced:
     return Traced(graph, out[0], leaves, inputs, spans, structures)
 
 
-_functions: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+_functions: OrderedDict[Any, Function] = OrderedDict()
 _KEPT_FUNCTIONS = 256
 
 
-def executable(graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+def executable(graph: Graph) -> Function:
     """The backend's function for a graph; found by what the graph computes."""
     key = graph_key(graph)
     if key in _functions:
@@ -100,14 +100,12 @@ def execute(graph: Graph, args: Sequence[Any]) -> list[Any]:
     if Trace.current() is not None and is_traced(*args, *graph.captures):
         return inline(graph, args)
     arrays = [np.asarray(a, n.dtype) for a, n in zip((*args, *graph.captures), graph.inputs, strict=True)]
-    return [owned(r, arrays) for r in executable(graph)(arrays)]
+    return [_plain(r) for r in executable(graph)(arrays)]
 
 
-def owned(result: Any, arguments: Sequence[Array]) -> Any:
-    """A result that the caller may write to: no view of an argument, a constant or itself."""
-    array = np.asarray(result)
-    private = array.flags.owndata and array.flags.writeable and not any(array is a for a in arguments)
-    return (array if private else array.copy())[()]
+def _plain(result: Array) -> Any:
+    """An array; without axes, a number."""
+    return result if result.ndim else result[()]
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------------------------
@@ -461,28 +459,63 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
     >>> fast(np.array([1.0, 2.0]), 3).tolist()
     [3.0, 6.0]
     """
-    known: OrderedDict[Any, tuple[Callable[..., Any], trees.Structure, tuple[Any, ...]]] = OrderedDict()
+    known: OrderedDict[Any, Callable[[Sequence[Any]], Any]] = OrderedDict()
+    flat: dict[Any, Callable[[Sequence[Any]], Any]] = {}  # for arguments that are arrays and numbers, found with less effort
 
     @wraps(f)
     def function(*args: Any, **kwargs: Any) -> Any:
         if Trace.current() is not None:
             return f(*args, **kwargs)  # recorded, or computed at once, with what is around it
+        short = None if kwargs else _flat_key(args)
+        if short in flat:
+            return flat[short](args)
         leaves, structure = trees.flatten((*args, kwargs))
         key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
         try:
-            found = known.get(key)
+            run = known.get(key)
         except TypeError:
             raise UsageError("compile: an argument is neither an array nor hashable, so it cannot be static") from None
-        if found is None:
+        if run is None:
             traced = trace_call(lambda *values: f(*values[:-1], **values[-1]), (*args, kwargs))
             if len(known) >= _KEPT_FUNCTIONS:
                 known.popitem(last=False)
-            found = known[key] = (executable(traced.graph), traced.out, tuple(np.array(c) for c in traced.graph.captures))
-        run, out, captures = found
-        arrays = [*(np.asarray(leaf) for leaf in leaves if is_array(leaf)), *captures]
-        return trees.unflatten(out, [owned(r, arrays) for r in run(arrays)])
+                flat.clear()
+            run = known[key] = _compiled(traced)
+        if short is not None:
+            flat[short] = run
+        return run([leaf for leaf in leaves if is_array(leaf)])
 
     return function
+
+
+def _compiled(traced: Traced) -> Callable[[Sequence[Any]], Any]:
+    """The traced function, of the leaves that are arrays. What it took from outside is copied."""
+    run, graph, out = executable(traced.graph), traced.graph, traced.out
+    if graph.captures:
+        run = run.bound(graph.captures)
+
+    def call(arrays: Sequence[Any]) -> Any:
+        return trees.unflatten(out, [_plain(r) for r in run(arrays)])
+
+    def call_one(arrays: Sequence[Any]) -> Any:
+        (result,) = run(arrays)
+        return result if result.ndim else result[()]
+
+    return call_one if out == trees.LEAF else call
+
+
+def _flat_key(args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Shapes and types of arguments that are all arrays or Python floats."""
+    key: list[Any] = []
+    for a in args:
+        kind = type(a)
+        if kind is np.ndarray:
+            key += a.shape, a.dtype
+        elif kind is float:
+            key.append(kind)
+        else:
+            return None
+    return tuple(key)
 
 
 def _compile_key(leaf: Any) -> Any:

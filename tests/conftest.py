@@ -1,9 +1,15 @@
-"""How the tests sample: `ci` draws the same examples at each run, `all` more and new ones (`--hypothesis-profile=all`)."""
+"""How the tests sample: `ci` draws the same examples at each run, `all` more and new ones (`--hypothesis-profile=all`).
+
+Machine code is kept in a folder of its own for each run of the tests, which all their processes share.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("COLUMNS", "130")  # terminal tables must not depend on the width of the developer's window
@@ -12,3 +18,13 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=SLOW)
 settings.register_profile("all", deadline=None, max_examples=400, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile("ci")
+
+# The first process of a run makes the folder and takes it away; the workers that it starts find its name in their environment.
+OWNER = "PYTEST_XDIST_WORKER" not in os.environ
+if OWNER:
+    os.environ["CHAINRULE_CACHE"] = tempfile.mkdtemp(prefix="chainrule-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWNER:
+        shutil.rmtree(os.environ["CHAINRULE_CACHE"], ignore_errors=True)

@@ -29,7 +29,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
             "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/phases "
-            "compiler/memory compiler/flatten compiler/schedule compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver compiler/pipeline compiler/"
+            "compiler/memory compiler/flatten compiler/schedule compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver "
+            "compiler/pipeline compiler/cost compiler/peak compiler/"
         ),
     ),
     ("6 run", "run/batches run/backend run/reference run/threads run/crew run/native run/xla run/"),
@@ -38,7 +39,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "8 train",
         (
             "initializers losses metrics schedules optim health train/data train/scope train/history train/objective "
-            "train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/model train/ "
+            "train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled train/model train/ "
             "nn/saving nn/module nn/layers nn/"
         ),
     ),

@@ -280,7 +280,7 @@ def matrix_faults(shapes: Sequence[tuple[int, int]], dtypes: Sequence[str], widt
 
 
 def test_expressions_on_matrices(server: Server) -> None:
-    assert server(matrix_faults, MATRICES[:3], ("float32",), WIDTHS[0]) == []
+    assert server(matrix_faults, MATRICES[2:3], ("float32",), WIDTHS[0]) == []
 
 
 @pytest.mark.slow
@@ -492,7 +492,7 @@ def arena_of(session: Any, machine: Any) -> Array:
 
 
 @pytest.mark.parametrize("kind", list(NETS))
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_scratch_memory_between_buffers_stays_as_it_was(kind: str, threads: int) -> None:
     """All steps have the same rows, so one entry owns the memory; what it holds at first changes no bit."""
     x, t = rows_for(kind, 64)
@@ -536,7 +536,7 @@ def growth(fits: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("fits", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fits", [50, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(fits: int) -> None:
     server = Server(seconds=600)
     assert server(growth, fits) < 4_000_000
@@ -548,20 +548,20 @@ def test_memory_does_not_grow(fits: int) -> None:
 THREADS = (2, 3, 5)
 
 
-def check_threads(kind: str, rows: int) -> None:
+def check_threads(kind: str, rows: int, several: Sequence[int] = THREADS) -> None:
     plain = trained(kind, rows)
-    for threads in THREADS:
+    for threads in several:
         assert_same(trained_on(kind, rows, Threaded(threads)), plain)
 
 
-@pytest.mark.parametrize(("kind", "rest"), [("dense", 0), ("dense", 17), ("tokens", 1)])
+@pytest.mark.parametrize(("kind", "rest"), [("dense", 17), ("tokens", 1)])
 def test_any_number_of_threads_gives_the_same_bits(kind: str, rest: int) -> None:
-    check_threads(kind, 96 + rest)
+    check_threads(kind, 96 + rest, THREADS[1:] if kind == "tokens" else THREADS[1:2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(NETS))
-@pytest.mark.parametrize("rest", [1, 2, 3, 5, 7, 8, 15, 16, 31])
+@pytest.mark.parametrize("rest", [0, 1, 2, 3, 5, 7, 8, 15, 16, 31])
 def test_any_number_of_threads_gives_the_same_bits_for_any_rest(kind: str, rest: int) -> None:
     check_threads(kind, 96 + rest)
 
@@ -701,14 +701,14 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_layout_and_type_of_data(threads: int) -> None:
     x, t = rows_for("dense", 70)
     x, t = np.round(x * 4), np.round(t * 4)  # every type holds them
     weight = np.arange(1.0, 71.0, dtype=np.float32)
 
     def learnt(x: Any, t: Any, weight: Any) -> dict[str, Array]:
-        net = dense_net()
+        net = nn.Sequential(nn.Dense(7, "relu"), nn.BatchNorm(), nn.Dense(3))
         with registered(Threaded(threads)) as name:
             run = net.fit(x, t, sample_weight=weight, epochs=1, backend=name)
             return {**state(net), "loss": np.array(run.loss), "scores": net.predict(x, backend=name)}
@@ -894,7 +894,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(threads: int) -> None:
         alarm.start()
         started = time.perf_counter()
         try:
-            run = net.fit(x, t, epochs=50, backend=name, **options)
+            run = net.fit(x, t, epochs=10_000, backend=name, **options)
         finally:
             alarm.cancel()
             alarm.join()

@@ -1,1 +1,1 @@
-"""From programs to machine code. So far: elementary functions on vector registers."""
+"""From graphs to machine code; `pipeline.py` runs the passes in order."""

@@ -40,22 +40,29 @@ class Affine:
 
     def __add__(self, other: Affine | int) -> Affine:
         if isinstance(other, int):
-            return Affine(self.constant + other, self.terms)
+            return Affine(self.constant + other, self.terms) if other else self
         return affine(self.constant + other.constant, (*self.terms, *other.terms))
 
     def __mul__(self, factor: int) -> Affine:
+        if factor == 1:
+            return self
         if factor == 0:
             return Affine()
         return Affine(self.constant * factor, tuple((a, c * factor) for a, c in self.terms))
 
     def replaced(self, table: Mapping[Axis, Affine]) -> Affine:
         """With some axes replaced by sums of others."""
-        if not any(a in table for a, _ in self.terms):
-            return self
-        total = Affine(self.constant)
+        constant, terms, changed = self.constant, [], False
         for a, c in self.terms:
-            total = total + table.get(a, of(a)) * c
-        return total
+            new = table.get(a)
+            if new is None:
+                if a.extent != 1:
+                    terms.append((a, c))
+                continue
+            changed = True
+            constant += new.constant * c
+            terms += [(b, d * c) for b, d in new.terms]
+        return affine(constant, terms) if changed else self
 
     @property
     def largest(self) -> int:
@@ -92,7 +99,7 @@ def affine(constant: int, terms: Iterable[tuple[Axis, int]]) -> Affine:
     total: dict[Axis, int] = {}
     for axis, c in terms:
         total[axis] = total.get(axis, 0) + c
-    return Affine(constant, tuple((a, c) for a, c in total.items() if c))
+    return Affine(constant, tuple([t for t in total.items() if t[1]]))
 
 
 def flat(index: Iterable[Affine], shape: Iterable[int]) -> Affine:

@@ -42,10 +42,12 @@ DEEPEST = 40  # elementwise nodes computed one inside the other, before one is p
 
 @dataclass(frozen=True)
 class Sink:
-    """Where an output goes: a buffer, and indices that stand before its own (the time of a loop)."""
+    """Where an output goes: a buffer, and indices that stand before its own (the time of a loop). carried: others still read there
+    what the step before has left."""
 
     buffer: Buffer
     before: Index = ()
+    carried: bool = False
 
 
 @dataclass(eq=False)
@@ -130,6 +132,10 @@ class _Fusion:
                 must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
                 must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
+            if n.op == "scan":
+                whole = _seen_whole(n.attrs["body"])
+                inputs = zip(n.args, n.attrs["body"].inputs, strict=True)
+                must |= {a for a, i in inputs if i in whole and a.op in VIRTUAL and a.op not in ("constant", "iota", "output")}
             if n.op == "take":
                 must |= {b for a in n.args[:1] if (b := _viewed(a)).op != "input"}
             if n.op == "reshape" and not _plain_reshape(n):
@@ -277,7 +283,8 @@ class _Fusion:
     def buffer(self, node: Node) -> Buffer:
         """Where a node is in memory; asks its group to put it there."""
         if node not in self.stored:
-            plain = [s.buffer for s in self.sinks.get(node, ()) if s.buffer.space == "result" and not s.before]
+            places = self.sinks.get(node, ())
+            plain = [s.buffer for s in places if s.buffer.space == "result" and not s.before and not s.carried]
             self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype)
             if node.op != "output":
                 self._ask(node)
@@ -452,7 +459,7 @@ class _Fusion:
             sources: list[Source] = [partial(load, b) for b in carried if b is not None]
             sources += [partial(_at_time, former, x, of(time)) for x in node.args[states : states + sequences]]
             sources += [partial(former.at, x) for x in node.args[states + sequences :]]
-            sinks = [[Sink(b)] for b in carried if b is not None]
+            sinks = [[Sink(b, carried=True)] for b in carried if b is not None]
             sinks += [[Sink(r, (of(time),))] for r in results[states:] if r is not None]
             inner = [self.rows.get(x) for x in node.args]
             inner = [r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(inner)]
@@ -667,6 +674,20 @@ def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
 def _plain_reshape(node: Node) -> bool:
     """Whether only axes of length 1 come or go."""
     return [n for n in node.shape if n != 1] == [n for n in node.args[0].shape if n != 1]
+
+
+def _seen_whole(body: Graph) -> set[Node]:
+    """The inputs of a loop's body that it reads as arrays in memory, in another shape or at places that are looked up."""
+    found: set[Node] = set()
+    for n in body.nodes():
+        if n.op == "reshape" and not _plain_reshape(n):
+            found.add(_viewed(n))
+        elif n.op == "take":
+            found.add(_viewed(n.args[0]))
+        elif n.op == "scan":
+            inner = _seen_whole(n.attrs["body"])
+            found |= {_viewed(a) for a, i in zip(n.args, n.attrs["body"].inputs, strict=True) if i in inner}
+    return found
 
 
 def _viewed(node: Node) -> Node:

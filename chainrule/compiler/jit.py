@@ -21,10 +21,13 @@ import struct
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from ..errors import GraphError, UsageError
 from .target import Target, host
@@ -43,8 +46,10 @@ from .target import Target, host
 # square of a block's loads and stores. Small or large code model, static or position independent: no difference beyond noise (2 %).
 LEVEL = 1
 BOUND = 256 * 1024 * 1024  # bytes that the cache may fill
+LOOKS = 64  # how often the folder is looked through while that many bytes are written: it may hold thousands of files
 EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
 
+SOURCES = ("compiler", "graph", "ops", "run")  # folders of the package of which a change may change what is made of a program
 FORMAT = b"chainrule object 1\n"  # to change with anything that makes older files useless, `_optimize` included
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "aarch64"}  # family -> how LLVM names what only it has
 INTRINSIC = re.compile(rb"\0_?(llvm\.[a-z0-9_.]+)\0")  # in an object's table of names
@@ -52,6 +57,10 @@ SUFFIX = ".chainrule"
 HEADER = struct.Struct(f"<{len(FORMAT)}s32s32sQ")  # FORMAT, checksum of what follows, digest of the key, length of meta
 
 T = TypeVar("T")
+_PLAIN = frozenset((str, int, float, complex, bool, bytes, type(None)))
+
+_imported = time.time()
+_unseen: dict[Path, int] = {}  # bytes written to a folder since it was last looked through
 
 # LLVM holds process-wide tables, and llvmlite a lock of its own that a fork in the middle of a call would leave locked forever in the
 # child. All use of LLVM here is under this lock, and a fork waits for it.
@@ -64,9 +73,10 @@ class Loaded:
     """A module in executable memory. Its functions may be called for as long as this object lives; then the memory is freed."""
 
     def __init__(self, engine: Any, context: Any) -> None:
-        self._engine = engine
+        self._engine, self._context = engine, context
         # Not __del__: a collector of cycles would take engine and context apart in any order, and the interpreter its modules at the end.
-        weakref.finalize(self, _free, engine, context).atexit = False
+        self._freed = weakref.finalize(self, _free, engine, context)
+        self._freed.atexit = False
 
     def address(self, name: str) -> int:
         """Where the function `name` starts.
@@ -79,6 +89,12 @@ class Loaded:
         if not found:
             raise KeyError(name)
         return found
+
+    def keep(self) -> None:
+        """Never free it: threads may still be in it while the interpreter ends."""
+        self._freed.detach()
+        self._engine.detach()
+        self._context.detach()
 
 
 def _free(engine: Any, context: Any) -> None:
@@ -120,6 +136,54 @@ def load(key: bytes, target: Target, *, level: int = LEVEL) -> tuple[Loaded, byt
     _must_run_here(target)
     found = _read(_digest(b"key" + key, target, level))
     return None if found is None else (_link(found[1], target, level), found[0])
+
+
+def told(value: Any) -> bytes | None:
+    """A digest of nested tuples of plain values, the same in every process; None if something in them is only known here, as a
+    function is."""
+    try:
+        return hashlib.sha256(_words(value).encode()).digest()
+    except TypeError:
+        return None
+
+
+def _words(value: Any) -> str:
+    """Different texts for different values."""
+    kind = type(value)
+    if kind is tuple:
+        return f"({','.join(map(_words, value))})"
+    if kind in _PLAIN:
+        return repr(value)
+    if isinstance(value, np.dtype) and value.names is None:
+        return f"dtype {value.str}"
+    if kind is Target:
+        return repr(value)
+    raise TypeError(kind)
+
+
+def program_key(parts: Any) -> bytes | None:
+    """A key for what is made of these parts (nested tuples of plain values) by this version of the compiler: for `load` and
+    `compile_module`. None: there is no such key, so the text has to do."""
+    made_of, by = told(parts), _sources()
+    return None if made_of is None or by is None else by + made_of
+
+
+@functools.cache
+def _sources() -> bytes | None:
+    """A digest of the package's files, so that code made by another version is never used. None if a file was written since they
+    were imported, for then nobody knows what is running; or if there are none to read."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    try:
+        for path in sorted(str(p) for folder in SOURCES for p in (package / folder).glob("*.py")):
+            with open(path, "rb") as file:
+                content = file.read()
+                if os.fstat(file.fileno()).st_mtime > _imported:
+                    return None
+            digest.update(f"{os.path.basename(path)} {len(content)} ".encode() + content)
+    except OSError:
+        return None
+    return digest.digest()
 
 
 def assembly(text: str, target: Target, level: int = LEVEL) -> str:
@@ -285,7 +349,10 @@ def _write(digest: bytes, meta: bytes, code: bytes) -> None:
         content = _pack(digest, meta, code)
         if len(content) <= BOUND:
             _replace(folder / f"{digest.hex()}{SUFFIX}", content)
-            _trim(folder)
+            _unseen[folder] = _unseen.get(folder, BOUND) + len(content)
+            if _unseen[folder] > BOUND // LOOKS:
+                _unseen[folder] = 0
+                _trim(folder)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -96,10 +96,14 @@ class Kernel:
     block: int = 0  # so long a part of the reduced axis is summed at a time, for all rows of a unit; 0: all of it
     partial: Buffer | None = None  # where sums stand between two parts
     origin: tuple[Node, ...] = ()  # the nodes that it computes, for tables; nothing else may depend on it
+    _values: tuple[list[Store], list[Value]] = field(default=([], []), init=False, repr=False)  # what they were for which stores
 
     def values(self) -> list[Value]:
-        """All values, arguments first."""
-        return ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
+        """All values, arguments first. The list is kept: not to be changed."""
+        if self._values[0] != self.stores:
+            values = ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
+            self._values = (self.stores[:], values)
+        return self._values[1]
 
     def loads(self) -> Iterator[Value]:
         return (v for v in self.values() if v.op == "load")

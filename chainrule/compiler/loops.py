@@ -5,7 +5,8 @@ Addresses are affine in loop variables, which count iterations; what is looked u
 
     function = name, parameters, statement*
     statement = for variable from..to carry* { statement* }
-              | if first > second { statement* }
+              | if parameter > number { statement* }
+              | function(from, to, variable*)
               | register = operator register*
               | register = buffer[address], lanes, stride
               | buffer[address] = register, lanes, stride

@@ -104,6 +104,7 @@ class _Lowering:
         self.positions: dict[Axis, Affine] = {}  # where each axis that is tiled stands, inside the unit
         # The part of the innermost reduced axis at hand: its first place and its length.
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
+        self.packed_from = Affine()  # the place of that axis with which packed operands begin
         self.sums = [v for v in kernel.values() if v.op == "reduce"]
         self.after: set[Value] = set()  # what is made of sums
         for v in kernel.values():
@@ -200,6 +201,8 @@ class _Lowering:
             return
         for v, buffer in self.kernel.packed.items():
             over = [a for a in self.reduced if a in v.axes]
+            for a in over:
+                self.table.pop(a, None)  # where it stood at the end of the tile before
             self._loops(over, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
         self._row_tiles(lambda rows: self._tile(rows, vectors))
 
@@ -214,12 +217,13 @@ class _Lowering:
                 self._loop(variable, 0, how_many, lambda: self._part(vectors))
             else:
                 self._part(vectors)
-        self.span = (Affine(), axis.extent)
+        self.span, self.packed_from = (Affine(), axis.extent), Affine()
         self._row_tiles(lambda rows: self._tile(rows, vectors))
 
     def _part(self, vectors: list[tuple[int, int]]) -> None:
         (axis,) = self.reduced
         first, length = self.span
+        self.packed_from = first
         for v, buffer in self.kernel.packed.items():
             variable = self.variable("pack", length)
             self.table[axis] = first + of(variable)
@@ -233,7 +237,7 @@ class _Lowering:
         cells = self._cells(rows, vectors)
         current = self._neutral(cells)
         if length is not None:
-            current = self._together(self._read_sums(cells), self._inner(cells, current))
+            current = self._in_parts(cells, self._read_sums(cells), *self.span)
         for key, register in current.items():
             scope.body.append(Write(self._sum_place(cells, key), register))
         self.scopes.pop()
@@ -274,7 +278,7 @@ class _Lowering:
         over = [a for a in self.reduced if a in v.axes]
         width = self.s.vectors * self.s.width
         at = flat((of(a) for a in over), (a.extent for a in over)) * width
-        at = self.address(at) + self.span[0] * -width + self.unit * buffer.shape[1] + self.vector * self.s.width
+        at = self.address(at) + self.packed_from * -width + self.unit * buffer.shape[1] + self.vector * self.s.width
         return Place(buffer, at, (), 1, self.valid)
 
     def _row_tiles(self, inside: Callable[[int], None]) -> None:
@@ -364,7 +368,7 @@ class _Lowering:
     # ---- values --------------------------------------------------------------------------------------------------------------
 
     def _own(self, axes: frozenset[Axis]) -> frozenset[Axis]:
-        return frozenset(self.renamed.get(a, a) for a in axes)
+        return frozenset(self.renamed.get(a, a) for a in axes) if not axes.isdisjoint(self.renamed) else axes
 
     def value(self, v: Value) -> Register:
         """The register of `v` for the row, vector and copy at hand; first of all that it is made of, so that no chain is too long."""
@@ -560,23 +564,35 @@ class _Lowering:
         return results
 
     def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
-        """A long sum in parts, each summed from nothing: what rounding takes grows with their lengths, not with the whole."""
-        axis, s = self.innermost, self.s
+        """A long sum in parts; a short one as a whole."""
+        axis = self.innermost
         assert axis is not None
-        size = LONG_SUM * (s.width if axis is self.lanes else 1)
-        if axis.extent <= size:
+        if axis.extent <= self._part_length:
             return self._inner(cells, current)
-        for start, how_many, length in _whole(axis.extent, size):
+        return self._in_parts(cells, current, Affine(), axis.extent)
+
+    @property
+    def _part_length(self) -> int:
+        return LONG_SUM * (self.s.width if self.lanes in self.reduced else 1)
+
+    def _in_parts(
+        self, cells: Mapping[Any, Any], current: dict[Any, Register], first: Affine, length: int
+    ) -> dict[Any, Register]:
+        """Parts of one length, each summed from nothing: what rounding takes grows with that length, not with the whole."""
+        before = self.span
+        size = self._part_length
+        for start, how_many, own in _whole(length, size):
             variable = self.variable("part", how_many)
 
             def part(
-                now: dict[Any, Register], start: int = start, length: int = length, variable: Axis = variable
+                now: dict[Any, Register], start: int = start, own: int = own, variable: Axis = variable
             ) -> dict[Any, Register]:
-                self.span = (affine(start, ((variable, size),)) if variable.extent > 1 else Affine(start), length)
+                at = affine(start, ((variable, size),)) if variable.extent > 1 else Affine(start)
+                self.span = (first + at, own)
                 return self._together(now, self._inner(cells, self._neutral(cells)))
 
             current = self._carried(variable, how_many, current, part) if how_many > 1 else part(current)
-        self.span = (Affine(), axis.extent)
+        self.span = before
         return current
 
     def _inner(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:

@@ -10,7 +10,7 @@ that, it stores beside the state, and a last kernel copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .affine import Affine, Axis, of
@@ -44,7 +44,7 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
     """Phases for items over this state (buffers that are read as they were before)."""
     inner: dict[Loop, list[Item]] = {}
     late = [i for i in items if isinstance(i, Kernel) and i.late]
-    ordered = _arranged([i for i in items if i not in late], state, names, inner)
+    ordered = _arranged([i for i in items if not (isinstance(i, Kernel) and i.late)], state, names, inner)
     written = {a.buffer for i in ordered for a in accesses(i) if a.write}
     ordered += [k for k in late if any(v.buffer in written for v in k.loads())]  # of state that never changes one copy will do
     units = {i: _extent(i, inner) for i in ordered}
@@ -65,51 +65,73 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
             inner[item] = item.items[:] = _arranged(item.items, item.states, names, inner)
     copies: list[Item] = []
     kept = set(state)
-    after: dict[Item, set[Item]] = {i: set() for i in items}
+    order = _Order(items)
     touched = {i: list(accesses(i)) for i in items}
-    for at, item in enumerate(items):
-        for before in items[:at]:
-            if any(a.buffer not in kept or (a.write and b.write) for a, b in _conflicts(touched[before], touched[item])):
-                after[item].add(before)
+    readers: dict[Buffer, dict[Item, None]] = {}
+    writers: dict[Buffer, dict[Item, None]] = {}
+    for item in items:  # those before it are in the tables, and nobody else
+        for a in touched[item]:
+            if a.write or a.buffer not in kept:
+                order.add(item, writers.get(a.buffer, ()))
+            if a.write and a.buffer not in kept:
+                order.add(item, readers.get(a.buffer, ()))
+        for a in touched[item]:
+            (writers if a.write else readers).setdefault(a.buffer, {})[item] = None
     for item in items:
-        for buffer in {a.buffer for a in touched[item] if a.write and a.buffer in kept}:
-            readers = [r for r in items if r is not item and any(a.buffer is buffer and not a.write for a in touched[r])]
-            fits = isinstance(item, Kernel) and _in_place(item, buffer)
-            fits = fits and sum(any(a.write and a.buffer is buffer for a in touched[i]) for i in items) == 1
-            if fits and not any(_reaches(item, r, after) for r in readers):
-                after[item].update(readers)
+        for buffer in dict.fromkeys(a.buffer for a in touched[item] if a.write and a.buffer in kept):
+            others = [r for r in readers.get(buffer, ()) if r is not item]
+            fits = isinstance(item, Kernel) and _in_place(item, buffer) and len(writers[buffer]) == 1
+            if fits and not any(order.reaches(item, r) for r in others):
+                order.add(item, others)
             else:
                 assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
                 copies.append(_beside(item, buffer, names))
-                touched[item] = list(accesses(item))
-    return [*_sorted(items, after), *copies]
+                del writers[buffer][item]
+    return [*order.sorted(), *copies]
 
 
-def _reaches(start: Item, goal: Item, after: dict[Item, set[Item]]) -> bool:
-    """Whether `goal` has to come after `start`."""
-    seen, stack = set(), [goal]
-    while stack:
-        item = stack.pop()
-        if item is start:
-            return True
-        if item not in seen:
-            seen.add(item)
-            stack += after[item]
-    return False
+class _Order:
+    """What has to come after what."""
 
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._place = {item: n for n, item in enumerate(items)}
+        self._before: dict[Item, set[Item]] = {i: set() for i in items}
+        self._after: dict[Item, set[Item]] = {i: set() for i in items}
 
-def _sorted(items: Sequence[Item], after: dict[Item, set[Item]]) -> list[Item]:
-    done: dict[Item, None] = {}
-    for item in items:
-        stack = [item]
+    def add(self, item: Item, before: Iterable[Item]) -> None:
+        """`item` comes after those."""
+        for b in before:
+            if b is not item:
+                self._before[item].add(b)
+                self._after[b].add(item)
+
+    def reaches(self, start: Item, goal: Item) -> bool:
+        """Whether `goal` has to come after `start`."""
+        seen, stack = set(), [start]
         while stack:
-            top = stack[-1]
-            waiting = [i for i in items if i in after[top] and i not in done] if top not in done else []
-            if waiting:
-                stack += reversed(waiting)
-            else:
-                done[stack.pop()] = None
-    return list(done)
+            item = stack.pop()
+            if item is goal:
+                return True
+            if item not in seen:
+                seen.add(item)
+                stack += self._after[item]
+        return False
+
+    def sorted(self) -> list[Item]:
+        """The order given at first, as far as it can be kept."""
+        done: dict[Item, None] = {}
+        for item in self._place:
+            stack = [item]
+            while stack:
+                top = stack[-1]
+                waiting = (
+                    [] if top in done else sorted((i for i in self._before[top] if i not in done), key=self._place.__getitem__)
+                )
+                if waiting:
+                    stack += reversed(waiting)
+                else:
+                    done[stack.pop()] = None
+        return list(done)
 
 
 def _in_place(kernel: Kernel, buffer: Buffer) -> bool:
@@ -142,8 +164,12 @@ def accesses(item: Item) -> Iterator[Access]:
             yield Access(s.buffer, s.index, s.view, k.unit, True)
 
 
-def _conflicts(before: Sequence[Access], after: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
-    return ((a, b) for b in after for a in before if a.buffer is b.buffer and (a.write or b.write))
+def _conflicts(touched: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
+    """Pairs of which one writes what the other touches."""
+    by: dict[Buffer, list[Access]] = {}
+    for a in touched:
+        by.setdefault(a.buffer, []).append(a)
+    return ((a, b) for same in by.values() if any(a.write for a in same) for b in same for a in same if a.write or b.write)
 
 
 def _local(a: Access, b: Access) -> bool:
@@ -155,17 +181,13 @@ def _local(a: Access, b: Access) -> bool:
     return any(i == of(a.unit) and j == of(b.unit) for i, j in zip(a.index, b.index, strict=True))
 
 
-def _together(a: Item, b: Item, units: dict[Item, int | None]) -> bool:
-    return units[a] == units[b]
-
-
 def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
     """The length of the axis that threads share out; None: one thread does it all."""
     if isinstance(item, Kernel):
         return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
     extents = {_extent(i, inner) for i in inner[item]}
     touched = [a for i in inner[item] for a in accesses(i)]
-    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(touched, touched)):
+    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(touched)):
         return None
     return extents.pop()
 
@@ -173,15 +195,17 @@ def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
 def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int]) -> dict[Item, int]:
     """The phase of each item: after all that it waits for, or with it if no unit needs what another has done."""
     level: dict[Item, int] = {}
-    touched = {i: list(accesses(i)) for i in ordered}
-    for at, item in enumerate(ordered):
-        first = least.get(item, 0)
-        for before in ordered[:at]:
-            if level[before] >= first:
-                pairs = list(_conflicts(touched[before], touched[item]))
-                if pairs:
-                    near = _together(before, item, units) and all(_local(a, b) for a, b in pairs)
-                    first = max(first, level[before] + (0 if near else 1))
+    read: dict[Buffer, list[tuple[Item, Access]]] = {}
+    written: dict[Buffer, list[tuple[Item, Access]]] = {}
+    for item in ordered:
+        first, touched = least.get(item, 0), list(accesses(item))
+        for b in touched:
+            for before, a in (*written.get(b.buffer, ()), *(read.get(b.buffer, ()) if b.write else ())):
+                if level[before] >= first:
+                    near = units[before] == units[item] and _local(a, b)
+                    first = level[before] + (0 if near else 1)
+        for b in touched:
+            (written if b.write else read).setdefault(b.buffer, []).append((item, b))
         level[item] = first
     return level
 

@@ -110,15 +110,14 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
 
 def block(kernel: Kernel, made: Schedule, target: Target) -> int:
     """How much of a long reduced axis is summed at a time, so that the part of an operand that all rows read stays in the cache; 0 if
-    all of it does. It depends on nothing but the kernel and the target, and sums keep their order."""
+    all of it does. It is a number of whole parts of LONG_SUM, in which long sums are taken anyway, so that no sum changes its order."""
     if made.tile is None or not made.inner_rows or len(kernel.reduced) != 1 or made.lanes in kernel.reduced:
         return 0
     (axis,) = kernel.reduced
     step = made.vectors * made.width * max(v.dtype.itemsize for v in kernel.loads())
-    if axis.extent * step <= target.level2 // 2:
+    if axis.extent <= max(LONG_SUM, target.level2 // 2 // step):
         return 0
-    length = target.level2 // 4 // step
-    return ceil(axis.extent / ceil(axis.extent / length) / made.unroll) * made.unroll
+    return max(1, target.level2 // 4 // step // LONG_SUM) * LONG_SUM
 
 
 def _square(kernel: Kernel, target: Target) -> Schedule | None:

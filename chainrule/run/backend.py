@@ -23,6 +23,8 @@ class Steps:
     entries: the entry that each step runs. data: whole arrays, from which the rows of a step are gathered, cast to the input's
     type. order: row numbers, one step's after the other's. sizes: the number of rows of each step; there is a program for each
     size. numbers: for each input without rows, one value for each step, on the first axis. keep: results to return.
+
+    A session may keep what it made of entries, sizes and numbers: the same object again means the same values.
     """
 
     entries: Sequence[str]
@@ -65,6 +67,19 @@ class Session(ABC):
         """The state in logical layout, as arrays of its own."""
 
 
+class Function(ABC):
+    """A graph as a function of arrays, one for each input. Results belong to the caller: none is a view of an argument or of another
+    result, and all may be written to."""
+
+    @abstractmethod
+    def __call__(self, arrays: Sequence[Any]) -> list[Array]:
+        """The results for these arrays, which are cast to the types of the inputs."""
+
+    @abstractmethod
+    def bound(self, last: Sequence[Any]) -> Function:
+        """The same with fixed values of the last inputs. They are copied."""
+
+
 class Backend(ABC):
     """A way to execute."""
 
@@ -76,7 +91,7 @@ class Backend(ABC):
         work on it, None for what is best; it changes no bits."""
 
     @abstractmethod
-    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
+    def function(self, graph: Graph) -> Function:
         """A graph in normal form as a function of arrays, one for each input, captured ones included."""
 
 

@@ -10,7 +10,8 @@ steps that take longer, and the ways are timed again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 
@@ -20,9 +21,12 @@ from .threads import available
 
 LARGE = 4e6  # operations in a step from which on threads surely help
 LEAST_STEP = 4e-6  # seconds: a step shorter than that is over before threads have met
-LEAST_LEFT = 0.5  # seconds of work left that are worth another compilation
+LEAST_WORK = 0.5  # seconds of work, behind and ahead, that are worth another compilation
 SLICES = 3  # how often a way is timed before it is judged
+TRIAL = 0.002  # seconds in native code while ways are timed
+SLICE = 0.1  # and when one has been chosen
 WORSE = 1.5  # times its best, several times in a row: the machine has become busy
+KEPT = 256  # how many kinds of steps are remembered
 
 
 @dataclass(frozen=True)
@@ -55,49 +59,78 @@ def operations(graph: Graph) -> float:
     return total
 
 
+@dataclass
+class _Timing:
+    """What is known of steps of one size: seconds of a step by each way, how often each was timed, and all seconds so far."""
+
+    best: dict[Way, float] = field(default_factory=dict)
+    timed: dict[Way, int] = field(default_factory=dict)
+    spent: float = 0.0
+    slow: int = 0
+
+
+# By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
+# another has found out need not try again.
+_timings: OrderedDict[float, _Timing] = OrderedDict()
+
+
 class Crew:
     """The choice of one session. threads: what the user asked for, None for what is best."""
 
     def __init__(self, threads: int | None) -> None:
         self._asked = threads
-        self._large: bool | None = None
-        self._best: dict[Way, float] = {}  # seconds of a step
-        self._timed: dict[Way, int] = {}
-        self._slow = 0
+        self._work = 0.0
+        self._timing = _Timing()
 
     def expect(self, graph: Graph) -> None:
         """Be told of what steps are made of, before they are taken."""
-        if self._large is None or not self._large:
-            self._large = operations(graph) >= LARGE
+        work = operations(graph)
+        if work > self._work:
+            self._work = work
+            self._timing = _timings.setdefault(work, _Timing())
+            _timings.move_to_end(work)
+            while len(_timings) > KEPT:
+                _timings.popitem(last=False)
 
     def way(self, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""
         if self._asked is not None:
             return Way(self._asked, self._asked)
-        count = processors()
-        if count == 1:
-            return Way(1, 1)
-        first, second = (Way(count, count), Way(count, 1)) if self._large else (Way(1, 1), Way(count, count))
-        if self._timed.get(first, 0) < SLICES or not self._worth(first, left):
+        first, second = self._ways()
+        timed = self._timing.timed
+        if first == second or timed.get(first, 0) < SLICES or not self._worth(first, left):
             return first
-        if self._timed.get(second, 0) < SLICES:
+        if timed.get(second, 0) < SLICES:
             return second
-        return min((first, second), key=lambda w: self._best[w])
+        return min((first, second), key=lambda w: self._timing.best[w])
+
+    def _ways(self) -> tuple[Way, Way]:
+        count = processors()
+        large = self._work >= LARGE
+        return (Way(count, count), Way(count, 1)) if large else (Way(1, 1), Way(count, count))
 
     def _worth(self, first: Way, left: int) -> bool:
-        step = self._best[first]
-        known = len(self._best) > 1 or self._large
-        return bool(known) or (step >= LEAST_STEP and step * left >= LEAST_LEFT)
+        t = self._timing
+        step = t.best[first]
+        return len(t.best) > 1 or self._work >= LARGE or (step >= LEAST_STEP and step * left + t.spent >= LEAST_WORK)
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the next steps may take before Python looks again: few while ways are being timed."""
+        if self._asked is not None or all(self._timing.timed.get(w, 0) >= SLICES for w in self._ways()):
+            return SLICE
+        return SLICE if self._timing.timed.get(Way(1, 1), 0) >= SLICES else TRIAL
 
     def took(self, way: Way, steps: int, seconds: float) -> None:
         """Be told how long steps took."""
         if not steps:
             return
-        each = seconds / steps
-        self._timed[way] = self._timed.get(way, 0) + 1
-        self._slow = self._slow + 1 if each > WORSE * self._best.get(way, each) else 0
-        self._best[way] = min(each, self._best.get(way, each))
-        if self._slow >= SLICES and way.threads > 1:
-            self._slow = 0
-            self._best.clear()
-            self._timed.clear()
+        each, t = seconds / steps, self._timing
+        t.spent += seconds
+        t.timed[way] = t.timed.get(way, 0) + 1
+        t.slow = t.slow + 1 if each > WORSE * t.best.get(way, each) else 0
+        t.best[way] = min(each, t.best.get(way, each))
+        if t.slow >= SLICES and way.threads > 1:
+            t.slow = 0
+            t.best.clear()
+            t.timed.clear()

@@ -11,11 +11,14 @@ import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ..compiler import jit
 from ..compiler.driver import (
     ARENAS,
     BARRIER,
@@ -39,41 +42,74 @@ from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
-from .backend import Backend, Session, Steps, Taken, backends
+from .backend import Backend, Function, Session, Steps, Taken, backends
 from .crew import Crew, Way
 from .reference import cast
 
-SLICE = 0.1  # seconds in native code before Python looks for Ctrl-C
+if TYPE_CHECKING:
+    from ..compiler.pipeline import Code
+
+ENTRY = "entry"  # what a module calls its function
 KEPT_FUNCTIONS = 256
+KEPT_LAYOUTS = 4
+SHORT = 64  # so many steps are compared one by one; of more, the lists have to be the same objects
+LINE = 16  # words of two cache lines, which some processors fetch together
+KEPT_ARENA = 2**20  # bytes of scratch memory that a function keeps for its next call
 CLOCKS = 8  # words of the report before the cycles of each kernel
 
 
-@dataclass(frozen=True)
 class Machine:
-    """One entry as machine code."""
+    """One entry as machine code. arena: bytes of scratch memory; anew: compiles it once more, with the texts of all stages."""
 
-    code: Any
-    loaded: Any
-    address: int
-    prepare: int
+    def __init__(self, loaded: Any, arena: int, anew: Callable[[], Code]) -> None:
+        self.loaded, self.arena, self.anew = loaded, arena, anew
+        self.address, self.prepare = loaded.address(ENTRY), loaded.address(f"{ENTRY}_prepare")
+
+    @cached_property
+    def code(self) -> Code:
+        """All stages, made when they are first asked for: the texts take more memory than the code."""
+        return self.anew()
 
 
 _machines: OrderedDict[Any, Machine] = OrderedDict()
+_identities: WeakKeyDictionary[Graph, Any] = WeakKeyDictionary()
 
 
-def _machine(key: Any, make: Callable[[], Any], target: Target, level: int) -> Machine:
-    """The machine code for a key, compiled once in this process."""
-    if key in _machines:
+def _machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> Machine:
+    """The machine code for a key: made once in this process, and kept on the disk for the next."""
+    try:
         _machines.move_to_end(key)
         return _machines[key]
-    from ..compiler import jit  # llvmlite is imported with the first compilation
-
-    code = make()
-    loaded = jit.compile_module(code.text, target, level=level)
-    made = _machines[key] = Machine(code, loaded, loaded.address(code.name), loaded.address(f"{code.name}_prepare"))
+    except KeyError:
+        pass  # also where another thread has just thrown it out
+    name = jit.program_key(key)
+    found = jit.load(name, target, level=level) if name is not None else None
+    if found is not None:
+        loaded, meta = found
+        made = Machine(loaded, int(meta), make)
+    else:
+        code = make()
+        size = code.arena.bytes
+        loaded = jit.compile_module(code.text, target, level=level, key=name, meta=b"%d" % size)
+        made = Machine(loaded, size, make)
+    _machines[key] = made
     while len(_machines) > KEPT_FUNCTIONS:
         _machines.popitem(last=False)
     return made
+
+
+def _identity(graph: Graph) -> Any:
+    """What is equal for graphs that compute the same. A digest, since the whole key is long and looked up for each session."""
+    found = _identities.get(graph)
+    if found is None:
+        key = graph_key(graph)
+        found = _identities[graph] = jit.told(key) or key
+    return found
+
+
+def _bare(graph: Graph) -> Graph:
+    """The graph without the arrays it took from outside: nobody shall keep them who does not need them."""
+    return Graph(graph.inputs, graph.outputs, (), graph.name)
 
 
 def aligned(size: int, dtype: Any = np.uint8, fill: int | None = None) -> Array:
@@ -119,8 +155,22 @@ class NativeSession(Session):
                     self._captures[_captured(program, entry, i)] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
-        self._dump = aligned(64)
+        self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
+        self._converted: dict[str, tuple[Array, Array]] = {}
         self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
+        self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
+        self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
+        self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies
+        self._table[1] = self._report.ctypes.data
+        for name, array in (*self._state.items(), *self._captures.items()):
+            self._table[self._slots[name]] = array.ctypes.data
+        self._places: dict[int, Array] = {}  # slots of results that nobody asked for -> where they go
+
+    def _place(self, slot: int, size: int) -> None:
+        """Memory for a result that nobody asked for. Each has its own, since other kernels of the step may read it from there."""
+        if slot not in self._places or self._places[slot].size < size:
+            self._places[slot] = aligned(size)
+            self._table[slot] = self._places[slot].ctypes.data
 
     # ---- code ----------------------------------------------------------------------------------------------------------------
 
@@ -134,88 +184,96 @@ class NativeSession(Session):
             key = (rows, name, dtypes, units)
             if key not in self._known:
                 self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, units)
-                self._arenas[made] = aligned(made.code.arena.bytes, fill=self._backend.poison)
+                self._arenas[made] = aligned(made.arena, fill=self._backend.poison)
             found.append(self._known[key])
         return found
+
+    def machine(self, entry: str, rows: int, data: Mapping[str, Array], units: int) -> Machine:
+        """The machine code of an entry for data of these types, to be looked at."""
+        return self._machines([(entry, rows)], {k: self._source(k, v) for k, v in data.items()}, units)[0]
+
+    def cycles(self) -> Array:
+        """The cycles that each kernel of a step has taken so far, in the order of the phases. Only a timed backend counts them."""
+        return self._report[CLOCKS:].copy()
 
     # ---- running -------------------------------------------------------------------------------------------------------------
 
     def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
-        count = len(steps.sizes)
+        layout = self._layout(steps)
         sources = {k: self._source(k, v) for k, v in steps.data.items()}
-        numbers = {k: self._numbers(k, v) for k, v in steps.numbers.items()}
-        kinds, which = _kinds(steps)
-        for name, size in kinds:
-            self._crew.expect(self._programs[size].entries[name].graph)
         order = np.ascontiguousarray(steps.order, np.int64)
         self._in_range(order, sources)
-        moves = [Move.along("order", order, np.array([size * 8 for _, size in kinds], np.int64), which)]
-        for k, v in numbers.items():
-            if f"in/{k}" in self._slots:
-                moves.append(Move(f"in/{k}", v.ctypes.data, v.nbytes // max(count, 1)))
-        kept = self._kept(steps, kinds, which, moves)
-        done, interrupted = self._go(steps, kinds, which, moves, sources, pulse)
-        return Taken(done, {k: v(done) for k, v in kept.items()}, interrupted)
+        numbers = [self._numbers(k, steps.numbers[k]) for k in layout.numbers]
+        memory = [aligned(r.bytes) for r in layout.readers]
+        done, interrupted = self._go(steps, layout, [order, *numbers, *memory], sources, pulse)
+        read = {r.name: r(m, done) for r, m in zip(layout.readers, memory, strict=True)}
+        return Taken(done, {k: read[k] if k in read else np.zeros(0) for k in steps.keep}, interrupted)
+
+    def _layout(self, steps: Steps) -> _Layout:
+        """What is the same for all runs of such steps, made for the first of them."""
+        short = len(steps.sizes) <= SHORT
+        sequence = (tuple(steps.entries), tuple(steps.sizes)) if short else (id(steps.entries), id(steps.sizes))
+        key = (sequence, *steps.numbers, 0, *steps.keep, 0, *steps.data)
+        found = self._layouts.get(key)
+        if found is None:
+            found = self._layouts[key] = _Layout(steps, self._programs, self._slots)
+            for name, size in found.kinds:
+                self._crew.expect(self._programs[size].entries[name].graph)
+            while len(self._layouts) > KEPT_LAYOUTS:
+                self._layouts.popitem(last=False)
+        for slot, size in found.unread:
+            self._place(slot, size)
+        return found
 
     def _source(self, name: str, value: Array) -> Array:
         """Data as native code can gather it: contiguous, of a type it knows, indices checked."""
-        known = next(p.inputs[name] for p in self._programs.values() if name in p.inputs)
+        known = next(p.inputs[name] for p in self._programs.values() if name in p.inputs).type.dtype
+        if type(value) is np.ndarray and value.dtype == known and (flags := value.flags).c_contiguous and flags.aligned:
+            return value
         array = np.asarray(value)
-        if known.type.dtype.kind in "iu" or array.dtype not in DTYPES or not array.dtype.isnative:
-            array = cast(array, known)
+        if known.kind in "iu" or array.dtype not in DTYPES or not array.dtype.isnative:
+            array = cast(array, next(p.inputs[name] for p in self._programs.values() if name in p.inputs))
         return np.require(array, requirements=["C", "A"])
 
     def _numbers(self, name: str, value: Array) -> Array:
-        known = next((p.inputs[name] for p in self._programs.values() if name in p.inputs), None)
-        return np.require(np.asarray(value) if known is None else cast(np.asarray(value), known), requirements=["C", "A"])
+        """One number for each step, of the type that the program wants. What is the same object is the same numbers."""
+        given, found = self._converted.get(name, (None, None))
+        if given is not value or found is None:
+            known = next(p.inputs[name] for p in self._programs.values() if name in p.inputs)
+            found = np.require(cast(np.asarray(value), known), requirements=["C", "A"])
+            self._converted[name] = (value, found)
+        return found
 
     def _in_range(self, order: Array, sources: Mapping[str, Array]) -> None:
-        least = min((len(v) for v in sources.values()), default=0)
-        if sources and order.size and (order.min() < 0 or order.max() >= least):
+        if not sources or not order.size:
+            return
+        least = min([len(v) for v in sources.values()])
+        if order.view(np.uint64).max() >= least:  # a negative number is a large one
             raise DataError(f"row {order.max() if order.max() >= least else order.min()} of {least} rows")
 
-    def _kept(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, moves: list[Move]) -> dict[str, Any]:
-        """Memory for results, and how they are read from it; what is not kept is written to a place of its own."""
-        kept: dict[str, Any] = {k: lambda done: np.zeros(0) for k in steps.keep}
-        entries = [self._programs[size].entries[name] for name, size in kinds]
-        largest = 0
-        for result in dict.fromkeys(r for e in entries for r in e.results):
-            found = [e.graph.outputs[e.results.index(result)] if result in e.results else None for e in entries]
-            sizes = np.array([n.type.size * n.dtype.itemsize if n is not None else 0 for n in found], np.int64)
-            if result in steps.keep:
-                memory = aligned(int(sizes @ np.bincount(which, minlength=len(kinds))))
-                moves.append(Move.along(f"out/{result}", memory, sizes, which))
-                rows = next(e.result_rows[e.results.index(result)] for e in entries if result in e.results)
-                kept[result] = _Reader(memory, found, sizes, which, rows)
-            else:
-                largest = max(largest, int(sizes.max(initial=0)))
-        if largest > self._dump.size:
-            self._dump = aligned(largest)
-        return kept
-
-    def _go(self, steps: Steps, kinds: Sequence[tuple[str, int]], which: Array, moves: Sequence[Move], sources: Mapping[str, Array],
+    def _go(self, steps: Steps, layout: _Layout, moved: Sequence[Array], sources: Mapping[str, Array],
             pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
         """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C."""
-        shared = np.zeros(WORDS, np.int64)
-        slots = np.array([self._slots[m.name] for m in moves], np.int64)
-        bases = np.array([m.base for m in moves], np.int64)
-        offsets = np.array([(m.stride, 0 if m.offsets is None else m.offsets.ctypes.data) for m in moves], np.int64)
-        barrier = aligned(512, fill=0)
-        shared[[BARRIER, KINDS, MOVES]] = barrier.ctypes.data + -barrier.ctypes.data % 128, which.ctypes.data, len(moves)
-        shared[[SLOTS, BASES, OFFSETS]] = slots.ctypes.data, bases.ctypes.data, offsets.ctypes.data
-        table = self._table(sources)
-        prepared: dict[Way, Any] = {}
+        shared, run = self._shared, self._backend.driver()
+        bases = np.array([a.ctypes.data for a in moved], np.int64)
+        pointers = [a.ctypes.data for a in sources.values()]
+        words = [0] * WORDS
+        words[BARRIER], words[BASES] = self._barrier[1], bases.ctypes.data
+        words[KINDS], words[MOVES], words[SLOTS], words[OFFSETS] = layout.words
         self._report[:CLOCKS] = 0
-        run = self._backend.driver()
-        at, count, length, interrupted = 0, len(which), 1, False
+        filled: set[Way] = set()
+        at, count, length, interrupted = 0, len(layout.which), 1, False
+        shared[DONE] = 0
         try:
             while at < count:
                 way = self._crew.way(count - at)
-                if way not in prepared:
-                    prepared[way] = _Ready(self._machines(kinds, sources, way.units), self._arenas, way.threads, shared, table)
-                ready = prepared[way]
-                shared[[FIRST, STEPS, THREADS]] = at, min(count, at + length), way.threads
-                shared[[FUNCTIONS, ARENAS]] = ready.functions.ctypes.data, ready.arenas.ctypes.data
+                ready = self._ready(layout, way, sources)
+                if way not in filled:
+                    filled.add(way)
+                    ready.fill(self._table, layout.sources, pointers)
+                words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, min(count, at + length), way.threads, at
+                words[FUNCTIONS], words[ARENAS] = ready.words
+                shared[:] = words
                 begun = time.perf_counter()
                 run(ready.arguments)
                 took = time.perf_counter() - begun
@@ -225,17 +283,19 @@ class NativeSession(Session):
                 self._crew.took(way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
-                length = max(1, min(length * 8, int(length * SLICE / max(took, 1e-7))))
+                length = max(1, min(length * 8, int(length * self._crew.patience / max(took, 1e-7))))
         except KeyboardInterrupt:
             at, interrupted = int(shared[DONE]), True
         return at, interrupted
 
-    def _table(self, sources: Mapping[str, Array]) -> Array:
-        table = np.full(len(self._slots), self._dump.ctypes.data, np.int64)
-        table[1] = self._report.ctypes.data
-        for name, array in (*self._state.items(), *self._captures.items(), *((f"in/{k}", v) for k, v in sources.items())):
-            table[self._slots[name]] = array.ctypes.data
-        return table
+    def _ready(self, layout: _Layout, way: Way, sources: Mapping[str, Array]) -> _Ready:
+        """What it takes to go this way: code for the data's types above all."""
+        key = (way, *[a.dtype for a in sources.values()])
+        found = layout.ready.get(key)
+        if found is None:
+            machines = self._machines(layout.kinds, sources, way.units)
+            found = layout.ready[key] = _Ready(machines, self._arenas, way.threads, self._shared, len(self._table))
+        return found
 
     def _raise(self, steps: Steps, at: int) -> None:
         """An index of step `at` lies outside its array: let NumPy find which, and say so. The state is as that step found it."""
@@ -267,51 +327,92 @@ class NativeSession(Session):
 class _Ready:
     """What a number of threads needs to enter native code."""
 
-    def __init__(
-        self, machines: Sequence[Machine], arenas: Mapping[Any, Array], threads: int, shared: Array, table: Array
-    ) -> None:
-        self.functions = np.array([(m.prepare, m.address) for m in machines], np.int64).reshape(-1)
-        self.arenas = np.array([arenas[m].ctypes.data for m in machines], np.int64)
-        self._tables = [table.copy() for _ in range(threads)]
+    def __init__(self, machines: Sequence[Machine], arenas: Mapping[Any, Array], threads: int, shared: Array, slots: int) -> None:
+        self._functions = np.array([(m.prepare, m.address) for m in machines], np.int64)
+        self._arenas = np.array([arenas[m].ctypes.data for m in machines], np.int64)
+        self.words = (self._functions.ctypes.data, self._arenas.ctypes.data)
+        line = -(-slots // LINE) * LINE  # each thread writes to a table of its own, in cache lines of its own
+        self._tables = aligned(threads * line, np.int64).reshape(threads, line)[:, :slots]
         self._blocks = [np.array([shared.ctypes.data, t, own.ctypes.data], np.int64) for t, own in enumerate(self._tables)]
         self.arguments = [b.ctypes.data for b in self._blocks]
 
+    def fill(self, table: Array, slots: Array, pointers: Sequence[int]) -> None:
+        """Where all buffers lie: as in `table`, but for those in `slots`."""
+        self._tables[:] = table
+        if pointers:
+            self._tables[:, slots] = pointers
+
+
+class _Layout:
+    """What is the same for all runs of the same steps: the kinds of steps, and how pointers go on from step to step.
+
+    numbers: the inputs without rows, in the order of their pointers; readers: the results that are kept; unread: slots and bytes of
+    the others; sources: the slots of the data.
+    """
+
+    def __init__(self, steps: Steps, programs: Mapping[int, Program], slots: Mapping[str, int]) -> None:
+        self._held = (steps.entries, steps.sizes)  # so that no other lists come to lie where they do
+        self.kinds, self.which = _kinds(steps)
+        self.ready: dict[Any, _Ready] = {}
+        inputs = {name: known.type for p in programs.values() for name, known in p.inputs.items()}
+        self.numbers = [k for k in steps.numbers if k in inputs]
+        self.sources = np.array([slots[f"in/{k}"] for k in steps.data], np.int64)
+        moves = [_Move.along(slots["order"], np.array([8 * size for _, size in self.kinds], np.int64), self.which)]
+        moves += [_Move(slots[f"in/{k}"], inputs[k].size * inputs[k].dtype.itemsize) for k in self.numbers]
+        self.readers: list[_Reader] = []
+        self.unread: list[tuple[int, int]] = []
+        entries = [programs[size].entries[name] for name, size in self.kinds]
+        for result in dict.fromkeys(r for e in entries for r in e.results):
+            reader = _reader(result, entries, self.which)
+            if result in steps.keep:
+                self.readers.append(reader)
+                moves.append(_Move.along(slots[f"out/{result}"], reader.sizes, self.which))
+            else:
+                self.unread.append((slots[f"out/{result}"], int(reader.sizes.max(initial=1))))
+        self._slots = np.array([m.slot for m in moves], np.int64)
+        self._lists = [m.offsets for m in moves]
+        lists = [0 if m.offsets is None else m.offsets.ctypes.data for m in moves]
+        self._offsets = np.array([(m.stride, at) for m, at in zip(moves, lists, strict=True)], np.int64)
+        self.words = (self.which.ctypes.data, len(moves), self._slots.ctypes.data, self._offsets.ctypes.data)
+
 
 @dataclass(frozen=True)
-class Move:
-    """A pointer that goes on from step to step: by `stride` bytes, or where steps differ to `offsets` from the base."""
+class _Move:
+    """A pointer that goes on from step to step: by `stride` bytes, or where steps differ to `offsets` from where it began."""
 
-    name: str
-    base: int
+    slot: int
     stride: int
     offsets: Array | None = None
 
     @classmethod
-    def along(cls, name: str, memory: Array, sizes: Array, which: Array) -> Move:
+    def along(cls, slot: int, sizes: Array, which: Array) -> _Move:
         """Past the bytes that each step takes; sizes: those of each kind of step, which: the kind of each step."""
         if len(sizes) and np.all(sizes == sizes[0]):
-            return cls(name, memory.ctypes.data, int(sizes[0]))
+            return cls(slot, int(sizes[0]))
         each = sizes[which] if len(sizes) else np.zeros(0, np.int64)
-        return cls(name, memory.ctypes.data, 0, np.cumsum(each) - each)
+        return cls(slot, 0, np.cumsum(each) - each)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """The kept results of the steps that were taken. found: for each kind of step the result's node, None if it has none."""
+    """Reads a result out of the memory to which steps wrote it. bytes: what all of them write; found: for each kind of step the
+    result's node, None if it has none; sizes: the bytes of each."""
 
-    memory: Array
+    name: str
+    bytes: int
     found: Sequence[Any]
     sizes: Array
     which: Array
     rows: Rows
 
-    def __call__(self, done: int) -> Array:
-        taken = np.bincount(self.which[:done], minlength=len(self.found))
-        node = next(n for n in self.found if n is not None)
-        used: Array = self.memory[: int(self.sizes @ taken)].view(node.dtype)
-        count = int(sum(n for n, f in zip(taken, self.found, strict=True) if f is not None))
+    def __call__(self, memory: Array, done: int) -> Array:
+        """The results of the steps that were taken."""
+        taken = [done] if len(self.found) == 1 else np.bincount(self.which[:done], minlength=len(self.found)).tolist()
+        count = sum(n for n, f in zip(taken, self.found, strict=True) if f is not None)
         if not count:
             return np.zeros(0)
+        node = next(n for n in self.found if n is not None)
+        used: Array = memory[: sum(map(int.__mul__, taken, self.sizes.tolist()))].view(node.dtype)
         if not isinstance(self.rows, int):
             return used.reshape(count, *node.shape)
         if self.rows == 0:
@@ -322,6 +423,14 @@ class _Reader:
                 parts.append(used[at : at + one.type.size].reshape(one.shape))
                 at += one.type.size
         return np.concatenate(parts, self.rows)
+
+
+def _reader(result: str, entries: Sequence[Entry], which: Array) -> _Reader:
+    """entries: that of each kind of step."""
+    found = [e.graph.outputs[e.results.index(result)] if result in e.results else None for e in entries]
+    sizes = np.array([n.type.size * n.dtype.itemsize if n is not None else 0 for n in found], np.int64)
+    rows = next(e.result_rows[e.results.index(result)] for e in entries if result in e.results)
+    return _Reader(result, int(sizes @ np.bincount(which, minlength=len(entries))), found, sizes, which, rows)
 
 
 def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
@@ -364,45 +473,44 @@ class NativeBackend(Backend):
 
     def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
         """Machine code for one entry, its rows gathered from data of these types."""
-        key = (self.target, self.level, self.guard, self.timed,
-               graph_key(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes,
+        along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
+        key = ("entry", self.target, self.level, self.guard, self.timed,
+               _identity(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes, along,
                program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
+        bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
+        return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, threads), self.target, self.level)
 
-        def make() -> Any:
-            from ..compiler.kernels import Buffer
-            from ..compiler.pipeline import Given, compile_graph
-            from .threads import barrier_ir
+    def _compiled(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Code:
+        from ..compiler.kernels import Buffer
+        from ..compiler.pipeline import Given, compile_graph
+        from .threads import barrier_ir
 
-            state = {
-                n: Buffer(n, program.state[n].type.shape, program.state[n].type.dtype, "state")
-                for n in (*entry.reads, *entry.writes)
-            }
-            inputs = [Given(state[n]) for n in entry.reads]
-            rows: list[Rows] = [program.state[n].rows for n in entry.reads]
-            for n, dtype in zip(entry.inputs, dtypes, strict=True):
-                known = program.inputs[n]
-                buffer = Buffer(f"in/{n}", known.type.shape, dtype or known.type.dtype, "input")
-                inputs.append(Given(buffer, program.rows if known.rows is not None else 0))
-                rows.append(known.rows)
-            for i, node in enumerate(entry.graph.inputs[len(inputs) :]):
-                inputs.append(Given(Buffer(_captured(program, entry, i), node.shape, node.dtype, "input")))
-                rows.append(None)
-            results = [
-                Buffer(f"out/{r}", o.shape, o.dtype, "result") for r, o in zip(entry.results, entry.graph.outputs, strict=False)
-            ]
-            outputs = [*results, *(state[w] for w in entry.writes)]
-            barrier = barrier_ir(self.target.triple) if threads > 1 else ""
-            return compile_graph(
-                "entry", entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
-                guard=self.guard, barrier=barrier, timed=self.timed,
-            )  # fmt: skip
-
-        return _machine(key, make, self.target, self.level)
+        state = {
+            n: Buffer(n, program.state[n].type.shape, program.state[n].type.dtype, "state") for n in (*entry.reads, *entry.writes)
+        }
+        inputs = [Given(state[n]) for n in entry.reads]
+        rows: list[Rows] = [program.state[n].rows for n in entry.reads]
+        for n, dtype in zip(entry.inputs, dtypes, strict=True):
+            known = program.inputs[n]
+            buffer = Buffer(f"in/{n}", known.type.shape, dtype or known.type.dtype, "input")
+            inputs.append(Given(buffer, program.rows if known.rows is not None else 0))
+            rows.append(known.rows)
+        for i, node in enumerate(entry.graph.inputs[len(inputs) :]):
+            inputs.append(Given(Buffer(_captured(program, entry, i), node.shape, node.dtype, "input")))
+            rows.append(None)
+        results = [
+            Buffer(f"out/{r}", o.shape, o.dtype, "result") for r, o in zip(entry.results, entry.graph.outputs, strict=False)
+        ]
+        outputs = [*results, *(state[w] for w in entry.writes)]
+        barrier = barrier_ir(self.target.triple) if threads > 1 else ""
+        return compile_graph(
+            ENTRY, entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
+            guard=self.guard, barrier=barrier, timed=self.timed,
+        )  # fmt: skip
 
     def driver(self) -> Callable[[Sequence[int]], None]:
         """Runs the threads of a run, one for each argument block."""
         if self._run is None:
-            from ..compiler import jit
             from .threads import barrier_ir, flush_ir, pool
 
             triple = self.target.triple
@@ -415,61 +523,86 @@ class NativeBackend(Backend):
             self._run = run
         return self._run
 
-    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
-        target = self.target
+    def function(self, graph: Graph) -> Function:
+        key = ("function", self.target, self.level, self.guard, _identity(graph))
+        bare = _bare(graph)
+        return _Function(_machine(key, lambda: self._function(bare), self.target, self.level), graph, self.poison)
 
-        def make() -> Any:
-            from ..compiler.kernels import Buffer
-            from ..compiler.pipeline import Given, compile_graph
+    def _function(self, graph: Graph) -> Code:
+        from ..compiler.kernels import Buffer
+        from ..compiler.pipeline import Given, compile_graph
 
-            inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
-            outputs = [Buffer(f"out{i}", o.shape, o.dtype, "result") for i, o in enumerate(graph.outputs)]
-            slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), *outputs], 2)}
-            return compile_graph("entry", graph, inputs, outputs, [], slots, [None] * len(inputs), target, guard=self.guard)
-
-        return _Function(
-            _machine(("function", target, self.level, self.guard, graph_key(graph)), make, target, self.level), graph, self
-        )
+        inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
+        outputs = [Buffer(f"out{i}", o.shape, o.dtype, "result") for i, o in enumerate(graph.outputs)]
+        slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), *outputs], 2)}
+        return compile_graph(ENTRY, graph, inputs, outputs, [], slots, [None] * len(inputs), self.target, guard=self.guard)
 
 
-class _Function:
-    """A compiled graph as a function of arrays."""
+_Call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
-    def __init__(self, machine: Machine, graph: Graph, backend: NativeBackend) -> None:
-        self.machine, self._graph = machine, graph
-        self._call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(
-            machine.address
-        )
-        self._inputs = [(n.dtype, n.shape) for n in graph.inputs]
+
+class _Function(Function):
+    """A compiled graph as a function of arrays. last: values of its last inputs, which are the same in each call."""
+
+    def __init__(self, machine: Machine, graph: Graph, poison: int | None, last: Sequence[Array] = ()) -> None:
+        self.machine, self._graph, self._poison = machine, graph, poison
+        self._call = _Call(machine.address)
+        free = len(graph.inputs) - len(last)
+        self._inputs = [n.dtype for n in graph.inputs[:free]]
+        self._last = [own(v, n.dtype) for v, n in zip(last, graph.inputs[free:], strict=True)]
         self._outputs = [(o.shape, o.dtype) for o in graph.outputs]
-        self._bytes = machine.code.arena.bytes
-        self._poison = backend.poison
-        self._slots = 2 + len(self._inputs) + len(self._outputs)
+        self._first_output = 2 + len(graph.inputs)
+        self._table = ctypes.c_void_p * (self._first_output + len(self._outputs))
+        self._spare: list[tuple[Any, Array, Array]] = []  # memory to work in, which no call uses at present
 
-    def __call__(self, arrays: Sequence[Array]) -> list[Any]:
+    def bound(self, last: Sequence[Array]) -> _Function:
+        """The same with fixed values of the last inputs; they are copied."""
+        return _Function(self.machine, self._graph, self._poison, last)
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Array]:
         given = [
-            a if type(a) is np.ndarray and a.dtype == dtype and a.flags.c_contiguous and a.flags.aligned else _plain(a, dtype)
-            for a, (dtype, _) in zip(arrays, self._inputs, strict=True)
+            a
+            if type(a) is np.ndarray and (a.dtype is d or a.dtype == d) and (flags := a.flags).c_contiguous and flags.aligned
+            else _plain(a, d)
+            for a, d in zip(arrays, self._inputs, strict=True)
         ]
         results = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        arena = aligned(self._bytes, fill=self._poison) if self._bytes else results
-        report = np.zeros(4, np.int64)
-        table = (ctypes.c_void_p * self._slots)(
-            _address(arena) if self._bytes else None, _address(report), *map(_address, given), *map(_address, results)
-        )
+        work = self._taken()
+        table, arena, _ = work
+        at = 2
+        for a in given:
+            table[at] = a.ctypes.data
+            at += 1
+        at = self._first_output
+        for a in results:
+            table[at] = a.ctypes.data
+            at += 1
+        if self._poison is not None:
+            arena[:] = self._poison
         if self._call(table, 0, 1, None):
-            evaluate(self._graph, given)  # NumPy finds which index it was, and says so
+            evaluate(self._graph, [*given, *self._last])  # NumPy finds which index it was, and says so
             raise DataError("an index lies outside its array")
+        if arena.size <= KEPT_ARENA:
+            self._spare.append(work)
         return results
+
+    def _taken(self) -> tuple[Any, Array, Array]:
+        try:
+            return self._spare.pop()
+        except IndexError:  # in the first call, and where several threads call at once
+            return self._work()
+
+    def _work(self) -> tuple[Any, Array, Array]:
+        """A table of pointers, scratch memory, and the report of a bad index."""
+        table, arena, report = self._table(), aligned(self.machine.arena), np.zeros(4, np.int64)
+        table[0], table[1] = arena.ctypes.data, report.ctypes.data
+        for at, a in enumerate(self._last, 2 + len(self._inputs)):
+            table[at] = a.ctypes.data
+        return table, arena, report
 
 
 def _plain(a: Any, dtype: Any) -> Array:
     return np.require(np.asarray(a, dtype), requirements=["C", "A"])
-
-
-def _address(a: Any) -> int:
-    address: int = a.__array_interface__["data"][0]
-    return address
 
 
 backends.add("native", NativeBackend())

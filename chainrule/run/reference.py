@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..graph.interpret import Plan, plan_of
 from ..graph.node import Array, Graph, Rows
 from ..program import Entry, Input, Program
-from .backend import Backend, Session, Steps, Taken, backends
+from .backend import Backend, Function, Session, Steps, Taken, backends
 
 
 class ReferenceSession(Session):
@@ -157,14 +157,28 @@ class ReferenceBackend(Backend):
     def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
         return ReferenceSession(programs, state)
 
-    def function(self, graph: Graph) -> Callable[[Sequence[Array]], list[Any]]:
-        plan = plan_of(graph)
+    def function(self, graph: Graph) -> Function:
+        return _Function(graph)
 
-        def run(arrays: Sequence[Array]) -> list[Any]:
-            with one_thread():
-                return plan(arrays)
 
-        return run
+class _Function(Function):
+    def __init__(self, graph: Graph, last: Sequence[Array] = ()) -> None:
+        self._graph, self._plan, self._last = graph, plan_of(graph), last
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Array]:
+        given = [np.asarray(a, n.dtype) for a, n in zip((*arrays, *self._last), self._graph.inputs, strict=True)]
+        with one_thread():
+            return [_private(r, given) for r in self._plan(given)]
+
+    def bound(self, last: Sequence[Any]) -> Function:
+        return _Function(self._graph, [np.array(v) for v in last])
+
+
+def _private(result: Any, arguments: Sequence[Array]) -> Array:
+    """A result that the caller may write to: no view of an argument, a constant or itself."""
+    array = np.asarray(result)
+    alone = array.flags.owndata and array.flags.writeable and not any(array is a for a in arguments)
+    return array if alone else array.copy()
 
 
 backends.add("reference", ReferenceBackend())

@@ -19,7 +19,8 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import ref
 
-import llvmlite.binding as llvm
+from ..compiler import jit
+from ..compiler.target import host
 
 BARRIER_BYTES = 256  # two pairs of cache lines: processors fetch lines in pairs of 64 bytes, or have lines of 128
 BARRIER_ALIGNMENT = 128
@@ -203,24 +204,20 @@ def _member() -> Callable[..., None]:
 
     Its code is never freed: daemon threads may still be in it while the interpreter ends.
     """
-    triple = llvm.get_default_triple()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    if "linux" not in triple:
-        llvm.add_symbol("sched_yield", yield_address())
-    module = llvm.parse_assembly(f"""target triple = "{triple}"
+    triple = host().triple
+    loaded = jit.compile_module(
+        f"""target triple = "{triple}"
 {barrier_ir(triple)}
 define void @member(ptr %f, ptr %argument, ptr %state, i64 %threads) {{
   call void %f(ptr %argument)
   call void @barrier(ptr %state, i64 %threads)
   ret void
 }}
-""")
-    module.verify()
-    engine = llvm.create_mcjit_compiler(module, llvm.Target.from_default_triple().create_target_machine(opt=2))
-    engine.finalize_object()
-    address = engine.get_function_address("member")
-    engine.detach()
+""",
+        host(),
+    )
+    address = loaded.address("member")
+    loaded.keep()
     return _Member(address)
 
 

@@ -107,6 +107,11 @@ class Training:
             self._programs[key] = self.record_program(self.task, rows, entries)
         return self._programs[key]
 
+    @property
+    def programs(self) -> dict[int, Program]:
+        """Those that have been recorded, by their number of rows."""
+        return {rows: program for (rows, _), program in self._programs.items()}
+
     def session(self, state: Mapping[str, Array], entries: tuple[str, ...], sizes: Sequence[int]) -> Session:
         """A session with these entries for these numbers of rows, and for the rows of validation "evaluate"."""
         wanted = dict.fromkeys(sizes, entries)

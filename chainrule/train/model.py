@@ -25,6 +25,7 @@ from ..program import Program
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..transforms import DEFAULT_BACKEND
+from .compiled import Compiled, Fitted
 from .data import Inputs, as_array, fits_into, row_weights, same_length
 from .epochs import Data
 from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
@@ -134,6 +135,7 @@ class Model(Stateful):
                     training.prepare(state)
             self._loss, self._optimizer, self._slots, self._schedule_state = chosen, rule, slots, schedule_state
             if epochs:
+                self._fitted = Fitted.of(training)
                 training(state)
             return run
 
@@ -316,6 +318,12 @@ class Model(Stateful):
         return Objective(graph, names, values, [i for i, n in enumerate(state) if n in trainable], layers)
 
     # ---- looking -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def compiled(self) -> Compiled:
+        """The machine code of the last fit's training step: `net.compiled.text(stage)` shows how it came to be, from the graph to the
+        assembly, and `net.compiled.cost()` what each kernel of it costs."""
+        return Compiled(self)
 
     def summary(self) -> str:
         """A table of layers: name, kind, parameters. Printed by `print(net.summary())`."""

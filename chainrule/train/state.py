@@ -31,7 +31,7 @@ from .scope import Scope, initial
 _STATE = threading.RLock()  # held for moments only: while state is read as a whole, or replaced
 OWN = {  # attributes of a layer that are not its own affair
     *("_values", "_kinds", "_built", "_slots", "_optimizer", "_loss", "_counters", "_schedule_state"),
-    *("_lock", "_owner", "_programs", "_config", "_fresh"),
+    *("_lock", "_owner", "_programs", "_config", "_fresh", "_fitted"),
 }
 _KEPT_PROGRAMS = 32
 
@@ -75,11 +75,12 @@ class Stateful(ABC):
         self._schedule_state: dict[str, float] = {}
         self._fresh: list[tuple[Any, str]] = []
         self._programs: OrderedDict[Any, Program] = OrderedDict()  # by all that they depend on
+        self._fitted: Any = None  # what the last fit ran, for `compiled`
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         state.pop("_lock", None)
-        state["_programs"], state["_owner"] = OrderedDict(), 0
+        state["_programs"], state["_owner"], state["_fitted"] = OrderedDict(), 0, None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

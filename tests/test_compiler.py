@@ -1,0 +1,598 @@
+"""The passes of the compiler one by one: texts of their stages, what the verifier refuses, what holds of every plan, schedule and
+layout of memory. That the code computes the right numbers is shown in test_native.py.
+
+Golden texts are in tests/golden. After a change that is meant: `RENEW_GOLDEN=1 python -m pytest tests/test_compiler.py -k golden`, and
+read what `git diff tests/golden` says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from math import ceil, prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from native import Threaded, registered
+from same import state
+
+import chainrule as cr
+import chainrule.run.native
+from chainrule import nn
+from chainrule.compiler import jit, pipeline
+from chainrule.compiler.affine import Affine, Axis, affine, flat, of
+from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce, verify
+from chainrule.compiler.memory import ALIGNMENT, arena
+from chainrule.compiler.phases import plan
+from chainrule.compiler.pipeline import Code, Given, compile_graph
+from chainrule.compiler.schedule import Schedule, balanced, schedule, units
+from chainrule.compiler.target import LEVELS, Target, host, narrowed
+from chainrule.errors import GraphError
+from chainrule.graph.node import Type
+from chainrule.graph.trace import build, type_of
+from chainrule.losses import losses
+from chainrule.normalize import normalize
+from chainrule.run.backend import backends
+from chainrule.train.objective import initial_slots, make_program
+
+Array = np.ndarray
+GOLDEN = Path(__file__).parent / "golden"
+F4 = np.dtype(np.float32)
+KIB = 1024
+
+
+def fixed(level: str) -> Target:
+    """A processor of which nothing is taken from the host."""
+    family = "aarch64" if level == "aarch64" else "x86_64"
+    caches = {"level1": 32 * KIB, "level2": 512 * KIB, "level3": 8192 * KIB}
+    return replace(narrowed(level), triple=f"{family}-unknown-linux-gnu", **caches)
+
+
+AVX2 = fixed("avx2")
+
+
+def compiled(
+    f: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: Sequence[str], *, state: Sequence[str] = (),
+    rows: Sequence[str] = (), threads: int = 1, target: Target = AVX2,
+) -> Code:  # fmt: skip
+    """A function of arrays of these shapes through all passes. rows: inputs of which a step takes some rows."""
+    graph = normalize(build(f, [Type(s, F4) for s in shapes.values()]))
+    given = {n: Buffer(n, s, F4, "state" if n in state else "input") for n, s in shapes.items()}
+    results = [Buffer(n, o.shape, o.dtype, "result") for n, o in zip(outputs, graph.outputs, strict=True)]
+    places = [given[n] if n in state else r for n, r in zip(outputs, results, strict=True)]
+    slots = {n: i for i, n in enumerate(dict.fromkeys([pipeline.ORDER, *shapes, *outputs]), 2)}
+    inputs = [Given(b, b.shape[0] if n in rows else 0) for n, b in given.items()]
+    stub = "define internal void @barrier(ptr %state, i64 %threads) {\n  ret void\n}" if threads > 1 else ""
+    return compile_graph(
+        "entry", graph, inputs, places, [given[n] for n in state], slots, [0 if n in rows else None for n in shapes], target,
+        threads=threads, barrier=stub,
+    )  # fmt: skip
+
+
+# ---- golden texts ------------------------------------------------------------------------------------------------------------
+
+
+def dense(x: Any, w: Any, b: Any) -> Any:
+    return [np.tanh(x @ w + b)]
+
+
+def sgd(w: Any, b: Any, x: Any, y: Any, rate: Any) -> Any:
+    def loss(w: Any, b: Any) -> Any:
+        return np.mean((np.maximum(x @ w + b, 0) - y) ** 2)
+
+    value, (dw, db) = cr.value_and_grad(loss, (0, 1))(w, b)
+    return [value, w - rate * dw, b - rate * db]
+
+
+def scanned(h: Any, w: Any, xs: Any) -> Any:
+    return list(cr.scan(lambda h, x: (np.maximum(h @ w + x, 0), h), h, xs))
+
+
+@cache
+def example(name: str) -> Code:
+    if name == "dense":
+        return compiled(dense, {"x": (4, 3), "w": (3, 5), "b": (5,)}, ["out"])
+    if name == "sgd":
+        shapes = {"w": (3, 5), "b": (5,), "x": (4, 3), "y": (4, 5), "rate": ()}
+        return compiled(sgd, shapes, ["loss", "w", "b"], state=["w", "b"], rows=["x", "y"], threads=2)
+    return compiled(scanned, {"h": (2, 3), "w": (3, 3), "xs": (6, 2, 3)}, ["last", "states"])
+
+
+EXAMPLES = ("dense", "sgd", "scan")
+
+
+@pytest.mark.parametrize("stage", ["kernels", "loops", "llvm"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_golden_texts(name: str, stage: str) -> None:
+    code, file = example(name), GOLDEN / f"{name}.{stage}.txt"
+    text = (code.text if stage == "llvm" else code.stage(stage)).rstrip("\n") + "\n"
+    if os.environ.get("RENEW_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    known = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text != known:
+        lines = difflib.unified_diff(known.splitlines(), text.splitlines(), f"tests/golden/{file.name}", "now", lineterm="", n=2)
+        changed = "\n".join(itertools.islice(lines, 80))
+        pytest.fail(
+            f"{changed}\nIf this is meant: RENEW_GOLDEN=1 python -m pytest tests/test_compiler.py -k golden", pytrace=False
+        )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.skipif(host().family != "x86_64", reason="llvmlite may know the host's family only")
+def test_llvm_accepts_the_golden_texts(name: str) -> None:
+    assert "entry:" in jit.assembly(example(name).text, AVX2)
+
+
+def test_the_text_of_a_program_is_always_the_same() -> None:
+    """No name and no order comes from where objects lie in memory."""
+    make = code_of.__wrapped__
+    kept = [make("normed", 3) for _ in range(4)]
+    assert len({c.text for c in kept}) == 1
+
+
+# ---- loops -------------------------------------------------------------------------------------------------------------------
+
+SEEN: dict[str, Callable[[Any], Any]] = {"transposed": lambda w: w.T, "sliced": lambda w: w[1:], "flipped": lambda w: w[::-1]}
+READ: dict[str, Callable[[Any, Any], Any]] = {
+    "reshaped": lambda v, i: np.reshape(v, (-1,))[1:4],
+    "looked up": lambda v, i: v[i][:3],
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ.keys())
+@pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
+def test_a_loop_reads_through_what_is_only_seen_otherwise(seen: Callable[..., Any], read: Callable[..., Any]) -> None:
+    def f(w: Any, order: Any) -> Any:
+        v = seen(w)
+        return [cr.scan(lambda h, i: (h * 0.5 + read(v, i), None), np.zeros(3, np.float32), order)[0]]
+
+    w, order = np.arange(20, dtype=np.float32).reshape(5, 4), np.array([0, 2, 1])
+    graph = normalize(build(f, [type_of(w), type_of(order)]))
+    got, want = (backends[b].function(graph)([w, order, *graph.captures])[0] for b in ("native", "reference"))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+# ---- the verifier ------------------------------------------------------------------------------------------------------------
+
+I, J, R = Axis("i", 4), Axis("j", 3), Axis("r", 5)
+A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4, "result")
+
+
+def product(**changed: Any) -> Kernel:
+    """c[i, j] = Σ a[i, r] b[r, j], with some parts replaced."""
+    left, right = changed.get("left", (of(I), of(R))), changed.get("right", (of(R), of(J)))
+    term = Value("multiply", F4, (load(A, left), load(B, right)))
+    term = replace(term, axes=frozenset[Axis]().union(*(a.axes for a in term.args)))
+    value = changed.get("value", reduce("sum", term, changed.get("over", (R,))))
+    places = changed.get("places", [(of(I), of(J))])
+    stores = [Store(C, p, value, changed.get("mode", "set")) for p in places]
+    return Kernel("k", changed.get("domain", (I, J)), changed.get("reduced", (R,)), stores)
+
+
+def test_the_verifier_lets_a_product_pass() -> None:
+    verify([product()])
+    verify([Loop("l", Axis("time", 2), False, [product()], [])])
+
+
+BROKEN = {
+    "an index above its buffer": (product(left=(of(I), of(R) + 1)), "reads a outside of it"),
+    "an index below its buffer": (product(left=(of(I) + -1, of(R))), "reads a outside of it"),
+    "a stride too long": (product(right=(of(R), of(J) * 2)), "reads b outside of it"),
+    "too few indices": (product(left=(of(R),)), "reads a outside of it"),
+    "a store outside": (product(places=[(of(I) + 1, of(J))]), "writes c outside of it"),
+    "an axis from elsewhere": (product(left=(of(Axis("other", 4)), of(R))), "load depends on an axis from elsewhere"),
+    "an equal axis from elsewhere": (product(right=(of(Axis("r", 5)), of(J))), "axis from elsewhere"),
+    "a sum over other axes": (product(over=(R, Axis("s", 2))), "sums over other axes than its own"),
+    "a sum over too few axes": (product(reduced=(R, Axis("s", 2))), "sums over other axes than its own"),
+    "all rows written to the first": (product(places=[(Affine(), of(J))]), "writes elements of c twice"),
+    "a store along an axis from elsewhere": (product(places=[(of(Axis("n", 4)), of(J))]), "writes elements of c twice"),
+    "what is not summed": (product(value=load(A, (of(I), of(R)))), "stores what still has a reduced axis"),
+}
+
+
+@pytest.mark.parametrize(("kernel", "problem"), BROKEN.values(), ids=BROKEN.keys())
+def test_the_verifier_refuses(kernel: Kernel, problem: str) -> None:
+    with pytest.raises(GraphError, match=problem):
+        verify([kernel])
+    with pytest.raises(GraphError, match=problem):
+        verify([Loop("l", Axis("time", 2), False, [kernel], [])])
+
+
+def test_a_loops_axis_is_known_inside_it_only() -> None:
+    time = Axis("time", 4)
+    kernel = product(left=(of(time), of(R)))
+    verify([Loop("l", time, False, [kernel], [])])
+    with pytest.raises(GraphError, match="axis from elsewhere"):
+        verify([kernel, Loop("l", time, False, [], [])])
+
+
+# ---- affine sums -------------------------------------------------------------------------------------------------------------
+
+AXES = tuple(Axis(name, extent) for name, extent in (("i", 1), ("j", 2), ("k", 3), ("l", 5)))
+sums = st.builds(affine, st.integers(-9, 30), st.lists(st.tuples(st.sampled_from(AXES), st.integers(-8, 8)), max_size=5))
+
+
+def points(axes: Sequence[Axis] = AXES) -> Iterator[dict[Axis, int]]:
+    for values in itertools.product(*(range(a.extent) for a in axes)):
+        yield dict(zip(axes, values, strict=True))
+
+
+def at(a: Affine, point: dict[Axis, int]) -> int:
+    return a.constant + sum(c * point[axis] for axis, c in a.terms)
+
+
+@given(sums, sums, st.integers(-5, 5))
+def test_affine_arithmetic(a: Affine, b: Affine, n: int) -> None:
+    for p in points():
+        assert at(a + b, p) == at(a, p) + at(b, p)
+        assert at(a + n, p) == at(a, p) + n
+        assert at(a * n, p) == at(a, p) * n
+        assert at(a.without(AXES[2]), p) == at(a, p | {AXES[2]: 0})
+    for made in (a, a + b, a * n):
+        assert all(c for _, c in made.terms)
+        assert len({axis for axis, _ in made.terms}) == len(made.terms)
+        assert all(made.coefficient(axis) == dict(made.terms).get(axis, 0) for axis in AXES)
+    values = [at(a, p) for p in points()]
+    assert (a.smallest, a.largest) == (min(values), max(values))
+
+
+@given(sums, st.dictionaries(st.sampled_from(AXES), sums))
+def test_affine_axes_replaced_all_at_once(a: Affine, table: dict[Axis, Affine]) -> None:
+    for p in points():
+        assert at(a.replaced(table), p) == at(a, {axis: at(table.get(axis, of(axis)), p) for axis in AXES})
+
+
+@given(sums, st.integers(1, 9))
+def test_affine_quotient_and_remainder(a: Affine, by: int) -> None:
+    found = a.divided(by)
+    if found is None:
+        rest = affine(a.constant % by, [(axis, c) for axis, c in a.terms if c % by])
+        assert not all(0 <= at(rest, p) < by for p in points())
+        return
+    for p in points():
+        assert (at(found[0], p), at(found[1], p)) == divmod(at(a, p), by)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_position_in_row_major_order(shape: list[int]) -> None:
+    axes = tuple(Axis("i", n) for n in shape)
+    position = flat([of(a) for a in axes], shape)
+    assert [at(position, p) for p in points(axes)] == list(range(prod(shape)))
+
+
+# ---- tiles and units ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 30))
+def test_tiles_are_as_equal_as_can_be(extent: int, most: int) -> None:
+    sizes, end = [], 0
+    for start, count, size in balanced(extent, most):
+        assert start == end
+        assert count > 0
+        sizes += [size] * count
+        end += count * size
+    assert sum(sizes) == end == extent
+    assert len(sizes) == ceil(extent / most)
+    assert most >= sizes[0] == max(sizes)
+    assert sizes[-1] == min(sizes) >= max(sizes) - 1
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+def test_units_share_out_an_axis(extent: int, threads: int) -> None:
+    total, length = units(extent, threads)
+    assert total <= threads
+    assert total * length >= extent
+    assert (total - 1) * length < max(extent, 1)
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def lifetimes(draw: Any) -> list[tuple[Buffer, int, int]]:
+    """Buffers, each with the phase that writes and the one that reads it."""
+    phases = draw(st.integers(1, 6))
+    made = []
+    for n in range(draw(st.integers(0, 12))):
+        first = draw(st.integers(0, phases - 1))
+        last = draw(st.integers(first, phases - 1))
+        made.append((Buffer(f"t{n}", (draw(st.integers(0, 90)),), F4), first, last))
+    return made
+
+
+def writer(b: Buffer, reads: Sequence[Buffer] = ()) -> Kernel:
+    axis = Axis("i", max(b.size, 1))
+    value = load(reads[0], (of(axis),)) if reads else constant(0, F4)
+    return Kernel("k", (axis,), (), [Store(b, (of(axis),), value)])
+
+
+@given(lifetimes(), st.sampled_from([0, 64, 100]), st.integers(0, 3))
+def test_buffers_that_are_alive_together_lie_apart(made: list[tuple[Buffer, int, int]], guard: int, late: int) -> None:
+    count = max((last for _, _, last in made), default=0) + 1
+    phases: list[list[Item]] = [[] for _ in range(count)]
+    for b, first, last in made:
+        phases[first].append(writer(b))
+        phases[last].append(writer(Buffer("out", b.shape, F4, "result"), [b]))
+    always = {b for b, _, _ in made[:late]}
+    found = arena(phases, [writer(b) for b in always], guard)
+    assert set(found.offsets) == {b for b, _, _ in made}
+    for b, start in found.offsets.items():
+        assert start % ALIGNMENT == 0
+        assert start + b.bytes + guard <= found.bytes
+    for (a, first_a, last_a), (b, first_b, last_b) in itertools.combinations(made, 2):
+        together = (first_a <= last_b and first_b <= last_a) or a in always or b in always
+        if together or guard:
+            below, above = sorted((a, b), key=lambda x: (found.offsets[x], x.bytes))
+            assert found.offsets[below] + below.bytes + guard <= found.offsets[above]
+
+
+def test_memory_is_used_again() -> None:
+    buffers = [Buffer(f"t{i}", (100,), F4) for i in range(6)]
+    phases: list[list[Item]] = [[writer(b, buffers[i - 1 : i])] for i, b in enumerate(buffers)]
+    assert arena(phases).bytes <= 2 * (400 + ALIGNMENT)
+
+
+# ---- programs for what follows -----------------------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def __call__(self, x: Any) -> Any:
+        w = self.parameter("w", (x.shape[2], self.units), "glorot_uniform")
+        u = self.parameter("u", (self.units, self.units), "orthogonal")
+        start = np.zeros((x.shape[0], self.units), x.dtype)
+        return cr.scan(lambda h, now: (np.tanh(now @ w + h @ u), None), start, np.swapaxes(x, 0, 1))[0]
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Any, bool]] = {  # network, optimizer, whether its inputs are words
+    "plain": (lambda: nn.Sequential(nn.Dense(9, "tanh"), nn.Dense(6, "relu"), nn.Dense(2)), cr.SGD(0.1, momentum=0.9), False),
+    "normed": (
+        lambda: nn.Sequential(nn.Dense(7, "relu"), nn.BatchNorm(), nn.Dropout(0.3), nn.Dense(5), nn.LayerNorm(), nn.Dense(2)),
+        cr.Adam(0.01, clip_norm=1.0),
+        False,
+    ),
+    "words": (lambda: nn.Sequential(nn.Embedding(5, 3), Recurrent(4), nn.Dense(2)), cr.Adam(0.01), True),
+}
+ROWS = 7
+
+
+@cache
+def code_of(name: str, threads: int) -> Code:
+    """A training step through all passes but LLVM, its work cut for so many threads."""
+    make, rule, words = NETS[name]
+    net, r = make(), np.random.default_rng(0)
+    x = r.integers(0, 5, (ROWS, 3)) if words else r.normal(size=(ROWS, 6)).astype(np.float32)
+    t = r.normal(size=(ROWS, 2)).astype(np.float32)
+    net.fit(x, t, epochs=0, optimizer=rule)
+    program = make_program(net._task(losses["mse"](), t, False, rule), ROWS, ("step",))
+    start = {**state(net), **initial_slots(rule, net.parameters, np.float32)}
+    backend = chainrule.run.native.NativeBackend(AVX2)
+    session: Any = backend.session({ROWS: program}, start)
+    entry = program.entries["step"]
+    dtypes = tuple(program.inputs[i].type.dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chainrule.run.native, "_machine", lambda key, make, target, level: SimpleNamespace(code=make()))
+        return backend.entry(program, entry, dtypes, session._slots, threads).code
+
+
+# ---- phases ------------------------------------------------------------------------------------------------------------------
+
+
+def elements(index: Sequence[Any], view: Sequence[int], unit: Axis | None, owner: Array, threads: int, size: int) -> Array:
+    """Which elements of a buffer each thread touches: (threads, size). owner: the thread of each value of the unit axis."""
+    index = [i if isinstance(i, Affine) else of(Axis("any", n)) for i, n in zip(index, view, strict=True)]  # looked up: any
+    position = flat(index, view)
+    axes = [a for a, _ in position.terms if a is not unit]
+    where = np.array(position.constant).reshape(1)
+    for a in axes:
+        where = (where[:, None] + position.coefficient(a) * np.arange(a.extent)).reshape(-1)
+    touched = np.zeros((threads, size), bool)
+    step = position.coefficient(unit) if unit is not None else 0
+    for value, thread in enumerate(owner):
+        touched[thread, where + step * value] = True
+    return touched
+
+
+def owners(code: Code, item: Item, unit: Axis | None, threads: int) -> Array:
+    """The thread that does each value of a kernel's unit axis, as the entry shares them out."""
+    count = pipeline._count(item, code.plan, threads)
+    thread = [t for t in range(threads) for _ in range((t + 1) * count // threads - t * count // threads)]
+    if count == 1 or unit is None:
+        return np.full(unit.extent if unit is not None else 1, thread[0])
+    return np.array(thread)[np.arange(unit.extent) // units(unit.extent, threads)[1]]
+
+
+class Touched:
+    """What the threads read and write of each buffer, element by element."""
+
+    def __init__(self, code: Code, item: Item, threads: int) -> None:
+        self.read: dict[Buffer, Array] = {}
+        self.written: dict[Buffer, Array] = {}
+        for kernel in kernels_of([item]):
+            owner = owners(code, item, kernel.unit, threads)
+            accesses = [(self.read, v.buffer, v.index, v.shape) for v in kernel.loads()]
+            accesses += [(self.written, s.buffer, s.index, s.view) for s in kernel.stores]
+            for table, buffer, index, view in accesses:
+                size = prod(view) if buffer.space == "input" else buffer.size
+                found = elements(index, view, kernel.unit, owner, threads, size)
+                table[buffer] = table[buffer] | found if buffer in table else found
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("name", NETS)
+def test_threads_that_do_not_wait_touch_different_elements(name: str, threads: int) -> None:
+    code = code_of(name, threads)
+    for n, items in enumerate(code.plan.phases):
+        read: dict[Buffer, Array] = {}
+        written: dict[Buffer, Array] = {}
+        for item in items:
+            touched = Touched(code, item, threads)
+            for mine, theirs in ((read, touched.read), (written, touched.written)):
+                for b, found in theirs.items():
+                    mine[b] = mine[b] | found if b in mine else found
+        for b, who in written.items():
+            several = (who | read.get(b, who)).sum(0) > 1
+            assert not (several & who.any(0)).any(), f"phase {n}: {b} is touched by several threads\n{code.stage('kernels')}"
+    assert len(code.plan.phases) > 1
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_scratch_is_written_before_it_is_read_and_state_after(name: str) -> None:
+    code = code_of(name, 2)
+    known: dict[Buffer, Array] = {s.buffer: np.ones(s.buffer.size, bool) for k in code.plan.late for s in k.stores}
+    changed: dict[Buffer, Array] = {}
+    for item in (i for items in code.plan.phases for i in items):
+        touched = Touched(code, item, 2)
+        late = isinstance(item, Kernel) and item.late
+        for b, found in touched.read.items():
+            if b.space == "scratch":
+                own = touched.written[b].any(0) if isinstance(item, Loop) and b in touched.written else False
+                assert (known.get(b, np.zeros(b.size, bool)) | own)[found.any(0)].all(), f"{item.name} reads {b} too early"
+            if b.space == "state":
+                new = changed.get(b, np.zeros(b.size, bool))[found.any(0)]
+                assert new.all() if late else not new.any(), f"{item.name} reads {b}, {'old' if late else 'new'}"
+        for b, found in touched.written.items():
+            if b.space == "scratch":
+                known[b] = known.get(b, np.zeros(b.size, bool)) | found.any(0)
+            if b.space == "state":
+                before = changed.get(b, np.zeros(b.size, bool))
+                assert not (before & found.any(0)).any(), f"{b} is written twice"
+                changed[b] = before | found.any(0)
+    assert changed
+    assert all(c.all() for c in changed.values()), "state is written in part"
+
+
+def test_state_that_changes_places_is_written_beside_first() -> None:
+    """a, b = b, a: no order does it in place."""
+    a, b = (Buffer(n, (4,), F4, "state") for n in "ab")
+    kernels = [writer(a, [b]), writer(b, [a])]
+    made = plan(kernels, [a, b], pipeline.Names())
+    order = [k for items in made.phases for k in kernels_of(items)]
+    state_of: dict[Buffer, str] = {a: "old a", b: "old b"}
+    for k in order:
+        (source,) = [v.buffer for v in k.loads()]
+        state_of[k.stores[0].buffer] = state_of[source]
+    assert (state_of[a], state_of[b]) == ("old b", "old a")
+
+
+def test_state_read_at_another_index_is_written_beside_first() -> None:
+    """a = a[::-1]: in place it would read what it has written."""
+    a, i = Buffer("a", (4,), F4, "state"), Axis("i", 4)
+    kernel = Kernel("k", (i,), (), [Store(a, (of(i),), load(a, (of(i) * -1 + 3,)))], i)
+    made = plan([kernel], [a], pipeline.Names())
+    first, second = (k for items in made.phases for k in kernels_of(items))
+    assert first is kernel
+    assert kernel.stores[0].buffer is not a
+    assert [s.buffer for s in second.stores] == [a]
+
+
+def test_a_dependence_across_units_makes_a_phase() -> None:
+    i, j = Axis("i", 4), Axis("j", 4)
+    x, t, y = Buffer("x", (4,), F4, "input"), Buffer("t", (4,), F4), Buffer("y", (4,), F4, "result")
+
+    def count(index: Affine) -> int:
+        first = Kernel("k0", (i,), (), [Store(t, (of(i),), load(x, (of(i),)))], i)
+        second = Kernel("k1", (j,), (), [Store(y, (of(j),), load(t, (index,)))], j)
+        return len(plan([first, second], [], pipeline.Names()).phases)
+
+    assert count(of(j)) == 1
+    assert count(of(j) * -1 + 3) == 2
+
+
+def test_indices_are_checked_before_state_is_written() -> None:
+    phases = code_of("words", 2).plan.phases
+    checks = [n for n, items in enumerate(phases) for k in kernels_of(items) if any(v.op == "checked" for v in k.values())]
+    writes = [n for n, items in enumerate(phases) for k in kernels_of(items) if any(s.buffer.space == "state" for s in k.stores)]
+    assert max(checks) < min(writes)
+
+
+# ---- schedules ---------------------------------------------------------------------------------------------------------------
+
+
+def schedules_of(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+
+    def recorded(kernel: Kernel, target: Target) -> Schedule:
+        found = schedule(kernel, target)
+        made.append(f"{kernel.name}: {found} {found.inner_rows} {found.across}")
+        return found
+
+    monkeypatch.setattr(pipeline, "schedule", recorded)
+    code = code_of.__wrapped__(name, threads)
+    return [code.stage("kernels"), *made]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_that_settles_an_order_depends_on_the_number_of_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = schedules_of(name, 1, monkeypatch)
+    for threads in range(2, 6):
+        assert schedules_of(name, threads, monkeypatch) == one
+
+
+def accumulators(kernel: Kernel, made: Schedule) -> int:
+    """Registers that hold sums in the innermost loop."""
+    total = 0
+    for v in kernel.values():
+        if v.op == "reduce":
+            rows = made.rows if made.tile in v.axes else 1
+            total += rows * (made.vectors if made.lanes in v.axes else 1) * made.chains
+    return total
+
+
+SIZES = st.sampled_from([1, 2, 3, 5, 8, 17, 64, 100, 257])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@given(SIZES, SIZES, SIZES, st.sampled_from(["plain", "left", "right"]))
+def test_sums_of_products_fit_into_registers(level: str, m: int, k: int, n: int, turned: str) -> None:
+    target = fixed(level)
+    shapes = {"a": (k, m) if turned == "left" else (m, k), "b": (n, k) if turned == "right" else (k, n)}
+    spec = {"plain": "mk,kn->mn", "left": "km,kn->mn", "right": "mk,nk->mn"}[turned]
+    code = compiled(lambda a, b: [np.einsum(spec, a, b)], shapes, ["c"], target=target)
+    for kernel in kernels_of([i for items in code.plan.phases for i in items]):
+        made = schedule(kernel, target)
+        assert made.width * 4 <= target.vector_bytes
+        assert made.width & (made.width - 1) == 0
+        assert accumulators(kernel, made) < target.registers
+        assert made.unroll % made.chains == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", NETS)
+def test_sums_of_programs_fit_into_registers(name: str, level: str) -> None:
+    target = fixed(level)
+    for kernel in kernels_of([i for items in code_of(name, 1).plan.phases for i in items]):
+        assert accumulators(kernel, schedule(kernel, target)) < target.registers, kernel.name
+
+
+# ---- the order of long sums --------------------------------------------------------------------------------------------------
+
+
+def trained(threads: int, level2: int) -> list[bytes]:
+    """Weights after steps with sums over 700 elements, for a processor with such a cache."""
+    r = np.random.default_rng(0)
+    x, t = r.normal(size=(192, 700)).astype(np.float32), r.normal(size=(192, 3)).astype(np.float32)
+    net = nn.Sequential(nn.Dense(64, "tanh"), nn.Dense(3))
+    with registered(Threaded(threads, target=replace(host(), level1=4 * KIB, level2=level2))) as name:
+        net.fit(x, t, epochs=1, batch_size=96, seed=0, backend=name, optimizer=cr.SGD(0.01), verbose=False)
+    return [v.tobytes() for v in net.parameters.values()]
+
+
+def test_the_order_of_long_sums_does_not_depend_on_threads() -> None:
+    assert trained(8, 16 * KIB) == trained(1, 16 * KIB)
+
+
+def test_the_order_of_long_sums_does_not_depend_on_caches() -> None:
+    assert trained(1, 16 * KIB) == trained(1, 8192 * KIB)
