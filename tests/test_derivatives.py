@@ -5,6 +5,7 @@ The operators have theirs in test_ops.py. Nothing is listed here: the registries
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_activations(name: str) -> None:
 def test_layers(name: str, index: int, random: np.random.Generator) -> None:
     """By the input and, through the network's own check, by the parameters in training and evaluation."""
     example = nn.layers[name].examples[index]
-    layer = nn.layers[name](*example["args"])
+    layer = nn.layers[name](*copy.deepcopy(example["args"]))  # layers among them would stay built
     shape = example["input"]
     whole = "below" in example
     x = random.integers(0, example["below"], shape) if whole else random.normal(size=shape)

@@ -94,7 +94,8 @@ class Model(Stateful):
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
             threads: None for as many as pay; results have the same bits whatever their number. memory: not yet of use.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
-            backend: "native", machine code, or "reference", NumPy one operator at a time. verbose: a progress line, if standard error is a terminal.
+            backend: "native", machine code, or "reference", NumPy one operator at a time.
+            verbose: a progress line, if standard error is a terminal.
         Returns: a `Run` with the history.
         Raises: `DataError`, `ShapeError`, `UsageError` before anything is changed; `DivergenceError` if the loss is no longer
         finite, with the last good weights kept; `BusyError` if another thread is training this network.
