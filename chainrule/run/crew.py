@@ -11,6 +11,7 @@ steps that take longer, and the ways are timed again.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -23,7 +24,7 @@ LARGE = 4e6  # operations in a step from which on threads surely help
 LEAST_STEP = 4e-6  # seconds: a step shorter than that is over before threads have met
 LEAST_WORK = 0.5  # seconds of work, behind and ahead, that are worth another compilation
 SLICES = 3  # how often a way is timed before it is judged
-TRIAL = 0.002  # seconds in native code while ways are timed
+TRIAL = 0.004  # seconds in native code while ways are timed
 SLICE = 0.1  # and when one has been chosen
 WORSE = 1.5  # times its best, several times in a row: the machine has become busy
 KEPT = 256  # how many kinds of steps are remembered
@@ -60,9 +61,12 @@ def operations(graph: Graph) -> float:
 
 
 @dataclass
-class _Timing:
-    """What is known of steps of one size: seconds of a step by each way, how often each was timed, and all seconds so far."""
+class Pace:
+    """What is known of steps of one size, in seconds: `first`, how long the very first by each way took, which only tells how many to take
+    at a time; `best`, the least of a step; `timed`, how often each way was timed; `spent`, all so far."""
 
+    work: float
+    first: dict[Way, float] = field(default_factory=dict)
     best: dict[Way, float] = field(default_factory=dict)
     timed: dict[Way, int] = field(default_factory=dict)
     spent: float = 0.0
@@ -71,7 +75,7 @@ class _Timing:
 
 # By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
 # another has found out need not try again.
-_timings: OrderedDict[float, _Timing] = OrderedDict()
+_paces: OrderedDict[tuple[float, int | None], Pace] = OrderedDict()
 
 
 class Crew:
@@ -79,58 +83,58 @@ class Crew:
 
     def __init__(self, threads: int | None) -> None:
         self._asked = threads
-        self._work = 0.0
-        self._timing = _Timing()
 
-    def expect(self, graph: Graph) -> None:
-        """Be told of what steps are made of, before they are taken."""
-        work = operations(graph)
-        if work > self._work:
-            self._work = work
-            self._timing = _timings.setdefault(work, _Timing())
-            _timings.move_to_end(work)
-            while len(_timings) > KEPT:
-                _timings.popitem(last=False)
+    def pace(self, graphs: Iterable[Graph]) -> Pace:
+        """What is known of steps made of these graphs."""
+        work = max(map(operations, graphs), default=0.0)
+        found = _paces.setdefault((work, self._asked), Pace(work))
+        _paces.move_to_end((work, self._asked))
+        while len(_paces) > KEPT:
+            _paces.popitem(last=False)
+        return found
 
-    def way(self, left: int) -> Way:
+    def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""
-        if self._asked is not None:
-            return Way(self._asked, self._asked)
-        first, second = self._ways()
-        timed = self._timing.timed
-        if first == second or timed.get(first, 0) < SLICES or not self._worth(first, left):
+        first, second = self._ways(pace)
+        if first == second or pace.timed.get(first, 0) < SLICES or not self._worth(pace, first, left):
             return first
-        if timed.get(second, 0) < SLICES:
+        if pace.timed.get(second, 0) < SLICES:
             return second
-        return min((first, second), key=lambda w: self._timing.best[w])
+        return min((first, second), key=lambda w: pace.best[w])
 
-    def _ways(self) -> tuple[Way, Way]:
+    def _ways(self, pace: Pace) -> tuple[Way, Way]:
+        if self._asked is not None:
+            return Way(self._asked, self._asked), Way(self._asked, self._asked)
         count = processors()
-        large = self._work >= LARGE
-        return (Way(count, count), Way(count, 1)) if large else (Way(1, 1), Way(count, count))
+        return (Way(count, count), Way(count, 1)) if pace.work >= LARGE else (Way(1, 1), Way(count, count))
 
-    def _worth(self, first: Way, left: int) -> bool:
-        t = self._timing
-        step = t.best[first]
-        return len(t.best) > 1 or self._work >= LARGE or (step >= LEAST_STEP and step * left + t.spent >= LEAST_WORK)
+    def _worth(self, pace: Pace, first: Way, left: int) -> bool:
+        step = pace.best[first]
+        if len(pace.best) > 1 or pace.work >= LARGE:
+            return True
+        return step >= LEAST_STEP and step * left + pace.spent >= LEAST_WORK
 
-    @property
-    def patience(self) -> float:
-        """Seconds that the next steps may take before Python looks again: few while ways are being timed."""
-        if self._asked is not None or all(self._timing.timed.get(w, 0) >= SLICES for w in self._ways()):
-            return SLICE
-        return SLICE if self._timing.timed.get(Way(1, 1), 0) >= SLICES else TRIAL
+    def steps(self, pace: Pace, way: Way, left: int) -> int:
+        """How many steps to take before Python looks again: one to begin with, few while ways are being timed."""
+        step = pace.best.get(way) or pace.first.get(way)
+        if step is None:
+            return 1
+        trying = way in self._ways(pace) and pace.timed.get(way, 0) < SLICES and self._asked is None
+        return max(1, min(left, int((TRIAL if trying else SLICE) / max(step, 1e-9))))
 
-    def took(self, way: Way, steps: int, seconds: float) -> None:
+    def took(self, pace: Pace, way: Way, steps: int, seconds: float) -> None:
         """Be told how long steps took."""
         if not steps:
             return
-        each, t = seconds / steps, self._timing
-        t.spent += seconds
-        t.timed[way] = t.timed.get(way, 0) + 1
-        t.slow = t.slow + 1 if each > WORSE * t.best.get(way, each) else 0
-        t.best[way] = min(each, t.best.get(way, each))
-        if t.slow >= SLICES and way.threads > 1:
-            t.slow = 0
-            t.best.clear()
-            t.timed.clear()
+        each = seconds / steps
+        pace.spent += seconds
+        if way not in pace.first:
+            pace.first[way] = each  # caches are cold, threads asleep
+            return
+        pace.timed[way] = pace.timed.get(way, 0) + 1
+        pace.slow = pace.slow + 1 if each > WORSE * pace.best.get(way, each) else 0
+        pace.best[way] = min(each, pace.best.get(way, each))
+        if pace.slow >= SLICES and way.threads > 1:
+            pace.slow = 0
+            pace.best.clear()
+            pace.timed.clear()

@@ -43,7 +43,7 @@ from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
 from .backend import Backend, Function, Session, Steps, Taken, backends
-from .crew import Crew, Way
+from .crew import Crew, Pace, Way
 from .reference import cast
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ class NativeSession(Session):
         found = self._layouts.get(key)
         if found is None:
             found = self._layouts[key] = _Layout(steps, self._programs, self._slots)
-            for name, size in found.kinds:
-                self._crew.expect(self._programs[size].entries[name].graph)
+            found.pace = self._crew.pace(self._programs[size].entries[name].graph for name, size in found.kinds)
             while len(self._layouts) > KEPT_LAYOUTS:
                 self._layouts.popitem(last=False)
         for slot, size in found.unread:
@@ -262,16 +261,18 @@ class NativeSession(Session):
         words[KINDS], words[MOVES], words[SLOTS], words[OFFSETS] = layout.words
         self._report[:CLOCKS] = 0
         filled: set[Way] = set()
-        at, count, length, interrupted = 0, len(layout.which), 1, False
+        at, count, interrupted = 0, len(layout.which), False
+        crew, pace = self._crew, layout.pace
         shared[DONE] = 0
         try:
             while at < count:
-                way = self._crew.way(count - at)
+                way = crew.way(pace, count - at)
+                until = at + crew.steps(pace, way, count - at)
                 ready = self._ready(layout, way, sources)
                 if way not in filled:
                     filled.add(way)
                     ready.fill(self._table, layout.sources, pointers)
-                words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, min(count, at + length), way.threads, at
+                words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, until, way.threads, at
                 words[FUNCTIONS], words[ARENAS] = ready.words
                 shared[:] = words
                 begun = time.perf_counter()
@@ -280,10 +281,9 @@ class NativeSession(Session):
                 taken, at = int(shared[DONE]) - at, int(shared[DONE])
                 if self._report[0]:
                     self._raise(steps, at)
-                self._crew.took(way, taken, took)
+                crew.took(pace, way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
-                length = max(1, min(length * 8, int(length * self._crew.patience / max(took, 1e-7))))
         except KeyboardInterrupt:
             at, interrupted = int(shared[DONE]), True
         return at, interrupted
@@ -347,13 +347,14 @@ class _Layout:
     """What is the same for all runs of the same steps: the kinds of steps, and how pointers go on from step to step.
 
     numbers: the inputs without rows, in the order of their pointers; readers: the results that are kept; unread: slots and bytes of
-    the others; sources: the slots of the data.
+    the others; sources: the slots of the data; pace: what is known of how long its steps take.
     """
 
     def __init__(self, steps: Steps, programs: Mapping[int, Program], slots: Mapping[str, int]) -> None:
         self._held = (steps.entries, steps.sizes)  # so that no other lists come to lie where they do
         self.kinds, self.which = _kinds(steps)
         self.ready: dict[Any, _Ready] = {}
+        self.pace = Pace(0.0)
         inputs = {name: known.type for p in programs.values() for name, known in p.inputs.items()}
         self.numbers = [k for k in steps.numbers if k in inputs]
         self.sources = np.array([slots[f"in/{k}"] for k in steps.data], np.int64)
