@@ -1,14 +1,15 @@
 """The loop over steps in machine code.
 
 In: nothing. Out: LLVM IR of `void run(ptr {shared words, number of the thread, table of pointers})`, which every thread of a run enters
-once. For each step it moves the pointers that go on from step to step, and calls the step's entry; where the kind of step changes, it
-first calls the function that prepares copies of the state. A stop flag is looked at after each step.
+once. For each step it moves the pointers that go on from step to step, and calls the step's entry. Where the kind of step changes, it
+first calls the function that prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or
+-1. A stop flag is looked at after each step.
 """
 
 from __future__ import annotations
 
 # Words of the block that the threads of a run share.
-STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, ARENAS = range(14)
+STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, ARENAS, BEFORE = range(15)
 WORDS = 16
 
 
@@ -39,6 +40,7 @@ entry:
 {word("bases", BASES, "ptr")}
 {word("offsets", OFFSETS, "ptr")}
 {word("arenas", ARENAS, "ptr")}
+{word("earlier", BEFORE)}
   %stop = getelementptr i64, ptr %shared, i64 {STOP}
   %done = getelementptr i64, ptr %shared, i64 {DONE}
   %halt = getelementptr i64, ptr %shared, i64 {HALT}
@@ -48,7 +50,7 @@ entry:
   br i1 %some, label %step, label %out
 step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
-  %before = phi i64 [ -1, %entry ], [ %kind, %onward ]
+  %before = phi i64 [ %earlier, %entry ], [ %kind, %onward ]
   %kindp = getelementptr i64, ptr %kinds, i64 %i
   %kind = load i64, ptr %kindp, align 8
   %pair = mul i64 %kind, 2

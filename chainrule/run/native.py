@@ -23,6 +23,7 @@ from ..compiler.driver import (
     ARENAS,
     BARRIER,
     BASES,
+    BEFORE,
     DONE,
     FIRST,
     FUNCTIONS,
@@ -158,6 +159,7 @@ class NativeSession(Session):
         self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
+        self._last: Machine | None = None  # whose copies of the state are those of the state as it is
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
         self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies
@@ -274,6 +276,8 @@ class NativeSession(Session):
                     ready.fill(self._table, layout.sources, pointers)
                 words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, until, way.threads, at
                 words[FUNCTIONS], words[ARENAS] = ready.words
+                words[BEFORE] = ready.begin(int(layout.which[at]), self._last)
+                self._last = None
                 shared[:] = words
                 begun = time.perf_counter()
                 run(ready.arguments)
@@ -281,6 +285,8 @@ class NativeSession(Session):
                 taken, at = int(shared[DONE]) - at, int(shared[DONE])
                 if self._report[0]:
                     self._raise(steps, at)
+                if taken:
+                    self._last = ready.machines[int(layout.which[at - 1])]
                 crew.took(pace, way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
@@ -328,6 +334,7 @@ class _Ready:
     """What a number of threads needs to enter native code."""
 
     def __init__(self, machines: Sequence[Machine], arenas: Mapping[Any, Array], threads: int, shared: Array, slots: int) -> None:
+        self.machines = machines
         self._functions = np.array([(m.prepare, m.address) for m in machines], np.int64)
         self._arenas = np.array([arenas[m].ctypes.data for m in machines], np.int64)
         self.words = (self._functions.ctypes.data, self._arenas.ctypes.data)
@@ -335,6 +342,11 @@ class _Ready:
         self._tables = aligned(threads * line, np.int64).reshape(threads, line)[:, :slots]
         self._blocks = [np.array([shared.ctypes.data, t, own.ctypes.data], np.int64) for t, own in enumerate(self._tables)]
         self.arguments = [b.ctypes.data for b in self._blocks]
+
+    def begin(self, kind: int, last: Machine | None) -> int:
+        """Use the arena of the first step's kind. Returns that kind if the last step was of it too, so that what it has prepared holds."""
+        self._tables[:, 0] = self._arenas[kind]
+        return kind if self.machines[kind] is last else -1
 
     def fill(self, table: Array, slots: Array, pointers: Sequence[int]) -> None:
         """Where all buffers lie: as in `table`, but for those in `slots`."""
