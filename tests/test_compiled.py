@@ -229,7 +229,7 @@ def test_every_kernel_is_timed():
     known = [row.measured for row in made.rows if row.measured is not None]
     if peak.counter() is not None:
         assert len(known) == len(made.rows)
-        assert all(t > 0 for t in known)  # how long, depends on what else the machine does
+        assert all(t >= 0 for t in known)  # how long, depends on what else the machine does; 0: less than reading the clock
         assert max(row.share for row in made.rows) > 0
 
 
