@@ -4,13 +4,13 @@ In: what the user asked for, the graphs that a run is made of, and how long step
 threads do them. Results have the same bits whatever is chosen, so the choice may change while a run goes on.
 
 Where nobody asked for a number, ways are timed against each other: a small step begins on one thread, and others are tried only if
-there is enough left to do that compiling it again pays; a large one begins on all processors. A machine that becomes busy is noticed by
-steps that take longer, and the ways are timed again.
+there is enough work that compiling it again pays; a large one begins on all processors. Now and then the other way is timed again, for
+a machine becomes busy, or idle.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,7 +26,9 @@ LEAST_WORK = 0.5  # seconds of work, behind and ahead, that are worth another co
 SLICES = 3  # how often a way is timed before it is judged
 TRIAL = 0.004  # seconds in native code while ways are timed
 SLICE = 0.1  # and when one has been chosen
-WORSE = 1.5  # times its best, several times in a row: the machine has become busy
+AGAIN = (
+    0.5  # seconds of work after which the way that was not chosen is timed once more: the machine may have become busy, or idle
+)
 KEPT = 256  # how many kinds of steps are remembered
 
 
@@ -62,15 +64,22 @@ def operations(graph: Graph) -> float:
 
 @dataclass
 class Pace:
-    """What is known of steps of one size, in seconds: `first`, how long the very first by each way took, which only tells how many to take
-    at a time; `best`, the least of a step; `timed`, how often each way was timed; `spent`, all so far."""
+    """What is known of steps of one size, in seconds. first: how long the very first by each way took, which only tells how many to take
+    at a time; last: those of the last slices by each way; spent: all so far; idle: how much of it since a way was last taken."""
 
     work: float
     first: dict[Way, float] = field(default_factory=dict)
-    best: dict[Way, float] = field(default_factory=dict)
-    timed: dict[Way, int] = field(default_factory=dict)
+    last: dict[Way, deque[float]] = field(default_factory=dict)
     spent: float = 0.0
-    slow: int = 0
+    idle: dict[Way, float] = field(default_factory=dict)
+
+    def step(self, way: Way) -> float:
+        """Seconds of a step this way: the least of the last few, since whatever disturbs makes it longer."""
+        return min(self.last[way])
+
+    def timed(self, way: Way) -> bool:
+        """Whether enough is known of this way."""
+        return len(self.last.get(way, ())) >= SLICES
 
 
 # By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
@@ -96,11 +105,12 @@ class Crew:
     def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""
         first, second = self._ways(pace)
-        if first == second or pace.timed.get(first, 0) < SLICES or not self._worth(pace, first, left):
+        if first == second or not pace.timed(first) or not self._worth(pace, first, left):
             return first
-        if pace.timed.get(second, 0) < SLICES:
+        if not pace.timed(second):
             return second
-        return min((first, second), key=lambda w: pace.best[w])
+        best, other = sorted((first, second), key=pace.step)
+        return other if pace.idle.get(other, 0.0) >= AGAIN else best
 
     def _ways(self, pace: Pace) -> tuple[Way, Way]:
         if self._asked is not None:
@@ -109,32 +119,29 @@ class Crew:
         return (Way(count, count), Way(count, 1)) if pace.work >= LARGE else (Way(1, 1), Way(count, count))
 
     def _worth(self, pace: Pace, first: Way, left: int) -> bool:
-        step = pace.best[first]
-        if len(pace.best) > 1 or pace.work >= LARGE:
+        if len(pace.last) > 1 or pace.work >= LARGE:
             return True
+        step = pace.step(first)
         return step >= LEAST_STEP and step * left + pace.spent >= LEAST_WORK
 
     def steps(self, pace: Pace, way: Way, left: int) -> int:
         """How many steps to take before Python looks again: one to begin with, few while ways are being timed."""
-        step = pace.best.get(way) or pace.first.get(way)
-        if step is None:
+        if way not in pace.first:
             return 1
-        trying = way in self._ways(pace) and pace.timed.get(way, 0) < SLICES and self._asked is None
+        step = pace.step(way) if way in pace.last else pace.first[way]
+        first, second = self._ways(pace)
+        trying = first != second and (not pace.timed(way) or pace.idle.get(way, 0.0) >= AGAIN)
         return max(1, min(left, int((TRIAL if trying else SLICE) / max(step, 1e-9))))
 
     def took(self, pace: Pace, way: Way, steps: int, seconds: float) -> None:
         """Be told how long steps took."""
         if not steps:
             return
-        each = seconds / steps
         pace.spent += seconds
+        for other in pace.last:
+            pace.idle[other] = pace.idle.get(other, 0.0) + seconds
+        pace.idle[way] = 0.0
         if way not in pace.first:
-            pace.first[way] = each  # caches are cold, threads asleep
-            return
-        pace.timed[way] = pace.timed.get(way, 0) + 1
-        pace.slow = pace.slow + 1 if each > WORSE * pace.best.get(way, each) else 0
-        pace.best[way] = min(each, pace.best.get(way, each))
-        if pace.slow >= SLICES and way.threads > 1:
-            pace.slow = 0
-            pace.best.clear()
-            pace.timed.clear()
+            pace.first[way] = seconds / steps  # caches are cold, threads asleep
+        else:
+            pace.last.setdefault(way, deque(maxlen=SLICES)).append(seconds / steps)
