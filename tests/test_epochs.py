@@ -652,6 +652,8 @@ class Alarm(Schedule):
         return np.full(np.shape(steps), self.learning_rate)
 
 
+# Slow: where the signal happens to arrive inside a finaliser, Python drops the interrupt, and the run goes on for a very long time.
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", list(backends))
 def test_ctrl_c_by_a_signal(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal somewhere within a call that takes many epochs."""
