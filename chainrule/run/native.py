@@ -37,6 +37,7 @@ from ..compiler.driver import (
     driver_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
+from ..compiler.layout import laid_out, logical
 from ..compiler.target import Target, host
 from ..errors import DataError
 from ..graph.interpret import evaluate
@@ -148,7 +149,8 @@ class NativeSession(Session):
                 names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
         self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
-        self._state = {n: own(state[n], t.dtype) for n, t in types.items()}
+        self._shapes = {n: t.shape for n, t in types.items()}
+        self._state = {n: own(laid_out(state[n]), t.dtype) for n, t in types.items()}  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -311,7 +313,8 @@ class NativeSession(Session):
         first = int(np.sum(np.asarray(steps.sizes[:at], np.int64)))
         rows = np.asarray(steps.order)[first : first + int(steps.sizes[at])]
         given = {k: np.asarray(v)[rows] for k, v in steps.data.items()} | {k: np.asarray(v)[at] for k, v in steps.numbers.items()}
-        values = [*(self._state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
+        state = self.state()
+        values = [*(state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
         evaluate(entry.graph, values)
         raise DataError("an index lies outside its array")
 
@@ -327,7 +330,8 @@ class NativeSession(Session):
         return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
 
     def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._state.items()}
+        shapes = self._shapes
+        return {n: v.copy() if v.shape == shapes[n] else logical(v, shapes[n]) for n, v in self._state.items()}
 
 
 class _Ready:
