@@ -270,7 +270,7 @@ class NativeSession(Session):
         shared[DONE] = 0
         try:
             while at < count:
-                way = crew.way(pace, count - at)
+                way = crew.way(pace)
                 until = at + crew.steps(pace, way, count - at)
                 ready = self._ready(layout, way, sources)
                 if way not in filled:
