@@ -59,19 +59,19 @@ def expm1(b: Builder, x: str) -> str:
 
 
 def tanh(b: Builder, x: str) -> str:
-    """float32: n d / (d^2 + n^2/4) with n/d = 2 tanh(x/2); float64: x + x^3 P(x^2) below 0.55, beyond 1 - 2 / (e^2x + 1).
+    """float32: 2n d / (d^2 + n^2) with n/d = tanh(x/2); float64: x + x^3 P(x^2) below 0.55, beyond 1 - 2 / (e^2x + 1).
 
     The duplication formula needs no exponential: n = x P(x^2) and d = Q(x^2) are of degree 2 and 3, and where tanh x nears 1 their
-    errors do not matter (their share is sech x). As n (d / (...)) no rounding is larger than the result's own where n is just above a
-    power of two and the result just below.
+    errors do not matter (their share is sech x). As 2n (d / (...)) no rounding is larger than the result's own where n is just above
+    a power of two and the result just below.
     """
     t = table(b)
     if b.bits == 32:
         x = clamp(b, x, -TANH32_END, TANH32_END)
         z = b.fmul(x, x)
-        n = b.fma(b.fmul(x, z), b.polynomial(z, t["tanh_p"][1:]), x)  # P and Q start with 1; a sum would lose the sign of -0
+        n = b.fma(b.fmul(x, z), b.polynomial(z, t["tanh_p"][1:]), x)  # P starts with 1; a sum would lose the sign of -0
         d = b.polynomial(z, t["tanh_q"])
-        y = b.fmul(n, b.fdiv(d, b.fma(d, d, b.fmul(n, b.fmul(n, b.const(0.25))))))
+        y = b.fmul(b.fadd(n, n), b.fdiv(d, b.fma(d, d, b.fmul(n, n))))
         return y if b.has_fma else clamp(b, y, -1.0, 1.0)  # without, further rounding can end above 1
     a = b.fabs(x)
     z = b.fmul(a, a)

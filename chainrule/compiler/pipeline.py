@@ -97,7 +97,7 @@ def compile_graph(
         _entry(name, planned, threads, module, set(state), timed),
         _entry(f"{name}_prepare", prepare, threads, module, set()),
     ]
-    if timed:
+    if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
     return Code(name, graph, planned, memory, functions, table, text)
