@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
             "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/flatten "
-            "compiler/schedule compiler/phases compiler/layout compiler/share compiler/panels compiler/memory compiler/loops "
+            "compiler/schedule compiler/phases compiler/layout compiler/panels compiler/share compiler/memory compiler/loops "
             "compiler/lower compiler/llvm compiler/jit compiler/driver compiler/pipeline compiler/cost compiler/peak compiler/"
         ),
     ),

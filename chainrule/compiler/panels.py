@@ -16,20 +16,25 @@ from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt
 from .layout import panel, physical
 from .phases import Access, accesses
-from .share import put_off
+from .target import Target
 
 Split = Mapping[Axis, tuple[Axis, Axis]]  # an axis -> that of panels, and that inside a panel
 
 
-def in_panels(items: Sequence[Item], state: set[Buffer], names: Names) -> list[Item]:
-    """The items with such indices. State that is read in a way that does not fit is first copied, row by row."""
-    splits = {k: _split(k, names) for k in kernels_of(items)}
-    matrices = dict.fromkeys(a.buffer for k in splits for a in accesses(k) if _is_matrix(a.buffer))
-    misfits = {a.buffer for k, split in splits.items() for a in accesses(k) if a.buffer in matrices and not _in_panel(a, split)}
+def in_panels(items: Sequence[Item], state: set[Buffer], target: Target, names: Names) -> tuple[list[Item], set[Axis]]:
+    """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
+    by row."""
+    splits = {k: _split(k, target, names) for k in kernels_of(items)}
+    matrices = dict.fromkeys(a.buffer for k in splits for a in accesses(k) if _is_matrix(a.buffer, target))
+    misfits = {
+        a.buffer for k, split in splits.items() for a in accesses(k) if a.buffer in matrices and not _in_panel(a, split, target)
+    }
     copies = {b: Buffer(names("t"), b.shape, b.dtype) for b in matrices if b in misfits and b in state}
     before = [_copying(b, copy, names) for b, copy in copies.items()]
-    splits.update({k: _split(k, names) for k in before})
-    chosen = {b: physical(b.shape) for b in matrices if b not in misfits or b in copies}
+    splits.update({k: _split(k, target, names) for k in before})
+    chosen = {b: physical(b.shape, target) for b in matrices if b not in misfits or b in copies}
+
+    panels: set[Axis] = set()
 
     def rewritten(item: Item) -> Item:
         if isinstance(item, Loop):
@@ -37,17 +42,17 @@ def in_panels(items: Sequence[Item], state: set[Buffer], names: Names) -> list[I
             return item
         needed = {x for a in accesses(item) if a.buffer in chosen for i in a.index for x in i.axes}
         split = {x: both for x, both in splits[item].items() if x in needed}
-        return _Panels(chosen, copies, split).kernel(item)
+        panels.update(outer for outer, _ in split.values())
+        return _Panels(chosen, copies, split, target).kernel(item)
 
     made = [rewritten(i) for i in (*before, *items)]
     for buffer, shape in chosen.items():
         buffer.shape = shape
-    put_off(made, state)
-    return made
+    return made, panels
 
 
-def _is_matrix(buffer: Buffer) -> bool:
-    return buffer.space in ("state", "scratch") and len(physical(buffer.shape)) != len(buffer.shape)
+def _is_matrix(buffer: Buffer, target: Target) -> bool:
+    return buffer.space in ("state", "scratch") and len(physical(buffer.shape, target)) != len(buffer.shape)
 
 
 def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
@@ -56,15 +61,15 @@ def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
     return Kernel(names("k"), domain, (), [Store(copy, index, load(buffer, index))], domain[0])
 
 
-def _split(kernel: Kernel, names: Names) -> Split:
+def _split(kernel: Kernel, target: Target, names: Names) -> Split:
     """The axes that run along the columns of a matrix."""
     found: dict[Axis, tuple[Axis, Axis]] = {}
     own = {*kernel.domain, *kernel.reduced}
     for a in accesses(kernel):
-        if _is_matrix(a.buffer) and a.view == a.buffer.shape:
+        if _is_matrix(a.buffer, target) and a.view == a.buffer.shape:
             axis = next((x for x in a.index[1].axes if a.index[1] == of(x)), None)
             if axis in own and axis not in found and axis is not None and axis.extent == a.view[1]:
-                size = panel(axis.extent)
+                size = panel(axis.extent, target)
                 found[axis] = Axis(names("p"), axis.extent // size), Axis(axis.name, size)
     return found
 
@@ -73,17 +78,19 @@ def _where(split: Split) -> dict[Axis, Affine]:
     return {x: of(outer) * inner.extent + of(inner) for x, (outer, inner) in split.items()}
 
 
-def _in_panel(a: Access, split: Split) -> tuple[Affine, Affine] | None:
+def _in_panel(a: Access, split: Split, target: Target) -> tuple[Affine, Affine] | None:
     """Panel and column inside, where they are sums of axes, as an index has to be."""
     column = a.index[1] if a.view == a.buffer.shape else None
-    return column.replaced(_where(split)).divided(panel(a.view[1])) if isinstance(column, Affine) else None
+    return column.replaced(_where(split)).divided(panel(a.view[1], target)) if isinstance(column, Affine) else None
 
 
 class _Panels:
     """One kernel written anew. chosen: matrices -> their shape in memory; copies: what stands in place of those that do not fit."""
 
-    def __init__(self, chosen: Mapping[Buffer, tuple[int, ...]], copies: Mapping[Buffer, Buffer], split: Split) -> None:
-        self.chosen, self.copies, self.split = chosen, copies, split
+    def __init__(
+        self, chosen: Mapping[Buffer, tuple[int, ...]], copies: Mapping[Buffer, Buffer], split: Split, target: Target
+    ) -> None:
+        self.chosen, self.copies, self.split, self.target = chosen, copies, split, target
 
     def kernel(self, kernel: Kernel) -> Kernel:
         where = _where(self.split)
@@ -113,7 +120,7 @@ class _Panels:
         """Where the same element stands; index: in terms of the new axes."""
         if buffer not in self.chosen:
             return buffer, shape, index
-        where = _in_panel(Access(buffer, index, shape, None, False), {})
+        where = _in_panel(Access(buffer, index, shape, None, False), {}, self.target)
         return (
             (self.copies[buffer], shape, index)
             if where is None

@@ -3,8 +3,8 @@
 In: kernels. Out: kernels with their unit axes. Cut into blocks of rows, a batch goes through all layers without waiting, but each
 thread then reads all weights, half of which another has just written, and such memory comes slowly. Cut into the units of a hidden
 layer, weights stay with their thread, and what goes around are sums over the units: a kernel that sums over the axis is cut into a fixed
-number of partial sums and a kernel that adds these up. Which axes are cut is settled by what it would cost two threads; it may not
-depend on how many there are, since the order of sums depends on it.
+number of partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the
+machine; it may not depend on how many threads there are, since the order of sums depends on it.
 
 Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
 """
@@ -13,45 +13,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Store, Value, load, rebuilt, reduce
-from .layout import panel
+from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .phases import accesses, levels, local
-from .schedule import BARRIER, FOREIGN, MOST_PARTS
-
-NOMINAL = 2  # threads for which the cost is weighed
+from .schedule import BARRIER, FOREIGN, MOST_PARTS, OPERATIONS, units
+from .target import Target
 
 Class = frozenset[Axis]
 
 
-def share(items: Sequence[Item], state: set[Buffer], names: Names) -> list[Item]:
-    """The items, each with its unit axis, in the cheapest of a few ways; copies of the state are put off to the end of a step."""
-    best = [_copy(i) for i in items]
+def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: Target, names: Names) -> list[Item]:
+    """The items, each with its unit axis, in the cheapest of a few ways; copies of the state are put off to the end of a step.
+
+    panels: the axes that count panels of matrices, which are what can be cut beside rows.
+    """
+    best: list[Item] = [replace(i) if isinstance(i, Kernel) else i for i in items]
     put_off(best, state)
     if not all(isinstance(i, Kernel) for i in items):
         return best  # the kernels of a loop go on without waiting only if all are cut along the same rows
     kernels = [i for i in items if isinstance(i, Kernel)]
-    cost = _cost(best)
-    found = _classes(kernels)
+    cost = _cost(best, target)
+    found = _classes(kernels, panels)
     for chosen in [[c] for c in found] + ([found] if len(found) > 1 else []):
         made: list[Item] = [part for k in kernels for part in _cut(k, frozenset().union(*chosen), names)]
         put_off(made, state)
-        if (other := _cost(made)) < cost:
+        if (other := _cost(made, target)) < cost:
             best, cost = made, other
     return best
-
-
-def _copy(item: Item) -> Item:
-    return replace(item) if isinstance(item, Kernel) else item
 
 
 # ---- classes -----------------------------------------------------------------------------------------------------------------
 
 
-def _classes(kernels: Sequence[Kernel]) -> list[Class]:
-    """The classes that can be cut: long enough, summed over by some kernel and free in another, and never twice in one kernel."""
+def _classes(kernels: Sequence[Kernel], panels: set[Axis]) -> list[Class]:
+    """The classes of panels that can be cut: free in some kernel and summed over in another, and never twice in one."""
     leader: dict[object, object] = {}
 
     def find(x: object) -> object:
@@ -61,94 +59,91 @@ def _classes(kernels: Sequence[Kernel]) -> list[Class]:
 
     for kernel in kernels:
         for place, index in _places(kernel):
-            if len(index.terms) == 1 and index.constant == 0 and index.terms[0][1] == 1:
-                leader[find(index.terms[0][0])] = find(place)
+            axis = next(iter(index.axes), None)
+            if axis is not None and index == of(axis):
+                leader[find(axis)] = find(place)
     classes: dict[object, set[Axis]] = {}
-    for axis in dict.fromkeys(a for k in kernels for a in (*k.domain, *k.reduced)):
+    for axis in dict.fromkeys(a for k in kernels for a in (*k.domain, *k.reduced) if a in panels):
         classes.setdefault(find(axis), set()).add(axis)
     return [frozenset(c) for c in classes.values() if _can_be_cut(c, kernels)]
 
 
 def _places(kernel: Kernel) -> Iterator[tuple[object, Affine]]:
     """Each dimension of a buffer that the kernel touches, and the index there."""
-    touched = [(v.buffer, v.shape, v.index) for v in kernel.loads()] + [(s.buffer, s.view, s.index) for s in kernel.stores]
-    for buffer, shape, index in touched:
-        for d, i in enumerate(index):
+    for a in accesses(kernel):
+        for d, i in enumerate(a.index):
             if isinstance(i, Affine):
-                yield (buffer, shape, d), i
+                yield (a.buffer, a.view, d), i
 
 
 def _can_be_cut(c: set[Axis], kernels: Sequence[Kernel]) -> bool:
-    extents = {a.extent for a in c}
     once = all(len(c & {*k.domain, *k.reduced}) <= 1 for k in kernels)
     both = any(c & set(k.domain) and k.reduced for k in kernels) and any(c & set(k.reduced) for k in kernels)
-    return once and both and len(extents) == 1 and parts(extents.pop()) > 1
-
-
-def parts(extent: int) -> int:
-    """Into how many parts a sum over an axis is cut: one for each panel."""
-    size = panel(extent)
-    return extent // size if size and extent // size <= MOST_PARTS else 1
+    return once and both and max(a.extent for a in c) <= MOST_PARTS
 
 
 # ---- cutting -----------------------------------------------------------------------------------------------------------------
 
 
 def _cut(kernel: Kernel, chosen: Class, names: Names) -> list[Kernel]:
-    """The kernel with the last of the chosen axes as its unit; if it sums over one, as partial sums and their sum."""
-    units = [a for a in kernel.domain[kernel.sequential :] if a in chosen]
-    if units and not kernel.sequential:
+    """The kernel with one of the chosen axes as its unit; if it sums over one, as partial sums and their sum."""
+    if kernel.sequential:
+        return [replace(kernel)]
+    units = [a for a in kernel.domain if a in chosen]
+    if units:
         return [replace(kernel, unit=units[-1])]
     summed = [a for a in kernel.reduced if a in chosen]
-    if summed and not kernel.sequential:
-        return _in_parts(kernel, summed[0], names)
-    return [replace(kernel)]
+    return _in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
 
 
 def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
-    count = parts(axis.extent)
-    part, inside = Axis(names("s"), count), Axis(axis.name, axis.extent // count)
-    where = {axis: of(part) * inside.extent + of(inside)}
-    over = [inside if a is axis else a for a in kernel.reduced]
+    """A sum for each value of the axis, and a kernel that adds these up."""
+    over = tuple(a for a in kernel.reduced if a is not axis)
     index = tuple(of(a) for a in kernel.domain)
+    added = Axis(names("r"), axis.extent)
     stores: list[Store] = []
     sums: dict[Value, Value] = {}
-    added = Axis(names("r"), count)
-    moved: dict[Value, Value] = {}
     for v in kernel.values():
         if v.op == "reduce":
-            buffer = Buffer(names("t"), (count, *(a.extent for a in kernel.domain)), v.dtype)
-            rebuilt(v.args, moved, where)
-            stores.append(Store(buffer, (of(part), *index), reduce(v.attrs["how"], moved[v.args[0]], over)))
+            buffer = Buffer(names("t"), (axis.extent, *(a.extent for a in kernel.domain)), v.dtype)
+            stores.append(Store(buffer, (of(axis), *index), reduce(v.attrs["how"], v.args[0], over) if over else v.args[0]))
             sums[v] = reduce(v.attrs["how"], load(buffer, (of(added), *index)), (added,))
-    first = Kernel(names("k"), (part, *kernel.domain), tuple(over), stores, part, origin=kernel.origin[:1])
-    rest = [replace(s, value=rebuilt([s.value], sums)[s.value]) for s in kernel.stores]
+    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, origin=kernel.origin[:1])
+    table = rebuilt([s.value for s in kernel.stores], sums)
+    rest = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (added,), rest, kernel.unit, origin=kernel.origin)]
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------------------
 
 
-def _cost(items: Sequence[Item]) -> float:
-    """Seconds that the nominal number of threads lose in a step: in barriers, and for memory that another has written."""
+def _cost(items: Sequence[Item], target: Target) -> float:
+    """About how many seconds a step takes as many threads as the machine has processors: arithmetic by the thread that has most of it,
+    barriers, and memory that another thread has written."""
     ends = [i for i in items if isinstance(i, Kernel) and (i.late or any(s.buffer.space == "state" for s in i.stores))]
     order = [*(i for i in items if i not in ends), *ends]
-    phases = 1 + max(levels(order, NOMINAL).values(), default=0)
-    return BARRIER * phases + FOREIGN * sum(_foreign(order).values())
+    threads = target.cores
+    phases = 1 + max(levels(order, threads).values(), default=0)
+    return sum(_busy(k, threads) for k in kernels_of(order)) + BARRIER * phases + FOREIGN * sum(_foreign(order, threads).values())
 
 
-def _foreign(items: Sequence[Item]) -> dict[Buffer, float]:
+def _busy(kernel: Kernel, threads: int) -> float:
+    """Seconds of the thread that has the largest part."""
+    operations = sum(prod(a.extent for a in (v.args[0] if v.op == "reduce" else v).axes) for v in kernel.values())
+    count, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 1)
+    share = length / kernel.unit.extent if kernel.unit is not None and count > 1 else 1.0
+    return operations * share / OPERATIONS
+
+
+def _foreign(items: Sequence[Item], threads: int) -> dict[Buffer, float]:
     """For each buffer the bytes that a thread reads and another has written."""
-    writes = {}
+    writes = {a.buffer: a for item in items for a in accesses(item) if a.write}
     found: dict[Buffer, float] = {}
-    for item in items:
-        writes.update({a.buffer: a for a in accesses(item) if a.write})
-    for item in items:
-        for a in accesses(item):
-            if not a.write and a.buffer in writes and not local(a, writes[a.buffer], NOMINAL):
-                own = a.unit is not None and a.unit.extent > 1
-                part = 1 / NOMINAL if own and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index) else 1.0
-                found[a.buffer] = max(found.get(a.buffer, 0.0), a.buffer.bytes * part * (1 - 1 / NOMINAL))
+    for a in (a for item in items for a in accesses(item) if not a.write):
+        if a.buffer in writes and not local(a, writes[a.buffer], threads):
+            cut = a.unit is not None and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index)
+            part = 1 / threads if cut else 1.0
+            found[a.buffer] = max(found.get(a.buffer, 0.0), a.buffer.bytes * part * (1 - 1 / threads))
     return found
 
 

@@ -150,7 +150,9 @@ class NativeSession(Session):
         self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._shapes = {n: t.shape for n, t in types.items()}
-        self._state = {n: own(laid_out(state[n]), t.dtype) for n, t in types.items()}  # as it lies in memory
+        self._state = {
+            n: own(laid_out(np.asarray(state[n]), backend.target), t.dtype) for n, t in types.items()
+        }  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
