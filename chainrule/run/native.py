@@ -272,7 +272,7 @@ class NativeSession(Session):
         shared[DONE] = 0
         try:
             while at < count:
-                way = crew.way(pace)
+                way = crew.way(pace, count - at)
                 until = at + crew.steps(pace, way, count - at)
                 ready = self._ready(layout, way, sources)
                 if way not in filled:
