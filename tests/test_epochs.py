@@ -20,13 +20,16 @@ from same import assert_same, state
 
 import chainrule as cr
 from chainrule import losses, nn
+from chainrule.graph.node import Type
 from chainrule.optim import optimizers
-from chainrule.run.backend import backends
+from chainrule.program import ProgramBuilder, Variable
+from chainrule.run.backend import Kept, backends, finite
 from chainrule.run.batches import epoch_order, step_sizes
+from chainrule.run.native import _NativeKept
 from chainrule.run.reference import ReferenceSession
 from chainrule.schedules import Schedule, schedules
 from chainrule.train import epochs as module
-from chainrule.train.epochs import Behind, Data, Epochs, Orders, Pace, finite, lasting, shuffled
+from chainrule.train.epochs import Behind, Data, Epochs, Orders, Pace, lasting, shuffled
 from chainrule.train.fit import Training
 from chainrule.train.objective import DIVISOR, RATE, SEED, STEP, make_program
 from chainrule.train.progress import Progress
@@ -312,13 +315,182 @@ def test_epochs_are_taken_one_by_one_where_somebody_looks(options: dict[str, Any
     assert [steps for steps, _ in calls] == [4 if "validation" in options else 5] * 5
 
 
-def test_the_state_is_fetched_once_a_call(calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[int] = []
-    fetch = ReferenceSession.state
-    monkeypatch.setattr(ReferenceSession, "state", lambda self: fetched.append(1) or fetch(self))
+# --------------------------------------------------------------------------------------------------- state when somebody looks
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each state that is fetched from a training."""
+    seen: list[int] = []
+    for kind in (Kept, _NativeKept):
+        fetch = vars(kind)["arrays"]
+        monkeypatch.setattr(kind, "arrays", lambda self, fetch=fetch: seen.append(1) or fetch(self))
+    return seen
+
+
+@pytest.mark.parametrize("backend", list(backends))
+def test_the_state_is_fetched_when_somebody_looks(backend: str, fetched: list[int]) -> None:
     x, t = data()
-    noisy().fit(x, t, epochs=40, batch_size=5)
-    assert len(fetched) == len(calls) < 10
+    net = noisy()
+    options: dict[str, Any] = {"batch_size": 5, "backend": backend, "validation": (x, t), "metrics": ("mae",)}
+    net.fit(x, t, epochs=0)
+    fetched.clear()
+    looks = [3, 4, 6]
+    seen: list[Any] = []
+    net.fit(x, t, epochs=8, callbacks=[lambda run: run.epochs in looks and seen.append((state(net), net._slots))], **options)
+    assert len(fetched) == len(looks)
+    for epochs, (weights, slots) in zip(looks, seen, strict=True):
+        plain = noisy()
+        plain.fit(x, t, epochs=epochs, **options)
+        assert_same(weights, state(plain))
+        assert_same(slots, plain._slots)
+    fetched.clear()
+    weights = state(net)
+    assert_same(weights, state(net))
+    assert len(fetched) == 1
+    plain.fit(x, t, epochs=2, **options)
+    assert_same(weights, state(plain))
+
+
+@pytest.mark.parametrize("backend", list(backends))
+def test_every_way_to_look_sees_the_state_of_the_moment(backend: str) -> None:
+    """Copies, files, other networks that share a layer."""
+    x, t = data()
+    shared = nn.Dense(2)
+    net, other = nn.Sequential(nn.Dense(3, "tanh"), shared), nn.Sequential(shared)
+    net.fit(x, t, epochs=0)
+    other.fit(np.ones((4, 3)), np.ones((4, 2)), epochs=0)
+    looks: list[Callable[[], Any]] = [
+        lambda: net.parameters,
+        lambda: copy.deepcopy(net).parameters,
+        lambda: pickle.loads(pickle.dumps(net)).parameters,
+        lambda: {f"1.{n.partition('.')[2]}": v for n, v in other.parameters.items()},
+        lambda: {f"1.{n.partition('.')[2]}": v for n, v in copy.deepcopy(other).parameters.items()},
+        lambda: {"scores": net.predict(x)},
+        lambda: net.parameters if net.summary() else None,
+    ]
+    for look in looks:
+        net.reset()
+        other.reset()
+        net.fit(x, t, epochs=0)
+        other.fit(np.ones((4, 3)), np.ones((4, 2)), epochs=0)
+        before, found = look(), list[Any]()
+        net.fit(
+            x, t, epochs=3, batch_size=5, backend=backend, callbacks=[lambda run, look=look, found=found: found.append(look())]
+        )
+        assert_same(found[-1], look())
+        for name, value in before.items():
+            assert not np.array_equal(found[0][name], value), name
+            assert not np.array_equal(found[0][name], found[1][name]), name
+
+
+def test_what_another_network_has_put_into_a_shared_layer_stays() -> None:
+    """Whoever stores last is right, and the other's layers get theirs all the same."""
+    x, t = data()
+    shared = nn.Dense(2)
+    net, other = nn.Sequential(nn.Dense(4), shared), nn.Sequential(shared)
+    net.fit(x, t, epochs=0)
+    before = net.parameters
+    net.fit(x, t, epochs=2)  # and nobody has looked yet
+    other.fit(x, t, epochs=1)
+    latest = other.parameters
+    assert_same({n: net.parameters[f"1.{n[2:]}"] for n in latest}, latest)
+    assert not np.array_equal(net.parameters["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("backend", list(backends))
+def test_other_threads_see_whole_states(backend: str) -> None:
+    """Both layers of a network that begin alike and learn alike."""
+    x, t = data(64, inputs=1, outputs=1)
+
+    class Twins(nn.Module):
+        def __call__(self, x: Any) -> Any:
+            parts = [self.parameter(name, (300, 1), 0.01) for name in ("a", "b")]
+            return np.broadcast_to(x, (*x.shape[:1], 300)) @ (parts[0] + parts[1])
+
+    net = Twins()
+    net.fit(x, t, epochs=0)
+    seen, torn = set(), []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            now = net.parameters
+            seen.add(float(now["a"][0, 0]))
+            torn.append(not np.array_equal(now["a"], now["b"]) or len(np.unique(now["a"])) > 1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        net.fit(x, t, epochs=300, batch_size=8, optimizer=cr.SGD(1e-5), backend=backend, callbacks=[lambda run: None])
+    finally:
+        done.set()
+        thread.join()
+    assert len(seen) > 2
+    assert not any(torn)
+
+
+@pytest.mark.parametrize("backend", list(backends))
+def test_the_best_state_is_kept_while_training_goes_on(backend: str, fetched: list[int]) -> None:
+    x, t = data()
+    net, plain = noisy(), noisy()
+    net.fit(x, t, epochs=0)
+    fetched.clear()
+    rule = cr.SGD(Neighbours(0.5))
+    run = net.fit(x, t, epochs=40, batch_size=5, optimizer=rule, early_stopping=7, validation=(x, t), backend=backend)
+    assert run.best_epoch is not None
+    assert 1 < run.best_epoch < run.epochs
+    assert not fetched
+    plain.fit(x, t, epochs=run.best_epoch, batch_size=5, optimizer=rule, backend=backend, validation=(x, t))
+    assert_same(state(net), state(plain))
+
+
+def session_of(arrays: dict[str, Array]) -> Any:
+    """A native session that holds these arrays and does nothing with them."""
+    builder = ProgramBuilder([Variable(n, Type(v.shape, v.dtype), "parameter") for n, v in arrays.items()], [], 1)
+    return backends["native"].session({1: builder.build()}, arrays)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64", "bool"])
+@pytest.mark.parametrize("size", [0, 1, 2, 15, 16, 17, 33, 1000])
+def test_native_code_keeps_a_state_that_is_finite(dtype: str, size: int) -> None:
+    r = np.random.default_rng(0)
+    full = {n: (r.normal(size=size) * 100).astype(dtype) for n in "ab"} | {"c": np.float64(np.finfo(np.float64).max)}
+    kept = session_of({n: np.asarray(v) for n, v in full.items()}).keep()
+    assert_same(kept.arrays(), {n: np.asarray(v) for n, v in full.items()})
+    if dtype.startswith("float"):
+        info = np.finfo(dtype)
+        for where in dict.fromkeys([0, size // 2, size - 1] if size else []):
+            for value in (math.nan, -math.nan, math.inf, -math.inf, info.max, info.tiny, -info.smallest_subnormal):
+                broken = {n: np.array(v) for n, v in full.items()}
+                broken["b"][where] = value
+                kept = session_of(broken).keep()
+                assert (kept is not None) == math.isfinite(value), (where, value)
+                if kept is not None:
+                    assert_same(kept.arrays(), broken)
+    elif size:
+        whole = {n: np.array(v) for n, v in full.items()}
+        whole["a"].view(np.uint8)[:] = 0x7F if dtype != "bool" else 1  # what in a float would be no number
+        assert_same(session_of(whole).keep().arrays(), whole)
+
+
+def test_nothing_to_keep() -> None:
+    assert session_of({}).keep().arrays() == {}
+
+
+def test_memory_of_a_state_that_nobody_holds_serves_again() -> None:
+    session = session_of({"a": np.zeros(5)})
+    first = session.keep()
+    session._state["a"][:] = 1
+    second = session.keep()
+    session._state["a"][:] = 2
+    del second
+    third = session.keep()
+    assert len(session._copies) == 2
+    session._state["a"][:] = 3
+    assert session.keep().arrays()["a"][0] == 3
+    assert len(session._copies) == 3  # two are held
+    assert (first.arrays()["a"][0], third.arrays()["a"][0]) == (0, 2)
 
 
 def test_memory_is_bounded(calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,13 @@ backend, write one file beside `reference.py` that registers an instance in `bac
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..graph.node import Array, Graph
 from ..program import Program
@@ -45,6 +48,17 @@ class Taken:
     interrupted: bool = False
 
 
+class Kept:
+    """A state as it was at one moment, whatever the session that kept it has done since."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def arrays(self) -> dict[str, Array]:
+        """The state in logical layout. Nobody writes to these arrays."""
+        return dict(self._arrays)
+
+
 class Session(ABC):
     """A state at work on a backend, in whatever layout suits it."""
 
@@ -65,6 +79,13 @@ class Session(ABC):
     @abstractmethod
     def state(self) -> dict[str, Array]:
         """The state in logical layout, as arrays of its own."""
+
+    @abstractmethod
+    def keep(self) -> Kept | None:
+        """The state as it is now, to be looked at later, if ever; None if not all its numbers are finite.
+
+        It costs less than `state`: at most one copy, into memory that is used again when nobody holds an earlier one any more.
+        """
 
 
 class Function(ABC):
@@ -93,6 +114,17 @@ class Backend(ABC):
     @abstractmethod
     def function(self, graph: Graph) -> Function:
         """A graph in normal form as a function of arrays, one for each input, captured ones included."""
+
+
+def finite(arrays: Iterable[Array]) -> bool:
+    """Whether all numbers are finite."""
+    with np.errstate(all="ignore"):
+        for array in arrays:
+            flat = array.reshape(-1)
+            # The sum of squares is the fastest test of a short array; where it overflows, a closer look decides.
+            if (flat.size > 2048 or not math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
+                return False
+    return True
 
 
 backends: Registry[Backend] = Registry("backend")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -25,16 +25,19 @@ from ..compiler.driver import (
     BASES,
     BEFORE,
     DONE,
+    EXPONENTS,
     FIRST,
     FUNCTIONS,
     KINDS,
     MOVES,
+    NO_EXPONENT,
     OFFSETS,
     SLOTS,
     STEPS,
     THREADS,
     WORDS,
     driver_ir,
+    keep_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
 from ..compiler.target import Target, host
@@ -43,7 +46,7 @@ from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
-from .backend import Backend, Function, Session, Steps, Taken, backends
+from .backend import Backend, Function, Kept, Session, Steps, Taken, backends
 from .crew import Crew, Pace, Way
 from .reference import cast
 
@@ -167,6 +170,7 @@ class NativeSession(Session):
         for name, array in (*self._state.items(), *self._captures.items()):
             self._table[self._slots[name]] = array.ctypes.data
         self._places: dict[int, Array] = {}  # slots of results that nobody asked for -> where they go
+        self._copies: list[_Copy] = []
 
     def _place(self, slot: int, size: int) -> None:
         """Memory for a result that nobody asked for. Each has its own, since other kernels of the step may read it from there."""
@@ -255,7 +259,7 @@ class NativeSession(Session):
     def _go(self, steps: Steps, layout: _Layout, moved: Sequence[Array], sources: Mapping[str, Array],
             pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
         """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C."""
-        shared, run = self._shared, self._backend.driver()
+        shared, run = self._shared, self._backend.driver().run
         bases = np.array([a.ctypes.data for a in moved], np.int64)
         pointers = [a.ctypes.data for a in sources.values()]
         words = [0] * WORDS
@@ -328,6 +332,51 @@ class NativeSession(Session):
 
     def state(self) -> dict[str, Array]:
         return {name: value.copy() for name, value in self._state.items()}
+
+    def keep(self) -> Kept | None:
+        copy = next((c for c in self._copies if c.free), None)
+        if copy is None:
+            self._copies.append(copy := _Copy(self._state))
+        return copy.kept() if self._backend.driver().keep(*copy.arguments) == 0 else None
+
+
+class _Copy:
+    """Memory for a copy of a state. It serves again when nobody holds what was kept in it: to fill fresh memory takes several times as
+    long, since the operating system has to find and clear it."""
+
+    def __init__(self, state: Mapping[str, Array]) -> None:
+        self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.items()}
+        self._holder: Callable[[], Kept | None] = lambda: None
+        rows = np.zeros((len(state), 5), np.int64)
+        for row, to, value in zip(rows, self.arrays.values(), state.values(), strict=True):
+            row[:3] = to.ctypes.data, value.ctypes.data, value.nbytes
+            row.view(np.uint32)[6:] = EXPONENTS.get(str(value.dtype), NO_EXPONENT)
+        self._rows = rows
+        self.arguments = (rows.ctypes.data, len(rows))
+
+    @property
+    def free(self) -> bool:
+        return self._holder() is None
+
+    def kept(self) -> Kept:
+        made = _NativeKept(self.arrays)
+        self._holder = ref(made)
+        return made
+
+
+class _NativeKept(Kept):
+    """A state in memory that a session uses again when this is gone."""
+
+    def arrays(self) -> dict[str, Array]:
+        return {name: value.copy() for name, value in self._arrays.items()}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """run: takes the threads of a run through its steps, one for each argument block; keep: see `keep_ir`."""
+
+    run: Callable[[Sequence[int]], None]
+    keep: Callable[[int, int], int]
 
 
 class _Ready:
@@ -475,7 +524,7 @@ class NativeBackend(Backend):
         self, target: Target | None = None, level: int = LEVEL, guard: int = 0, poison: int | None = None, timed: bool = False
     ) -> None:
         self._target, self.level, self.guard, self.poison, self.timed = target, level, guard, poison, timed
-        self._run: Callable[[Sequence[int]], None] | None = None
+        self._driver: Driver | None = None
 
     @property
     def target(self) -> Target:
@@ -521,20 +570,20 @@ class NativeBackend(Backend):
             guard=self.guard, barrier=barrier, timed=self.timed,
         )  # fmt: skip
 
-    def driver(self) -> Callable[[Sequence[int]], None]:
-        """Runs the threads of a run, one for each argument block."""
-        if self._run is None:
+    def driver(self) -> Driver:
+        """What is the same for all programs."""
+        if self._driver is None:
             from .threads import barrier_ir, flush_ir, pool
 
             triple = self.target.triple
-            loaded = jit.compile_module(driver_ir(triple, barrier_ir(triple), flush_ir(triple)), self.target)
-            address = loaded.address("run")
+            loaded = jit.compile_module(driver_ir(triple, barrier_ir(triple), flush_ir(triple)) + keep_ir(), self.target)
+            address, keep = loaded.address("run"), _Keep(loaded.address("keep"))
 
             def run(arguments: Sequence[int], loaded: Any = loaded) -> None:
                 pool().run(address, arguments)
 
-            self._run = run
-        return self._run
+            self._driver = Driver(run, keep)
+        return self._driver
 
     def function(self, graph: Graph) -> Function:
         key = ("function", self.target, self.level, self.guard, _identity(graph))
@@ -551,6 +600,7 @@ class NativeBackend(Backend):
         return compile_graph(ENTRY, graph, inputs, outputs, [], slots, [None] * len(inputs), self.target, guard=self.guard)
 
 
+_Keep = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 _Call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
 

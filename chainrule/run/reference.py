@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..graph.interpret import Plan, plan_of
 from ..graph.node import Array, Graph, Rows
 from ..program import Entry, Input, Program
-from .backend import Backend, Function, Session, Steps, Taken, backends
+from .backend import Backend, Function, Kept, Session, Steps, Taken, backends, finite
 
 
 class ReferenceSession(Session):
@@ -80,6 +80,10 @@ class ReferenceSession(Session):
 
     def state(self) -> dict[str, Array]:
         return {name: np.array(value) for name, value in self._at[0].items()}
+
+    def keep(self) -> Kept | None:
+        state = self._at[0]  # a step makes new arrays and leaves the old ones as they are
+        return Kept(state) if finite(state.values()) else None
 
 
 class _OneThread:

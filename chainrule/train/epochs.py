@@ -6,7 +6,6 @@ the epochs out of what comes back. Nothing here loops over steps, for a step may
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -217,17 +216,6 @@ class Pace:
             self._epochs = max(1, epochs // 2)
         elif seconds < self.shortest and epochs == self._epochs:
             self._epochs = min(2 * epochs, self._most)
-
-
-def finite(arrays: Iterable[Array]) -> bool:
-    """Whether all numbers are finite."""
-    with np.errstate(all="ignore"):
-        for array in arrays:
-            flat = array.reshape(-1)
-            # The sum of squares is the fastest test of a short array; where it overflows, a closer look decides.
-            if (flat.size > 2048 or not math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
-                return False
-    return True
 
 
 def lasting(programs: Sequence[Program]) -> bool:

@@ -20,9 +20,9 @@ from ..graph.node import Array
 from ..metrics import Metric
 from ..program import Program
 from ..registry import nearest
-from ..run.backend import Backend, Session, Steps, Taken
+from ..run.backend import Backend, Kept, Session, Steps, Taken, finite
 from ..run.batches import step_sizes
-from .epochs import Behind, Data, Epochs, Pace, finite, lasting
+from .epochs import Behind, Data, Epochs, Pace, lasting
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, Task, make_program
 from .progress import Progress
@@ -50,7 +50,7 @@ class Training:
     run: Run
     counters: dict[str, int]
     schedule_state: dict[str, float]
-    save: Callable[[Mapping[str, Array]], None]
+    save: Callable[[Kept], None]
     record_program: Callable[[Task, int, tuple[str, ...]], Program] = make_program
     threads: int | None = None
     _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Training:
         """Train from this state; `save` receives the state after each call of the backend, whatever happens."""
         started = time.perf_counter()
         session = self._session(state) if self._ready is None else self._ready
-        self._ready, good = None, dict(state)
+        self._ready, good = None, Kept(state)
         progress = Progress(self.run, self.epochs, self.verbose)
         try:
             self._plan = self._planned()
@@ -148,7 +148,7 @@ class Training:
     def _take(self, behind: Behind, epochs: int) -> Steps:
         return self._plan.take(behind, epochs, self.schedule_state.get("scale", 1.0))
 
-    def _advance(self, session: Session, good: dict[str, Array], progress: Progress, pace: Pace) -> dict[str, Array]:
+    def _advance(self, session: Session, good: Kept, progress: Progress, pace: Pace) -> Kept:
         """Some epochs, in one call of the backend; returns the state after them. `good` is the state before, in which everything
         was finite."""
         begun = time.perf_counter()
@@ -161,10 +161,10 @@ class Training:
 
         taken = session.run(steps, pulse)
         pace.took(epochs, time.perf_counter() - begun)
-        state, losses = session.state(), taken.results["loss"]
+        losses = taken.results["loss"]
         whole, part = divmod(taken.steps, each)
-        kept = whole
-        if not (finite([losses]) and finite(state.values())):
+        kept, state = whole, session.keep() if finite([losses]) else None
+        if state is None:
             kept, state = self._sound(good, losses, whole, part)
             part = 0  # of an epoch that has gone wrong nothing is kept
         self._keep(state, steps, taken, kept, part, session, begun)
@@ -174,7 +174,7 @@ class Training:
             raise KeyboardInterrupt
         return state
 
-    def _keep(self, state: dict[str, Array], steps: Steps, taken: Taken, epochs: int, part: int, session: Session,
+    def _keep(self, state: Kept, steps: Steps, taken: Taken, epochs: int, part: int, session: Session,
               begun: float) -> None:  # fmt: skip
         """State, counters and history after so many epochs of a call, and `part` steps of one more."""
         count = epochs * self._plan.steps + part
@@ -195,7 +195,7 @@ class Training:
             return {}
         return self._plan.schedule.observe(measured.get("validation_loss", history["loss"][-1]), self.schedule_state)
 
-    def _sound(self, good: dict[str, Array], losses: Array, whole: int, part: int) -> tuple[int, dict[str, Array]]:
+    def _sound(self, good: Kept, losses: Array, whole: int, part: int) -> tuple[int, Kept]:
         """How many of the first `whole` epochs of a call left everything finite, and the state after these. Losses are known step
         by step, but of the states only the last: so epochs are taken again, and since what is not finite stays, halves will do.
 
@@ -207,21 +207,21 @@ class Training:
         tried = broken - 1  # mostly the last state before the first bad loss is still sound
         while broken - kept > 1:
             state = self._again(good, kept, tried - kept)
-            if finite(state.values()):
+            if state is not None:
                 kept, good = tried, state
             else:
                 broken = tried
             tried = (kept + broken) // 2
         return kept, good
 
-    def _again(self, good: Mapping[str, Array], skip: int, epochs: int) -> dict[str, Array]:
-        """The state after these epochs from now on, from `good`, the state before them."""
-        session = self._session(good)
+    def _again(self, good: Kept, skip: int, epochs: int) -> Kept | None:
+        """The state after these epochs from now on, from `good`, the state before them; None if it is not finite."""
+        session = self._session(good.arrays())
         if session.run(self._take(self._plan.after(self._behind(), skip), epochs)).interrupted:
             raise KeyboardInterrupt
-        return session.state()
+        return session.keep()
 
-    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int, updates: int,
+    def _commit(self, state: Kept, steps: int, epochs: int, updates: int,
                 also: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         """State and counters change together, even if Ctrl-C comes between the two."""
         taken = self.run.steps + steps
@@ -287,7 +287,7 @@ class Training:
 
     # ---- when to stop --------------------------------------------------------------------------------------------------------
 
-    def worse_for_long(self, state: dict[str, Array]) -> bool:
+    def worse_for_long(self, state: Kept) -> bool:
         stopping = self.early_stopping
         if stopping is None:
             return False
@@ -321,12 +321,13 @@ class Training:
             )
         return -1.0 if better else 1.0
 
-    def _diverged(self, losses: Array, good: dict[str, Array]) -> None:
+    def _diverged(self, losses: Array, good: Kept) -> None:
         """Go through the next epoch again from its beginning, step by step, and find the first value that is not finite."""
         self.run.stopped = "diverged"
-        session, steps = self._session(good), self._take(self._behind(), 1)
+        state = good.arrays()
+        session, steps = self._session(state), self._take(self._behind(), 1)
         edges = np.cumsum([0, *steps.sizes])
-        place, at, state = "", 0, good
+        place, at = "", 0
         for at in range(len(steps.sizes)):
             order = steps.order[edges[at] : edges[at + 1]]
             place = self._first_not_finite(steps, at, order, state)

@@ -17,7 +17,7 @@ from ..graph.interpret import first_not_finite
 from ..graph.node import Array
 from ..ops.random import key_of
 from ..optim import LBFGS, penalty
-from ..run.backend import Session
+from ..run.backend import Kept, Session
 from ..run.batches import step_sizes
 from .fit import EVALUATION_ROWS, Training, evaluate
 from .objective import DIVISOR, SEED, STEP, holds_random_numbers
@@ -71,7 +71,7 @@ class FullBatch(Training):
                     )
                 kept = {f"slot/{k}": np.asarray(memory[k]) for k in ("s", "y", "evaluations")}
                 good = {**{n: v for n, v in state.items() if not n.startswith("slot/")}, **moved, **kept}
-                self._commit(good, problem.take_calls(), 1, 1)
+                self._commit(Kept(good), problem.take_calls(), 1, 1)
                 self._record(rule, value, moved, self._session(good), begun)
                 run.seconds = time.perf_counter() - started
                 progress.epoch()
@@ -79,7 +79,7 @@ class FullBatch(Training):
                     callback(run)
                 if memory["converged"] and not run.stopped:
                     run.stop("converged")
-                if self.worse_for_long(good) or run.stopped:
+                if self.worse_for_long(Kept(good)) or run.stopped:
                     break
         except KeyboardInterrupt:
             run.interrupted, run.stopped = True, "interrupted"

@@ -127,7 +127,7 @@ class Model(Stateful):
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule)
                 state = {**self._state(), **slots}
-                store = partial(self._store, places=self._places())
+                store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
                     task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
                     tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads,
