@@ -21,9 +21,10 @@ from same import assert_same, state
 import chainrule as cr
 from chainrule import losses, nn
 from chainrule.graph.node import Type
+from chainrule.ops.random import key_of
 from chainrule.optim import optimizers
 from chainrule.program import ProgramBuilder, Variable
-from chainrule.run.backend import Kept, backends, finite
+from chainrule.run.backend import Kept, Steps, backends, finite
 from chainrule.run.batches import epoch_order, step_sizes
 from chainrule.run.native import _NativeKept
 from chainrule.run.reference import ReferenceSession
@@ -90,7 +91,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     def counted(self: ReferenceSession, steps: Any, pulse: Any = None) -> Any:
         if steps.entries[0] != "evaluate":
-            seen.append((len(steps.sizes), len(steps.order)))
+            seen.append((steps.count, steps.rounds * sum(steps.sizes)))
         return run(self, steps, pulse)
 
     monkeypatch.setattr(ReferenceSession, "run", counted)
@@ -138,8 +139,9 @@ def test_orders_where_the_number_of_an_epoch_needs_two_words() -> None:
 def test_orders_one_by_one_in_groups_and_again(shuffle: bool) -> None:
     orders = Orders(6, shuffle=shuffle, seed=3)
     for first, epochs in ((0, 1), (1, 1), (2, 1), (3, 70), (73, 1), (5, 2), (0, 4), (4, 8), (200, 9), (209, 1)):
-        expected = np.concatenate([epoch_order(6, shuffle=shuffle, seed=3, epoch=first + i) for i in range(epochs)])
-        np.testing.assert_array_equal(orders.take(first, epochs, most=max(epochs, 50)), expected)
+        expected = np.stack([epoch_order(6, shuffle=shuffle, seed=3, epoch=first + i) for i in range(epochs)])
+        taken = orders.take(first, epochs, most=max(epochs, 50))
+        np.testing.assert_array_equal(taken, expected if shuffle else expected[0])
 
 
 # ------------------------------------------------------------------------------------------------------------- steps, by hand
@@ -149,8 +151,8 @@ def steps_by_hand(
     given: Data, batch: int, rule: cr.Optimizer, shuffle: bool, behind: Behind, planned: int
 ) -> dict[str, list[Any]]:
     """One epoch, step by step."""
-    order = epoch_order(given.rows, shuffle=shuffle, seed=5, epoch=behind.epochs)
     sizes = step_sizes(given.rows, batch)
+    order = epoch_order(given.rows, shuffle=shuffle and len(sizes) > 1, seed=5, epoch=behind.epochs)
     edges = np.cumsum([0, *sizes])
     groups = -(-len(sizes) // rule.accumulate)
     made: dict[str, list[Any]] = {"entries": [], "sizes": list(sizes), "order": order.tolist(), DIVISOR: [], STEP: [], RATE: []}
@@ -166,6 +168,17 @@ def steps_by_hand(
     return made
 
 
+def spelt_out(steps: Steps) -> dict[str, list[Any]]:
+    """Steps one by one."""
+    each = list(steps.each())
+    made: dict[str, list[Any]] = {"entries": [e for e, *_ in each], "sizes": [s for _, s, *_ in each]}
+    made["order"] = [int(r) for _, _, rows, _ in each for r in rows]
+    return made | {k: [numbers[k].tolist() for *_, numbers in each] for k in steps.numbers}
+
+
+READS = (DIVISOR, SEED, STEP, RATE, "hyper.momentum")
+
+
 @pytest.mark.parametrize("rows", [1, 7, 24])
 @pytest.mark.parametrize("batch", [1, 4, 6, 24])
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 50])
@@ -176,17 +189,43 @@ def test_steps_of_several_epochs_by_hand(rows: int, batch: int, accumulate: int,
     given = Data({"x": x}, t, r.uniform(0, 3, rows) * (r.random(rows) > 0.6) if weighted else None)
     for rate in (0.1, cr.schedules.exponential(0.1, every=7), cr.schedules.cosine(0.1)):
         rule = cr.SGD(rate, accumulate=accumulate, momentum=0.9)
-        epochs = Epochs(given, min(batch, rows), shuffle=True, seed=5, optimizer=rule, planned=9, keep=("loss",))
+        epochs = Epochs(given, min(batch, rows), shuffle=True, seed=5, optimizer=rule, planned=9, keep=("loss",), reads=READS)
         behind = epochs.after(Behind(2**32 - 5, 11, 4, 0), 2)
         steps = epochs.take(behind, 3)
         parts = [steps_by_hand(given, min(batch, rows), rule, True, epochs.after(behind, i), 9) for i in range(3)]
+        found = spelt_out(steps)
         for name in ("entries", "sizes", "order", DIVISOR, STEP, RATE):
-            expected = [value for part in parts for value in part[name]]
-            found = getattr(steps, name) if hasattr(steps, name) else steps.numbers[name]
-            assert list(found) == expected, name
-        assert steps.numbers["hyper.momentum"].tolist() == [0.9] * len(steps.sizes)
-        assert steps.numbers[SEED].shape == (len(steps.sizes), 2)
-        assert epochs.take(epochs.after(behind, 3), 3).entries is steps.entries  # so a backend may keep what it made of them
+            assert found[name] == [value for part in parts for value in part[name]], name
+        assert steps.count == len(found["sizes"])
+        assert found["hyper.momentum"] == [0.9] * steps.count
+        assert found[SEED] == [key_of(5).tolist()] * steps.count
+        later = epochs.take(epochs.after(behind, 3), 2)
+        assert later.entries is steps.entries  # so a backend may keep what it made of them
+        assert later.sizes is steps.sizes
+
+
+def test_numbers_that_do_not_change_are_not_repeated() -> None:
+    x, t = data(24)
+    given = Data({"x": x}, t, None)
+    for rule, batch, divisors, rates in (
+        (cr.Adam(0.1), 6, 1, 1),
+        (cr.Adam(0.1), 7, 4, 1),
+        (cr.Adam(cr.schedules.exponential(0.1, every=7)), 6, 1, 20),
+    ):
+        epochs = Epochs(given, batch, shuffle=False, seed=5, optimizer=rule, planned=9, keep=(), reads=(DIVISOR, RATE))
+        steps = epochs.take(Behind(0, 0, 0, 0), 5)
+        assert {k: len(v) for k, v in steps.numbers.items()} == {
+            **{f"hyper.{k}": 1 for k in rule.hyper()}, SEED: 1, DIVISOR: divisors, RATE: rates,
+        }  # fmt: skip
+        assert (steps.order.shape, steps.rounds, len(steps.sizes)) == ((24,), 5, 4)
+
+
+def test_all_rows_at_once_have_no_order() -> None:
+    x, t = data()
+    nets = [noisy(), noisy()]
+    for net, shuffle in zip(nets, (False, True), strict=True):
+        net.fit(x, t, epochs=5, batch_size=20, shuffle=shuffle)
+    assert_same(state(nets[0]), state(nets[1]))
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
@@ -197,15 +236,15 @@ def test_the_loss_of_each_epoch_by_hand(weighted: bool) -> None:
     weight = np.where(np.arange(300) < 60, 0.0, r.uniform(0, 3, 300)) if weighted else None
     given = Data({"x": x}, t, weight)
     for shuffle in (False, True):
-        epochs = Epochs(given, 7, shuffle=shuffle, seed=5, optimizer=cr.SGD(0.1), planned=9, keep=())
+        epochs = Epochs(given, 7, shuffle=shuffle, seed=5, optimizer=cr.SGD(0.1), planned=9, keep=(), reads=READS)
         steps = epochs.take(Behind(0, 0, 0, 0), 4)
-        count = len(steps.sizes)
+        count, sizes, order = steps.count, list(steps.sizes) * 4, np.array(spelt_out(steps)["order"])
         values = r.normal(size=count).astype(np.float32)
         history = epochs.history(steps, {"loss": values, "penalty": np.arange(count, dtype=np.float32)}, 3)
-        edges = np.cumsum([0, *steps.sizes])
+        edges = np.cumsum([0, *sizes])
         for e, found in enumerate(history["loss"]):
             places = range(e * count // 4, (e + 1) * count // 4)
-            rows = [steps.order[edges[i] : edges[i + 1]] for i in places]
+            rows = [order[edges[i] : edges[i + 1]] for i in places]
             each = np.array([float(len(k)) if weight is None else float(np.sum(weight[k])) for k in rows])
             sums = np.array([float(values[i]) * given.total(k) for i, k in zip(places, rows, strict=True)])
             assert found == np.sum(np.where(each > 0, sums, 0.0)) / np.sum(each)
@@ -800,7 +839,7 @@ def test_ctrl_c_while_a_divergence_is_looked_for(monkeypatch: pytest.MonkeyPatch
     seen: list[int] = []
 
     def interrupted(self: ReferenceSession, steps: Any, pulse: Any = None) -> Any:
-        seen.append(len(steps.sizes))
+        seen.append(steps.count)
         taken = run_of(self, steps, pulse)
         return replace(taken, interrupted=True) if len(seen) == 3 else taken
 

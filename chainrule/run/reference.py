@@ -47,15 +47,13 @@ class ReferenceSession(Session):
     def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> Taken:
         kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
         rows_of: dict[str, Rows] = {}
-        edges = np.cumsum([0, *steps.sizes])
         self._at = (self._at[0], 0)
         interrupted = False
         try:
-            for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
+            for i, (name, size, rows, numbers) in enumerate(steps.each()):
                 program = self._programs[size]
-                rows = steps.order[edges[i] : edges[i + 1]]
                 inputs = {k: cast(v[rows], program.inputs[k]) for k, v in steps.data.items()}
-                inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
+                inputs.update({k: cast(v, program.inputs[k]) for k, v in numbers.items()})
                 entry = program.entries[name]
                 results, state = self._step(size, name, inputs)
                 rows_of.update(zip(entry.results, entry.result_rows, strict=True))

@@ -130,9 +130,11 @@ class Training:
         optimizer = self.task.optimizer
         assert optimizer is not None
         keep = ("loss", "penalty", *(("scores",) if self.metrics else ()))
+        reads = {i for program in self._programs.values() for entry in program.entries.values() for i in entry.inputs}
         return Epochs(
-            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep
-        )
+            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
+            reads=reads,
+        )  # fmt: skip
 
     def _most(self) -> int:
         """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
@@ -186,7 +188,7 @@ class Training:
         elif count:
             self._commit(state, count, epochs, updates)
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
-            measured = {**self._measured_as_seen(taken, steps.order), **self.judged(session)}
+            measured = {**self._measured_as_seen(taken, steps.order.reshape(-1)), **self.judged(session)}
             self._whole(self._lines(history, measured, begun, self._observed(history, measured)))
 
     def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, float]) -> Mapping[str, float]:
@@ -326,16 +328,15 @@ class Training:
         self.run.stopped = "diverged"
         state = good.arrays()
         session, steps = self._session(state), self._take(self._behind(), 1)
-        edges = np.cumsum([0, *steps.sizes])
-        place, at = "", 0
-        for at in range(len(steps.sizes)):
-            order = steps.order[edges[at] : edges[at + 1]]
-            place = self._first_not_finite(steps, at, order, state)
+        place, at = "", -1
+        for name, size, rows, numbers in steps.each():
+            at += 1
+            given = {**{k: v[rows] for k, v in steps.data.items()}, **numbers}
+            place = self._first_not_finite(self.program(size, self._entries), name, given, state)
             if place:
                 break
-            numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
-            one = replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
-            if session.run(one).interrupted:
+            each = {k: v[None] for k, v in numbers.items()}
+            if session.run(replace(steps, entries=[name], sizes=[size], order=rows, numbers=each)).interrupted:
                 raise KeyboardInterrupt
             state = session.state()
         raise DivergenceError(
@@ -345,11 +346,9 @@ class Training:
             self.run,
         )
 
-    def _first_not_finite(self, steps: Steps, at: int, rows: Array, state: Mapping[str, Array]) -> str:
-        program = self.program(steps.sizes[at], self._entries)
-        entry = program.entries[steps.entries[at]]
-        values = {**{k: v[rows] for k, v in steps.data.items()}, **{k: v[at] for k, v in steps.numbers.items()}}
-        arrays = [*(state[r] for r in entry.reads), *(np.asarray(values[i], program.inputs[i].type.dtype) for i in entry.inputs)]
+    def _first_not_finite(self, program: Program, name: str, given: Mapping[str, Array], state: Mapping[str, Array]) -> str:
+        entry = program.entries[name]
+        arrays = [*(state[r] for r in entry.reads), *(np.asarray(given[i], program.inputs[i].type.dtype) for i in entry.inputs)]
         return first_not_finite(entry.graph, arrays, (*entry.reads, *entry.inputs))
 
     @property
