@@ -22,6 +22,7 @@ from ..program import Program
 from ..registry import nearest
 from ..run.backend import Backend, Kept, Session, Steps, Taken, finite
 from ..run.batches import step_sizes
+from ..run.interrupt import Watch
 from .epochs import Behind, Data, Epochs, Pace, lasting
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, Task, make_program
@@ -53,6 +54,7 @@ class Training:
     save: Callable[[Kept], None]
     record_program: Callable[[Task, int, tuple[str, ...]], Program] = make_program
     threads: int | None = None
+    watch: Watch = field(default_factory=Watch)
     _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
     _best: dict[str, Any] = field(default_factory=dict)
     _ready: Session | None = None
@@ -66,7 +68,8 @@ class Training:
             self._sign(self.early_stopping.monitor or "loss")
 
     def __call__(self, state: Mapping[str, Array]) -> None:
-        """Train from this state; `save` receives the state after each call of the backend, whatever happens."""
+        """Train from this state, inside the context `watch`; `save` receives the state after each call of the backend, whatever
+        happens."""
         started = time.perf_counter()
         session = self._session(state) if self._ready is None else self._ready
         self._ready, good = None, Kept(state)
@@ -75,14 +78,15 @@ class Training:
             self._plan = self._planned()
             pace = Pace(self._most())
             while self.run.epochs < self.epochs:
+                self.watch.look()
                 good = self._advance(session, good, progress, pace)
                 self.run.seconds = time.perf_counter() - started
                 progress.epoch()
-                for callback in self.callbacks:
-                    callback(self.run)
+                self.call_back()
                 if self.worse_for_long(good) or self.run.stopped:
                     break
         except KeyboardInterrupt:
+            self.watch.forget()
             if self._due is not None:
                 self._due()
             self.run.interrupted, self.run.stopped = True, "interrupted"
@@ -90,6 +94,13 @@ class Training:
             self.run.seconds = time.perf_counter() - started
             progress.close(self.run.stopped)
         self.restore_best()
+
+    def call_back(self) -> None:
+        """Call the user's functions. A Ctrl-C that one of them catches is its own affair."""
+        self.watch.look()
+        for callback in self.callbacks:
+            callback(self.run)
+        self.watch.forget()
 
     def restore_best(self) -> None:
         """Bring back the weights of the best epoch, if early stopping is to."""
@@ -159,6 +170,7 @@ class Training:
 
         def pulse(done: int) -> bool:
             progress.step(done, each)
+            self.watch.look()
             return True
 
         taken = session.run(steps, pulse)

@@ -57,6 +57,7 @@ class FullBatch(Training):
         progress = Progress(run, self.epochs, self.verbose)
         try:
             for _ in range(self.epochs):
+                self.watch.look()
                 begun = time.perf_counter()
                 w, value, memory = rule.iterate(problem.objective, w, memory)
                 moved = problem.arrays(w)
@@ -75,13 +76,13 @@ class FullBatch(Training):
                 self._record(rule, value, moved, self._session(good), begun)
                 run.seconds = time.perf_counter() - started
                 progress.epoch()
-                for callback in self.callbacks:
-                    callback(run)
+                self.call_back()
                 if memory["converged"] and not run.stopped:
                     run.stop("converged")
                 if self.worse_for_long(Kept(good)) or run.stopped:
                     break
         except KeyboardInterrupt:
+            self.watch.forget()
             run.interrupted, run.stopped = True, "interrupted"
         finally:
             run.seconds = time.perf_counter() - started

@@ -24,6 +24,7 @@ from ..optim import Optimizer
 from ..program import Program
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
+from ..run.interrupt import Watch
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, as_array, fits_into, row_weights, same_length
@@ -109,7 +110,7 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"):
+        with self._busy("fit"), Watch() as watch:
             options = _Options(epochs, batch_size, seed, threads, memory)
             engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
@@ -130,7 +131,7 @@ class Model(Stateful):
                 store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
                     task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads,
+                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads, watch,
                 )  # fmt: skip
                 if epochs:
                     training.prepare(state)
