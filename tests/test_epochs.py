@@ -339,7 +339,7 @@ class Projected(cr.SGD):
 LOOKS: dict[str, dict[str, Any]] = {
     "callback": {"callbacks": [lambda run: None]},
     "validation": {"validation": 0.2},
-    "metric": {"metrics": ("mae",)},
+    "metric": {"metrics": ("mae", lambda prediction, target: 0.0)},
     "early stopping": {"early_stopping": 5},
     "plateau": {"optimizer": cr.SGD(cr.schedules.reduce_on_plateau(0.1))},
     "not lasting": {"optimizer": Projected(0.1)},
@@ -532,6 +532,29 @@ def test_memory_of_a_state_that_nobody_holds_serves_again() -> None:
     assert (first.arrays()["a"][0], third.arrays()["a"][0]) == (0, 2)
 
 
+def test_metrics_that_are_sums_take_epochs_together(calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, t = data()
+    kept: list[Any] = []
+    run_of = ReferenceSession.run
+    watched = lambda self, steps, pulse=None: kept.append(steps.keep) or run_of(self, steps, pulse)
+    monkeypatch.setattr(ReferenceSession, "run", watched)
+    results = []
+    for numbers in ((1,), (2, 3, 100)):
+        with monkeypatch.context() as patch:
+            at_once(patch, *numbers)
+            net = noisy()
+            run = net.fit(x, t, epochs=9, batch_size=6, metrics=("r2", "mae"), sample_weight=np.arange(20) % 3)
+        assert {len(column) for column in run.table().values()} == {9}
+        results.append(run)
+    assert results[0].metrics == results[1].metrics
+    assert set(kept) == {("loss", "penalty", "metric.r2", "metric.mae")}
+    assert len(kept) == 9 + 3
+    monkeypatch.setattr("chainrule.train.fit.MOST_STEPS", 4 * 6 * 3)  # loss, penalty, and a number for each output and metric
+    calls.clear()
+    noisy().fit(x, t, epochs=40, batch_size=6, metrics=("r2", "mae"))
+    assert max(steps for steps, _ in calls) == 4 * 6
+
+
 def test_memory_is_bounded(calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chainrule.train.fit.MOST_STEPS", 30)
     x, t = data()
@@ -592,6 +615,17 @@ def test_evaluation_sees_the_state_of_the_moment() -> None:
     run = net.fit(x, t, epochs=6, validation=(x, t), callbacks=[lambda run: seen.append(net.evaluate(x, t)["loss"])])
     np.testing.assert_allclose(run.validation_loss, seen, rtol=1e-6)
     assert len(set(seen)) == 6
+
+
+@pytest.mark.parametrize("backend", list(backends))
+def test_validation_on_a_pair_counts_all_rows_alike(backend: str) -> None:
+    """Also where training has weights."""
+    x, t = data(30)
+    net = nn.Dense(2)
+    run = net.fit(x, t, epochs=1, validation=(x[:7], t[:7]), sample_weight=np.arange(30.0), metrics=("mae",), backend=backend)
+    plain = net.evaluate(x[:7], t[:7], metrics=("mae",))
+    assert run.validation_loss == pytest.approx([plain["loss"]], rel=1e-6)
+    assert run.metrics["validation_mae"] == pytest.approx([plain["mae"]], rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- numbers that are no more
@@ -1171,6 +1205,14 @@ def test_a_loop_of_fits_records_once(recorded: list[Any]) -> None:
     assert recorded == [(6, ("step",)), (2, ("step",)), (20, ("evaluate",)), (20, ("evaluate",))]  # one of fit, one of evaluate
     once.fit(x, t, epochs=4, batch_size=6)
     assert_same(state(loop), state(once))
+
+
+def test_other_metrics_are_another_recording(recorded: list[Any]) -> None:
+    x, t = data()
+    net = nn.Dense(2)
+    for metrics in (("mae",), ("mae",), ("mae", "rmse"), (lambda prediction, target: 0.0,), (), ("mae",)):
+        net.fit(x, t, epochs=1, batch_size=20, metrics=metrics)
+    assert len(recorded) == 3
 
 
 def test_new_numbers_need_no_new_recording(recorded: list[Any]) -> None:

@@ -76,7 +76,7 @@ class Epochs:
         self._data, self._arrays, self._batch = data, data.arrays(), batch_size
         self._optimizer, self.schedule = optimizer, optimizer.schedule
         self.watched = type(self.schedule).observe is not Schedule.observe  # whether rates depend on how epochs went
-        self._planned, self._keep, self._counts_steps = planned, tuple(keep), STEP in reads
+        self._planned, self.keep, self._counts_steps = planned, tuple(keep), STEP in reads
         self._sizes = step_sizes(data.rows, batch_size)
         self.steps = len(self._sizes)  # of an epoch
         self._orders = Orders(data.rows, shuffle=shuffle and self.steps > 1, seed=seed)  # a step has no order
@@ -108,7 +108,7 @@ class Epochs:
             numbers[STEP] = np.arange(behind.steps, behind.steps + epochs * self.steps).astype(np.uint32)
         if self._data.weight is not None:
             numbers[DIVISOR] = self._divisors(self._data.weight[order])
-        return Steps(self.entries, self._arrays, order, self._sizes, numbers, self._keep, epochs)
+        return Steps(self.entries, self._arrays, order, self._sizes, numbers, self.keep, epochs)
 
     def _divisors(self, weights: Array) -> Array:
         """For each step the weight of all rows that make the update it belongs to. Rows of weight 0 alone cost nothing."""

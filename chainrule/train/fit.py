@@ -25,7 +25,7 @@ from ..run.batches import step_sizes
 from ..run.interrupt import Watch
 from .epochs import Behind, Data, Epochs, Pace, lasting
 from .history import Callback, EarlyStopping, Run
-from .objective import DIVISOR, Task, make_program
+from .objective import DIVISOR, Task, make_program, sums_name
 from .progress import Progress
 
 EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
@@ -140,7 +140,7 @@ class Training:
     def _planned(self) -> Epochs:
         optimizer = self.task.optimizer
         assert optimizer is not None
-        keep = ("loss", "penalty", *(("scores",) if self.metrics else ()))
+        keep = ("loss", "penalty", *wanted(self.metrics, self.task))
         reads = {i for program in self._programs.values() for entry in program.entries.values() for i in entry.inputs}
         return Epochs(
             self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
@@ -150,10 +150,14 @@ class Training:
     def _most(self) -> int:
         """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
         are not finite could come and go unseen."""
-        looked_at = self.validation or self.callbacks or self.early_stopping or self.metrics or self._plan.watched
+        looked_at = self.validation or self.callbacks or self.early_stopping or self._looks_at_scores or self._plan.watched
         if looked_at or self.epochs < 2 or not lasting(list(self._programs.values())):
             return 1
-        return min(MOST_STEPS // self._plan.steps, MOST_ROWS // self.data.rows)
+        entries = [e for p in self._programs.values() for e in p.entries.values()]
+        size = max(
+            sum(o.type.size for r, o in zip(e.results, e.graph.outputs, strict=False) if r in self._plan.keep) for e in entries
+        )
+        return min(2 * MOST_STEPS // size // self._plan.steps, MOST_ROWS // self.data.rows)
 
     def _behind(self) -> Behind:
         return Behind(**self.counters, of_run=self.run.epochs)
@@ -194,20 +198,29 @@ class Training:
         count = epochs * self._plan.steps + part
         updates = epochs * self._plan.updates + steps.entries[:part].count("step")
         history = self._plan.history(steps, taken.results, epochs) if epochs else {}
-        judged = bool(self.metrics) or self.validation is not None
+        judged = self.validation is not None or self._looks_at_scores
         if epochs and not judged:
-            self._commit(state, count, epochs, updates, self._lines(history, {}, begun, self._observed(history, {})))
+            seen = self._measured_as_seen(taken, self.data, epochs)
+            self._commit(state, count, epochs, updates, self._lines(history, seen, begun, self._observed(history, seen)))
         elif count:
             self._commit(state, count, epochs, updates)
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
-            measured = {**self._measured_as_seen(taken, steps.order.reshape(-1)), **self.judged(session)}
-            self._whole(self._lines(history, measured, begun, self._observed(history, measured)))
+            data = Data({}, self.data.target, self.data.weight)
+            data = data.take(steps.order.reshape(-1)) if self._looks_at_scores else data
+            seen = self._measured_as_seen(taken, data, 1)
+            seen |= {k: [v] for k, v in self.judged(session).items()}
+            self._whole(self._lines(history, seen, begun, self._observed(history, seen)))
 
-    def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, float]) -> Mapping[str, float]:
+    @property
+    def _looks_at_scores(self) -> bool:
+        """Whether there are metrics, the user's own perhaps, that are not made of sums."""
+        return any(m not in self.task.metrics for m in self.metrics)
+
+    def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, list[float]]) -> Mapping[str, float]:
         """The schedule's state after it has seen the last of these epochs."""
         if not self._plan.watched:
             return {}
-        return self._plan.schedule.observe(measured.get("validation_loss", history["loss"][-1]), self.schedule_state)
+        return self._plan.schedule.observe(measured.get("validation_loss", history["loss"])[-1], self.schedule_state)
 
     def _sound(self, good: Kept, losses: Array, whole: int, part: int) -> tuple[int, Kept]:
         """How many of the first `whole` epochs of a call left everything finite, and the state after these. Losses are known step
@@ -259,37 +272,27 @@ class Training:
         """Loss and metrics on the rows held out: nothing if there are none."""
         if self.validation is None:
             return {}
-        value, scores = evaluate(session, self.validation)
-        return {"validation_loss": value, **self.measured("validation_", scores, self.validation)}
+        value, measured = evaluate(session, self.validation, self.metrics, self.task)
+        return {"validation_loss": value, **{f"validation_{name}": v for name, v in measured.items()}}
 
-    def _measured_as_seen(self, taken: Taken, order: Array) -> dict[str, float]:
-        """All metrics over the rows of an epoch as its steps saw them."""
-        if not self.metrics:
-            return {}
-        weight = None if self.data.weight is None else self.data.weight[order]
-        return self.measured("", taken.results["scores"], Data({}, self.data.target[order], weight))
-
-    def measured(self, prefix: str, scores: Array | None, data: Data) -> dict[str, float]:
-        """All metrics over these rows."""
-        values = {}
-        for metric in self.metrics:
-            assert scores is not None
-            assert self.task.loss is not None
-            values[prefix + metric.name] = metric(self.task.loss, scores, data.target, data.weight)
-        return values
+    def _measured_as_seen(self, taken: Taken, data: Data, epochs: int) -> dict[str, list[float]]:
+        """All metrics over the rows of each of the first epochs, as the steps saw them; data: in this order, if any looks at scores."""
+        count = epochs * self._plan.steps
+        results = {k: v if k == "scores" else v[:count] for k, v in taken.results.items()}
+        return measured(self.metrics, self.task, results, data, epochs)
 
     def record(self, loss: float, added: float, rate: float, seen: Mapping[str, float], judged: Mapping[str, float],
                begun: float) -> None:  # fmt: skip
         """One more epoch in the history, all of it at once: a user's metric that raises leaves no column longer than another."""
         history = {"loss": [loss], "penalty": [added], "learning_rate": [rate]}
-        self._whole(self._lines(history, {**seen, **judged}, begun, {}))
+        self._whole(self._lines(history, {k: [v] for k, v in (*seen.items(), *judged.items())}, begun, {}))
 
-    def _lines(self, history: Mapping[str, list[float]], measured: Mapping[str, float], begun: float,
+    def _lines(self, history: Mapping[str, list[float]], measured: Mapping[str, list[float]], begun: float,
                schedule_state: Mapping[str, float]) -> Callable[[], None]:  # fmt: skip
         """What writes these epochs into the history; the schedule's state goes with it."""
         at, epochs = self.run.epochs, len(history["loss"])
         columns = {**history, "epoch_seconds": [(time.perf_counter() - begun) / epochs] * epochs}
-        metrics = {k: [v] for k, v in measured.items()}
+        metrics = dict(measured)
         if "validation_loss" in metrics:
             columns["validation_loss"] = metrics.pop("validation_loss")
 
@@ -373,12 +376,34 @@ def evaluation_sizes(rows: int) -> list[int]:
     return list(dict.fromkeys(step_sizes(rows, EVALUATION_ROWS)))
 
 
-def evaluate(session: Session, data: Data) -> tuple[float, Array]:
-    """Loss over all rows as one, and the scores, from a session with "evaluate" programs."""
+def wanted(metrics: Sequence[Metric], task: Task) -> list[str]:
+    """The results of entries that these metrics are made of."""
+    return list(dict.fromkeys(sums_name(m) if m in task.metrics else "scores" for m in metrics))
+
+
+def measured(
+    metrics: Sequence[Metric], task: Task, results: Mapping[str, Array], data: Data, epochs: int = 1
+) -> dict[str, list[float]]:
+    """All metrics over the rows of each epoch, from the `wanted` results of the steps that saw them. Only sums tell epochs apart."""
+    assert task.loss is not None
+    values = {}
+    for m in metrics:
+        if m in task.metrics:
+            steps = results[sums_name(m)]
+            sums = steps.reshape(epochs, -1, *steps.shape[1:]).sum(axis=1)
+            values[m.name] = [m.finished(each, data.target, data.weight) for each in sums]
+        else:
+            values[m.name] = [m(task.loss, results["scores"], data.target, data.weight)]
+    return values
+
+
+def evaluate(session: Session, data: Data, metrics: Sequence[Metric], task: Task) -> tuple[float, dict[str, float]]:
+    """Loss and metrics over all rows as one, from a session with "evaluate" programs of the task."""
     sizes = step_sizes(data.rows, EVALUATION_ROWS)
-    divisors = np.full(len(sizes), data.total(np.arange(data.rows)))
-    steps = Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisors}, ("loss", "scores"))
-    taken = session.run(steps)
+    divisor = np.array([data.total(np.arange(data.rows))])
+    keep = ("loss", *wanted(metrics, task))
+    taken = session.run(Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisor}, keep))
     if taken.interrupted:
         raise KeyboardInterrupt
-    return float(math.fsum(taken.results["loss"].tolist())), taken.results["scores"]
+    values = measured(metrics, task, taken.results, data)
+    return float(math.fsum(taken.results["loss"].tolist())), {name: each[0] for name, each in values.items()}

@@ -21,6 +21,7 @@ from ..errors import BusyError, DataError, NotBuiltError, ShapeError, UnknownNam
 from ..graph.node import Array, Graph, Node, Type
 from ..graph.trace import Tracer, build
 from ..losses import Loss
+from ..metrics import Metric
 from ..optim import Optimizer
 from ..program import Kind, Program
 from ..registry import nearest
@@ -358,7 +359,7 @@ class Stateful(ABC):
         return self._inputs(x)
 
     def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
-              dtype: Any = None) -> Task:  # fmt: skip
+              dtype: Any = None, metrics: Sequence[Metric] = ()) -> Task:  # fmt: skip
         kind = np.dtype(dtype) if dtype is not None else self._built["dtype"]
 
         def typed(types: Mapping[str, Any]) -> dict[str, Type]:
@@ -370,6 +371,7 @@ class Stateful(ABC):
         return Task(
             self._forward, typed(self._arrays("parameter")), tuple(self._trainable()), typed(self._arrays("statistic")),
             typed(self._built["inputs"]), kind, loss, target_type, weighted, optimizer,
+            tuple(dict.fromkeys(m for m in metrics if loss is not None and m.is_summed(loss))),
         )  # fmt: skip
 
     def _forward_program(self, rows: int) -> Program:
