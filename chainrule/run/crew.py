@@ -3,9 +3,8 @@
 In: what the user asked for, the graphs that a run is made of, and how long steps took. Out: into how many units work is cut, and how many
 threads do them. Results have the same bits whatever is chosen, so the choice may change while a run goes on.
 
-Where nobody asked for a number, ways are timed against each other: a small step begins on one thread, and others are tried only if
-there is enough work that compiling it again pays; a large one begins on all processors. Now and then the other way is timed again, for
-a machine becomes busy, or idle.
+Where nobody asked for a number, there are as many as have enough to do, and that is timed against one thread. Now and then the way that
+was not chosen is timed again, for a machine becomes busy, or idle.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from ..graph.node import Graph
 from ..ops.contract import parse
 from .threads import available
 
-LARGE = 4e6  # operations in a step from which on threads surely help
-LEAST_STEP = 4e-6  # seconds: a step shorter than that is over before threads have met
-LEAST_WORK = 0.5  # seconds of work, behind and ahead, that are worth another compilation
+SHARE = 4e5  # operations in a step for each thread, at least: a few microseconds, twenty times what it takes to meet
 SLICES = 3  # how often a way is timed before it is judged
 TRIAL = 0.004  # seconds in native code while ways are timed
 SLICE = 0.1  # and when one has been chosen
@@ -102,10 +99,10 @@ class Crew:
             _paces.popitem(last=False)
         return found
 
-    def way(self, pace: Pace, left: int) -> Way:
-        """How to take the next steps, of which `left` are left."""
+    def way(self, pace: Pace) -> Way:
+        """How to take the next steps."""
         first, second = self._ways(pace)
-        if first == second or not pace.timed(first) or not self._worth(pace, first, left):
+        if first == second or not pace.timed(first):
             return first
         if not pace.timed(second):
             return second
@@ -113,16 +110,11 @@ class Crew:
         return other if pace.idle.get(other, 0.0) >= AGAIN else best
 
     def _ways(self, pace: Pace) -> tuple[Way, Way]:
+        """On several threads and on one, by the same code; the same twice where there is no choice."""
         if self._asked is not None:
             return Way(self._asked, self._asked), Way(self._asked, self._asked)
-        count = processors()
-        return (Way(count, count), Way(count, 1)) if pace.work >= LARGE else (Way(1, 1), Way(count, count))
-
-    def _worth(self, pace: Pace, first: Way, left: int) -> bool:
-        if len(pace.last) > 1 or pace.work >= LARGE:
-            return True
-        step = pace.step(first)
-        return step >= LEAST_STEP and step * left + pace.spent >= LEAST_WORK
+        count = max(1, min(processors(), int(pace.work / SHARE)))
+        return Way(count, count), Way(count, 1)
 
     def steps(self, pace: Pace, way: Way, left: int) -> int:
         """How many steps to take before Python looks again: one to begin with, few while ways are being timed."""

@@ -43,6 +43,7 @@ from ..compiler.driver import (
     keep_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
+from ..compiler.layout import laid_out, logical
 from ..compiler.target import Target, host
 from ..errors import DataError
 from ..graph.interpret import evaluate
@@ -154,7 +155,10 @@ class NativeSession(Session):
                 names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
         self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
-        self._state = {n: own(state[n], t.dtype) for n, t in types.items()}
+        self._shapes = {n: t.shape for n, t in types.items()}
+        self._state = {
+            n: own(laid_out(np.asarray(state[n]), backend.target), t.dtype) for n, t in types.items()
+        }  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -282,7 +286,7 @@ class NativeSession(Session):
         shared[DONE] = 0
         try:
             while at < count:
-                way = crew.way(pace, count - at)
+                way = crew.way(pace)
                 until = at + crew.steps(pace, way, count - at)
                 ready = self._ready(layout, way, sources)
                 if way not in filled:
@@ -326,7 +330,8 @@ class NativeSession(Session):
         program = self._programs[size]
         entry = program.entries[name]
         given = {k: np.asarray(v)[rows] for k, v in steps.data.items()} | numbers
-        values = [*(self._state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
+        state = self.state()
+        values = [*(state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
         evaluate(entry.graph, values)
         raise DataError("an index lies outside its array")
 
@@ -342,12 +347,12 @@ class NativeSession(Session):
         return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
 
     def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._state.items()}
+        return _copied(self._state, self._shapes)
 
     def keep(self) -> Kept | None:
         copy = next((c for c in self._copies if c.free), None)
         if copy is None:
-            self._copies.append(copy := _Copy(self._state))
+            self._copies.append(copy := _Copy(self._state, self._shapes))
         return copy.kept() if self._backend.driver().keep(*copy.arguments) == 0 else None
 
 
@@ -355,8 +360,9 @@ class _Copy:
     """Memory for a copy of a state. It serves again when nobody holds what was kept in it: to fill fresh memory takes several times as
     long, since the operating system has to find and clear it."""
 
-    def __init__(self, state: Mapping[str, Array]) -> None:
+    def __init__(self, state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.items()}
+        self._shapes = shapes
         self._holder: Callable[[], Kept | None] = lambda: None
         rows = np.zeros((len(state), 5), np.int64)
         for row, to, value in zip(rows, self.arrays.values(), state.values(), strict=True):
@@ -370,7 +376,7 @@ class _Copy:
         return self._holder() is None
 
     def kept(self) -> Kept:
-        made = _NativeKept(self.arrays)
+        made = _NativeKept(self.arrays, self._shapes)
         self._holder = ref(made)
         return made
 
@@ -378,8 +384,18 @@ class _Copy:
 class _NativeKept(Kept):
     """A state in memory that a session uses again when this is gone."""
 
+    def __init__(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(arrays)
+        self._shapes = shapes
+
     def arrays(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._arrays.items()}
+        return _copied(self._arrays, self._shapes)
+
+
+def _copied(state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """A state as everybody else has it, in memory of its own."""
+    found = {name: logical(v, shapes[name]) for name, v in state.items()}
+    return {name: v.copy() if np.may_share_memory(v, state[name]) else v for name, v in found.items()}
 
 
 @dataclass(frozen=True)

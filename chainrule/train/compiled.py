@@ -223,7 +223,7 @@ class _Request:
         """The code that the fit ran, or what a fit would run. units: into how many parts work is cut; None: as the fit does."""
         if units is None:
             crew = Crew(self.fitted.threads)
-            units = crew.way(crew.pace([self.entry.graph]), 0).units
+            units = crew.way(crew.pace([self.entry.graph])).units
         return code_of(self._session(self.backend), self.program, self.entry, self.fitted.data, units)
 
     def _session(self, backend: NativeBackend) -> NativeSession:
