@@ -1,8 +1,8 @@
 """Losses: how far raw scores are from their targets, one number per element.
 
 In: raw scores of the network and targets. Out: losses, not reduced; the objective Σ w l / Σ w is formed once, where training is
-set up. The bodies are plain NumPy, so the same lines run on arrays and are recorded when the arguments are traced;
-`check_target`, `decide` and `apply_link` run on the host only.
+set up. The bodies are plain NumPy, so the same lines run on arrays and are recorded when the arguments are traced, those of `decide`
+and `apply_link` too; `check_target` runs on the host only.
 
 A loss is one class: a frozen dataclass whose fields are its options. Every kink uses `where` or `abs`, so that the derivative
 there does not depend on how an operator treats ties; each docstring says what it is.
@@ -71,15 +71,15 @@ class Loss:
         """
         return _match(self, _numbers(self, target), outputs)
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
+    def decide(self, scores: Array) -> Array:
         """The prediction: a class index (softmax: over the last axis; sigmoid: 0 or 1 for each score) or a number."""
         if self.link == "softmax":
-            return np.asarray(np.argmax(scores, axis=-1))
-        return (np.asarray(scores) > 0).astype(np.int64) if self.link == "sigmoid" else self.apply_link(scores)
+            return np.argmax(scores, axis=-1)
+        return (scores > 0).astype(np.int64) if self.link == "sigmoid" else self.apply_link(scores)
 
-    def apply_link(self, scores: np.ndarray) -> np.ndarray:
+    def apply_link(self, scores: Array) -> Array:
         """Raw scores as means or probabilities of the same shape; a sigmoid gives the probability of class 1."""
-        return np.asarray(LINKS[self.link](np.asarray(scores)))
+        return LINKS[self.link](scores)
 
 
 losses: Registry[type[Loss]] = Registry("loss")
@@ -415,9 +415,9 @@ class hinge(Loss):
         _refuse(self, checked, np.abs(checked) != 1, "needs targets of -1 and +1 (or of 0 and 1 only)", "recode the two classes")
         return checked
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
+    def decide(self, scores: Array) -> Array:
         """+1 or -1 for each score."""
-        return np.where(np.asarray(scores) > 0, 1, -1)
+        return np.where(scores > 0, 1, -1)
 
 
 @losses.declare("kl_divergence")

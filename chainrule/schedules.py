@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Schedule:
     """
 
     learning_rate: float = 1e-3
+    steady: ClassVar[bool] = False  # whether it gives the same rate for all steps
 
     def __post_init__(self) -> None:
         self._number("learning_rate", "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
@@ -95,6 +96,8 @@ class constant(Schedule):
     >>> constant(0.1)(np.arange(3), 3)
     array([0.1, 0.1, 0.1])
     """
+
+    steady: ClassVar[bool] = True
 
     def __call__(self, steps: np.ndarray, total: int) -> np.ndarray:
         return np.full(np.shape(steps), self.learning_rate)
@@ -251,6 +254,7 @@ class reduce_on_plateau(Schedule):
     array([0.01, 0.01])
     """
 
+    steady: ClassVar[bool] = True
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4

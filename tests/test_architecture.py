@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/lower compiler/llvm compiler/jit compiler/driver compiler/pipeline compiler/cost compiler/peak compiler/"
         ),
     ),
-    ("6 run", "run/batches run/backend run/reference run/threads run/crew run/native run/xla run/"),
+    ("6 run", "run/batches run/backend run/interrupt run/reference run/threads run/crew run/native run/xla run/"),
     ("7 transforms", "transforms gradcheck"),
     (
         "8 train",
