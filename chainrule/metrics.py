@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from .errors import UsageError
 from .losses import Loss, binary_cross_entropy, cross_entropy
+from .records import record
 from .registry import Registry
 
 Task = Literal["regression", "classification", "probabilities", "any"]
 Function = Callable[[Loss, np.ndarray, np.ndarray, "np.ndarray | None"], float]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Metric:
     """A metric and what is known about it.
 

@@ -8,19 +8,19 @@ distinguishes cases only to keep exponentials from overflowing, or multiplies by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .. import optim
 from ..errors import UsageError
 from ..graph.node import Array
+from ..records import record
 
 if TYPE_CHECKING:  # what makes and writes documents is imported by the first explanation: few programs explain anything
     from .document import Document
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Explanation:
     """Equations of a computation and its gradients. Printed, it is plain text; a notebook shows it as formulas.
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..graph.node import Array, Graph
 from ..program import Program
+from ..records import record
 from ..registry import Registry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Steps:
     """Many steps in one call: which rows each takes, and the numbers that change from step to step.
 
@@ -35,7 +35,7 @@ class Steps:
     keep: Sequence[str]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Taken:
     """What came of a run: how many steps were taken, and their kept results: one entry a step, or for results with rows one a row, in
     the order of `Steps.order`. interrupted: Ctrl-C ended it after a whole step."""

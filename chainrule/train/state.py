@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..graph.trace import Tracer, build
 from ..losses import Loss
 from ..optim import Optimizer
 from ..program import Kind, Program
+from ..records import record
 from ..registry import nearest
 from .data import Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
@@ -406,7 +407,7 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IndexUse:
     """How an integer input is used as an index: `layer` reads places `low` to `high` with it (None: the values are changed before, so
     nobody can say yet which are allowed)."""
