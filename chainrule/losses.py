@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from .ops.activations import sigmoid
 from .ops.call import composition
 from .ops.index import one_hot
 from .ops.reduce import log_softmax, softmax
+from .records import record
 from .registry import Registry
 
 Array = Any  # a NumPy array or a traced array: both answer NumPy's protocols
@@ -100,7 +100,7 @@ _VALUES = np.array([[1.0, -1.5], [0.25, 0.5], [3.0, -1.0]])
 
 
 @losses.declare("mse")
-@dataclass(frozen=True)
+@record(frozen=True)
 class mse(Loss):
     """Squared error: the mean of the target.
 
@@ -120,7 +120,7 @@ class mse(Loss):
 
 
 @losses.declare("mae")
-@dataclass(frozen=True)
+@record(frozen=True)
 class mae(Loss):
     """Absolute error: the median of the target.
 
@@ -139,7 +139,7 @@ class mae(Loss):
 
 
 @losses.declare("huber")
-@dataclass(frozen=True)
+@record(frozen=True)
 class huber(Loss):
     """Squared near the target, absolute far from it, so that outliers pull with bounded force.
 
@@ -164,7 +164,7 @@ class huber(Loss):
 
 
 @losses.declare("log_cosh")
-@dataclass(frozen=True)
+@record(frozen=True)
 class log_cosh(Loss):
     """Like ½ e² near the target and like |e| far from it, smooth everywhere.
 
@@ -188,7 +188,7 @@ class log_cosh(Loss):
 
 
 @losses.declare("poisson")
-@dataclass(frozen=True)
+@record(frozen=True)
 class poisson(Loss):
     """The negative log-likelihood of counts; the score is the logarithm of the expected count.
 
@@ -215,7 +215,7 @@ class poisson(Loss):
 
 
 @losses.declare("quantile")
-@dataclass(frozen=True)
+@record(frozen=True)
 class quantile(Loss):
     """The pinball loss: its minimum is the q-quantile of the target.
 
@@ -255,7 +255,7 @@ def logistic_loss(scores: Array, target: Array) -> Array:
 
 
 @losses.declare("binary_cross_entropy")
-@dataclass(frozen=True)
+@record(frozen=True)
 class binary_cross_entropy(Loss):
     """The negative log-likelihood of yes and no, for one question or several independent ones.
 
@@ -329,7 +329,7 @@ _ROWS = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.1, 0.1, 0.8]])
 
 
 @losses.declare("cross_entropy")
-@dataclass(frozen=True)
+@record(frozen=True)
 class cross_entropy(Loss):
     """The negative log-likelihood of one class among C, over the last axis.
 
@@ -388,7 +388,7 @@ class cross_entropy(Loss):
 
 
 @losses.declare("hinge")
-@dataclass(frozen=True)
+@record(frozen=True)
 class hinge(Loss):
     """The margin loss of support vector machines.
 
@@ -421,7 +421,7 @@ class hinge(Loss):
 
 
 @losses.declare("kl_divergence")
-@dataclass(frozen=True)
+@record(frozen=True)
 class kl_divergence(Loss):
     """How far softmax(s) is from a given distribution, over the last axis; 0 if they agree.
 
@@ -450,7 +450,7 @@ class kl_divergence(Loss):
         return _distributions(self, checked)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CustomLoss(Loss):
     """Any function of (scores, target) written in NumPy: it returns losses per element (B, ...) or a scalar.
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from .errors import UsageError
 from .losses import Loss, binary_cross_entropy, cross_entropy
+from .records import record
 from .registry import Registry
 
 Task = Literal["regression", "classification", "probabilities", "any"]
@@ -28,7 +28,7 @@ Rows = Callable[[Loss, Any, Any], Any]  # (loss, scores, target) -> (B, ...)
 Finish = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], float]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Metric:
     """A metric and what is known about it.
 

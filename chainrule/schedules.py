@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .errors import UsageError
+from .records import record
 from .registry import Registry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Schedule:
     """What every schedule offers.
 
@@ -87,7 +87,7 @@ def _cosine(start: float, end: float, part: np.ndarray) -> np.ndarray:
 
 
 @schedules.declare("constant")
-@dataclass(frozen=True)
+@record(frozen=True)
 class constant(Schedule):
     """The same learning rate throughout.
 
@@ -104,7 +104,7 @@ class constant(Schedule):
 
 
 @schedules.declare("step")
-@dataclass(frozen=True)
+@record(frozen=True)
 class step(Schedule):
     """A fall at regular intervals.
 
@@ -129,7 +129,7 @@ class step(Schedule):
 
 
 @schedules.declare("exponential")
-@dataclass(frozen=True)
+@record(frozen=True)
 class exponential(Schedule):
     """A steady fall by the same factor over equal times.
 
@@ -154,7 +154,7 @@ class exponential(Schedule):
 
 
 @schedules.declare("cosine")
-@dataclass(frozen=True)
+@record(frozen=True)
 class cosine(Schedule):
     """Half a cosine wave from the learning rate to the final one over the whole run.
 
@@ -177,7 +177,7 @@ class cosine(Schedule):
 
 
 @schedules.declare("warmup_cosine")
-@dataclass(frozen=True)
+@record(frozen=True)
 class warmup_cosine(Schedule):
     """A straight rise, then half a cosine wave to the end of the run.
 
@@ -205,7 +205,7 @@ class warmup_cosine(Schedule):
 
 
 @schedules.declare("one_cycle")
-@dataclass(frozen=True)
+@record(frozen=True)
 class one_cycle(Schedule):
     """One rise to a large learning rate and one fall far below the first, for short runs.
 
@@ -237,7 +237,7 @@ class one_cycle(Schedule):
 
 
 @schedules.declare("reduce_on_plateau")
-@dataclass(frozen=True)
+@record(frozen=True)
 class reduce_on_plateau(Schedule):
     """A fall whenever a watched value has not improved for some epochs.
 

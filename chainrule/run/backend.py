@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..graph.node import Array, Graph
 from ..program import Program
+from ..records import record
 from ..registry import Registry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Steps:
     """Many steps in one call, as so many rounds of the same steps: which rows each takes, and the numbers that go with it.
 
@@ -55,7 +55,7 @@ class Steps:
             yield self.entries[at], self.sizes[at], order[edges[at] : edges[at + 1]], numbers
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Taken:
     """What came of a run: how many steps were taken, and their kept results: one entry a step, or for results with rows one a row, in
     the order of `Steps.order`. interrupted: Ctrl-C ended it after a whole step."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..losses import Loss
 from ..ops.random import fold_in, key_of
 from ..optim import Optimizer
 from ..program import Program
+from ..records import record
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..run.interrupt import Watch
@@ -37,7 +38,7 @@ from .recipe import recipe
 from .state import Stateful, dtype_of
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Objective:
     """The objective of a network on given data, as a graph with everything needed to read and to evaluate it."""
 
@@ -359,7 +360,7 @@ class Model(Stateful):
 _NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Options:
     """Run options, checked before anything is changed."""
 

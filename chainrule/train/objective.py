@@ -12,7 +12,6 @@ weights of all rows that one update is made of. So a short batch and a sum over 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from ..metrics import Metric
 from ..ops.random import fold_in
 from ..optim import Optimizer, apply_update, penalty
 from ..program import Input, Program, ProgramBuilder, Variable, differentiate
+from ..records import record
 
 TARGET, WEIGHT, DIVISOR, SEED, STEP, RATE = "target", "weight", "divisor", "seed", "step", "learning_rate"
 
@@ -36,7 +36,7 @@ class Forward(Protocol):
     def __call__(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool, /) -> tuple[Any, dict[str, Any]]: ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Task:
     """Everything that a program depends on, but for the number of rows."""
 

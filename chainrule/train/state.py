@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..losses import Loss
 from ..metrics import Metric
 from ..optim import Optimizer
 from ..program import Kind, Program
+from ..records import record
 from ..registry import nearest
 from ..run.backend import Kept
 from .data import Inputs, check_index, fits_into, inputs_of, numeric
@@ -461,7 +462,7 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IndexUse:
     """How an integer input is used as an index: `layer` reads places `low` to `high` with it (None: the values are changed before, so
     nobody can say yet which are allowed)."""
