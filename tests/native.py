@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from emulation import Emulated
 
 from chainrule.compiler.target import host, narrowed, runnable
 from chainrule.graph.node import Graph
@@ -33,10 +34,13 @@ SMALL = (4, 3, 2)  # panels so small that the small matrices of tests lie in som
 
 
 def backend_of(width: str | None = None, level: int = 2, panels: tuple[int, ...] | None = None, **options: Any) -> NativeBackend:
-    """The backend for a narrower processor; None: the host itself. panels: of matrices, in place of its own."""
-    target = None if width is None else narrowed(width)
+    """The backend for a narrower processor, emulated if this one is of another family; None: the host itself. panels: of matrices, in
+    place of its own."""
+    target = host() if width is None else narrowed(width)
+    if target.family != host().family:
+        return Emulated(level, **options)
     if panels is not None:
-        target = replace(target or host(), panels=panels)
+        target = replace(target, panels=panels)
     return NativeBackend(target, level, **options)
 
 
@@ -248,6 +252,8 @@ def untouched(arena: Array, code: Any, poison: int) -> None:
 
 def call_between_guards(backend: NativeBackend, graph: Graph, arrays: Sequence[Any], shift: int = 0) -> list[Array]:
     """A graph's results, computed in arrays between guards, which begin `shift` elements after a cache line."""
+    if isinstance(backend, Emulated):  # it always looks
+        return backend.function(graph)(arrays, shift)
     compiled = backend.function(graph)
     guards, poison = Guards(), 0xFF if backend.poison is None else backend.poison
 
