@@ -18,6 +18,7 @@ import numpy as np
 
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
+from .cost import work
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
@@ -27,7 +28,7 @@ from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
-from .schedule import Schedule, block, packs, schedule, units
+from .schedule import TINY, Schedule, block, packs, schedule, units
 from .share import share
 from .simplify import simplify
 from .target import Target
@@ -89,7 +90,8 @@ def compile_graph(
     memory = arena(planned.phases, planned.late, guard)
     functions = [f for item in every for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
-    module = Module(Layout(table, memory.offsets), target)
+    tiny = sum(work(i).flops for i in every) <= TINY and not timed
+    module = Module(Layout(table, memory.offsets), target, inline=tiny)
     for f in functions:
         module.add(f)
     prepare = Plan([list(planned.late)], planned.inner, planned.units, [])

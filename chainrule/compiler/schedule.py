@@ -30,6 +30,7 @@ EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 MOST_PARTS = 16  # of a sum over an axis that threads share out
+TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
 BARRIER = 0.2e-6  # seconds that threads take to meet
 FOREIGN = 0.14e-9  # seconds for each byte that another core has written
