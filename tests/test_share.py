@@ -17,7 +17,9 @@ from same import assert_same
 
 import chainrule as cr
 from chainrule import nn
-from chainrule.compiler.kernels import Kernel, kernels_of
+from chainrule.compiler.affine import Axis, of
+from chainrule.compiler.alike import likeness
+from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_of, load
 from chainrule.compiler.layout import laid_out, logical, physical
 from chainrule.compiler.target import host
 from chainrule.run.backend import backends
@@ -100,6 +102,39 @@ def test_rows_are_cut_where_there_are_more_processors_than_panels() -> None:
 def test_without_a_second_processor_sums_stay_whole() -> None:
     phases = kernels(digits(), 64, 10, 32, cores=1)
     assert {a.extent for a in writer(phases, "out/scores").reduced} == {2, 64}  # panels of the hidden layer, all in one kernel
+
+
+# ---- kernels that are alike ---------------------------------------------------------------------------------------------------
+
+
+def test_layers_of_one_size_are_made_once() -> None:
+    net = nn.Sequential(*(nn.Dense(24, "tanh") for _ in range(9)), nn.Dense(24, "relu"), nn.Dense(2))
+    net.fit(np.ones((16, 24), np.float32), np.ones((16, 2), np.float32), epochs=1)
+    code = net.compiled._request("step", None).code()
+    count = sum(len(list(kernels_of(items))) for items in code.plan.phases)
+    assert count > 40
+    assert len(code.functions) < 20
+
+
+@pytest.mark.parametrize("change", ["buffer twice", "shape", "order of arguments", "constant", "unit"])
+def test_what_differs_is_not_alike(change: str) -> None:
+    def kernel(changed: bool) -> Kernel:
+        def of_change(name: str) -> bool:
+            return changed and change == name
+
+        rows = 5 if of_change("shape") else 4
+        i, j = Axis("i", rows), Axis("j", 3)
+        a, b, c = (Buffer(n, (rows, 3), np.dtype("f4")) for n in "abc")
+        index = (of(i), of(j))
+        args = [load(a, index), load(a if of_change("buffer twice") else b, index)]
+        args.reverse() if of_change("order of arguments") else None
+        value = elementwise("subtract", a.dtype, args)
+        value = elementwise("multiply", a.dtype, [value, constant(2.5 if of_change("constant") else 2.0, a.dtype)])
+        return Kernel("k", (i, j), (), [Store(c, index, value)], j if of_change("unit") else i)
+
+    plain, again, other = (likeness(kernel(changed)).key for changed in (False, False, True))
+    assert plain == again
+    assert (other != plain) == (change != "order of arguments")  # buffers are numbered as they come
 
 
 # ---- values ------------------------------------------------------------------------------------------------------------------

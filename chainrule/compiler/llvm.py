@@ -74,6 +74,11 @@ class Module:
             self.functions.append(f"define internal void @{function.name}{body}")
         self.known[function.name] = Callee(self._bodies[body], tuple(writer.buffers))
 
+    def add_alike(self, name: str, first: str, table: Mapping[Buffer, Buffer]) -> None:
+        """A function that does what `first` does, with other buffers."""
+        callee = self.known[first]
+        self.known[name] = Callee(callee.name, tuple(table[b] for b in callee.buffers))
+
     def pointer(self, buffer: Buffer, line: Callable[[str], str], known: dict[Any, str]) -> str:
         """Where a buffer lies, from the table of pointers."""
         if buffer not in known:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
+from .alike import Likeness, adapted, counterparts, likeness
 from .cost import work
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
@@ -84,16 +85,18 @@ def compile_graph(
     verify(items)
     planned = plan(items, list(state), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
-    schedules = {k: schedule(k, target) for k in kernels_of(every)}
+    schedules, first = _scheduled(every, target)
     for k, made in schedules.items():
         _set_aside(k, made, names, threads, target)
     memory = arena(planned.phases, planned.late, guard)
-    functions = [f for item in every for f in _functions(item, planned, schedules, threads, target)]
+    functions = [f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
     module = Module(Layout(table, memory.offsets), target, inline=tiny)
     for f in functions:
         module.add(f)
+    for item, (like, one, other) in first.items():
+        module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
     prepare = Plan([list(planned.late)], planned.inner, planned.units, [])
     entries = [
         _entry(name, planned, threads, module, set(state), timed),
@@ -103,6 +106,23 @@ def compile_graph(
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
     return Code(name, graph, planned, memory, functions, table, text)
+
+
+def _scheduled(
+    every: Sequence[Item], target: Target
+) -> tuple[dict[Kernel, Schedule], dict[Kernel, tuple[Kernel, Likeness, Likeness]]]:
+    """The schedule of each kernel; and the first one like it, of those outside loops that are like another."""
+    schedules: dict[Kernel, Schedule] = {}
+    first: dict[Kernel, tuple[Kernel, Likeness, Likeness]] = {}
+    known: dict[Any, tuple[Kernel, Likeness]] = {}
+    outside = set(every)
+    for kernel in kernels_of(every):
+        own = likeness(kernel)
+        like, one = known.setdefault(own.key, (kernel, own))
+        schedules[kernel] = schedule(kernel, target) if like is kernel else adapted(schedules[like], one, own)
+        if like is not kernel and like in outside and kernel in outside:
+            first[kernel] = (like, one, own)
+    return schedules, first
 
 
 def _gathered(inputs: Sequence[Given], graph: Graph, names: Names) -> tuple[list[Item], list[Source]]:

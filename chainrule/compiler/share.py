@@ -19,7 +19,7 @@ from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .phases import accesses, levels, local
-from .schedule import BARRIER, FOREIGN, MOST_PARTS, OPERATIONS, units
+from .schedule import BARRIER, FOREIGN, MOST_ALONE, MOST_PARTS, OPERATIONS, units
 from .target import Target
 
 Class = frozenset[Axis]
@@ -37,7 +37,8 @@ def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: 
     kernels = [i for i in items if isinstance(i, Kernel)]
     cost = _cost(best, target)
     found = _classes(kernels, panels)
-    for chosen in [[c] for c in found] + ([found] if len(found) > 1 else []):
+    alone = [[c] for c in found] if len(found) <= MOST_ALONE else []  # each way takes time to make
+    for chosen in alone + ([found] if len(found) > 1 else []):
         made: list[Item] = [part for k in kernels for part in _cut(k, frozenset().union(*chosen), names)]
         put_off(made, state)
         if (other := _cost(made, target)) < cost:
