@@ -27,10 +27,11 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "5 compiler",
         (
-            "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
-            "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/flatten "
-            "compiler/schedule compiler/phases compiler/layout compiler/panels compiler/share compiler/alike compiler/memory "
-            "compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
+            "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric "
+            "compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels "
+            "compiler/fuse compiler/flatten compiler/schedule compiler/phases compiler/layout compiler/panels "
+            "compiler/share compiler/alike compiler/memory compiler/loops compiler/lower compiler/llvm compiler/jit "
+            "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),
     ("6 run", "run/batches run/backend run/interrupt run/reference run/threads run/crew run/native run/xla run/"),

@@ -94,7 +94,6 @@ class For:
     carries: tuple[Carry, ...] = ()
     results: tuple[Register, ...] = ()  # what the carried registers hold after the last iteration
     descending: bool = False
-    unroll: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

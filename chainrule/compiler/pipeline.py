@@ -8,7 +8,7 @@ same bits whatever it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import prod
@@ -58,7 +58,6 @@ class Code:
     functions: list[Function]
     slots: dict[Buffer, int]
     text: str
-    _stages: dict[str, Any] = field(default_factory=dict)
 
     def stage(self, stage: str) -> str:
         """The text of a stage: "kernels" or "loops"."""
