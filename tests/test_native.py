@@ -252,7 +252,9 @@ def flat_list(result: Any) -> list[Any]:
 
 def weighted(results: Sequence[Any]) -> Any:
     # 0.1: the rounding of a long sum shall not decide where on its wave the sine is
-    return sum(np.sum(np.sin(0.1 * r) * np.cos(np.arange(max(r.size, 1))[: r.size]).reshape(r.shape).astype(r.dtype)) for r in results)
+    return sum(
+        np.sum(np.sin(0.1 * r) * np.cos(np.arange(max(r.size, 1))[: r.size]).reshape(r.shape).astype(r.dtype)) for r in results
+    )
 
 
 def matrix_cases(shape: tuple[int, int], dtype: str) -> list[Case]:
