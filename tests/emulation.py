@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from chainrule.compiler import driver, jit
+from chainrule.compiler.layout import laid_out, logical
 from chainrule.compiler.pipeline import Code
 from chainrule.compiler.target import Target, narrowed
 from chainrule.errors import DataError
@@ -313,10 +314,11 @@ class EmulatedSession(Session):
 
     def __init__(self, backend: Emulated, programs: Mapping[int, Program], state: Mapping[str, Array]) -> None:
         self._backend, self._programs = backend, programs
-        self._state = {k: own(v, np.asarray(v).dtype) for k, v in state.items()}
+        self._shapes = {k: np.shape(v) for k, v in state.items()}
+        self._state = {k: own(laid_out(np.asarray(v), backend.target), np.asarray(v).dtype) for k, v in state.items()}
 
     def state(self) -> dict[str, Array]:
-        return {k: v.copy() for k, v in self._state.items()}
+        return {k: np.array(logical(v, self._shapes[k])) for k, v in self._state.items()}
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         made, known = self._programs[rows].entries[entry], self._programs[rows].inputs

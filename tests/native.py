@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,17 @@ WIDTHS = runnable()
 GUARD, POISONS = 64, (0x00, 0xFF, 0x7F)
 
 
-def backend_of(width: str | None = None, level: int = 2, **options: Any) -> NativeBackend:
-    """The backend for a narrower processor, emulated if this one is of another family; None: the host itself."""
+SMALL = (4, 3, 2)  # panels so small that the small matrices of tests lie in some
+
+
+def backend_of(width: str | None = None, level: int = 2, panels: tuple[int, ...] | None = None, **options: Any) -> NativeBackend:
+    """The backend for a narrower processor, emulated if this one is of another family; None: the host itself. panels: of matrices, in
+    place of its own."""
     target = host() if width is None else narrowed(width)
     if target.family != host().family:
         return Emulated(level, **options)
+    if panels is not None:
+        target = replace(target, panels=panels)
     return NativeBackend(target, level, **options)
 
 

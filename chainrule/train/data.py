@@ -7,16 +7,16 @@ all lengths equal and all numbers finite.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, ShapeError
 from ..graph.node import Array
+from ..records import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inputs:
     """The network's inputs by name. `keys`: "" for one array, positions for a tuple, names for a dict."""
 

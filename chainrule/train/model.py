@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,10 @@ from ..losses import Loss
 from ..ops.random import fold_in, key_of
 from ..optim import Optimizer
 from ..program import Program
+from ..records import record
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
+from ..run.interrupt import Watch
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, as_array, fits_into, row_weights, same_length
@@ -36,7 +38,7 @@ from .recipe import recipe
 from .state import Stateful, dtype_of
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Objective:
     """The objective of a network on given data, as a graph with everything needed to read and to evaluate it."""
 
@@ -109,7 +111,7 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"):
+        with self._busy("fit"), Watch() as watch:
             options = _Options(epochs, batch_size, seed, threads, memory)
             engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
@@ -125,12 +127,12 @@ class Model(Stateful):
                 inputs = self._ready(x, options.seed, dtype)
                 data, held = self._split(inputs, y, chosen, validation, sample_weight, class_weight, shuffle, options.seed)
                 slots, schedule_state = self._optimizer_state(rule)
-                task = self._task(chosen, data.target, data.weight is not None, rule)
+                task = self._task(chosen, data.target, data.weight is not None, rule, metrics=measures)
                 state = {**self._state(), **slots}
-                store = partial(self._store, places=self._places())
+                store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
                     task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads,
+                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads, watch,
                 )  # fmt: skip
                 if epochs:
                     training.prepare(state)
@@ -186,7 +188,8 @@ class Model(Stateful):
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
             raise UsageError("validation is a fraction of the rows, or a pair (x, y)")
         other = self._inputs(validation[0])
-        return data, Data(other.arrays, self._target(other, validation[1], loss), None)
+        even = None if weight is None else np.ones(other.rows)  # the same programs serve both
+        return data, Data(other.arrays, self._target(other, validation[1], loss), even)
 
     def _target(self, inputs: Inputs, y: Any, loss: Loss) -> Array:
         if y is None:
@@ -237,11 +240,11 @@ class Model(Stateful):
         inputs = self._inputs(x)
         target = self._target(inputs, y, chosen)
         data = Data(inputs.arrays, target, row_weights(inputs.rows, sample_weight, None, target, chosen.is_classification))
-        task = self._task(chosen, target, data.weight is not None)
-        programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
-        value, scores = evaluate(backends[backend].session(programs, self._state()), data)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
-        return {"loss": value, **{m.name: m(chosen, scores, target, data.weight) for m in measures}}
+        task = self._task(chosen, target, data.weight is not None, metrics=measures)
+        programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
+        value, measured = evaluate(backends[backend].session(programs, self._state()), data, measures, task)
+        return {"loss": value, **measured}
 
     def _known_loss(self, loss: Any, what: str) -> Loss:
         if loss is None and self._loss is None:
@@ -357,7 +360,7 @@ class Model(Stateful):
 _NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Options:
     """Run options, checked before anything is changed."""
 

@@ -1,8 +1,9 @@
 """The programs of a network: what it gives, what it costs, and how it learns.
 
-In: a network (seen only through `Forward`), a loss, an optimizer. Out: `Program`s with entries "forward" (scores), "evaluate" (scores
-and summed loss), "gradient" (by each parameter), "update" (from given gradients), "accumulate" (add to the running sums), "step"
-(gradient and update in one) and "observed" (a step that also gives the norm of each gradient).
+In: a network (seen only through `Forward`), a loss, an optimizer, metrics. Out: `Program`s with entries "forward" (scores), "evaluate"
+(scores and summed loss), "gradient" (by each parameter), "update" (from given gradients), "accumulate" (add to the running sums), "step"
+(gradient and update in one) and "observed" (a step that also gives the norm of each gradient). What evaluates or learns also gives the
+sums that metrics are made of.
 
 The objective of a batch is Σ w l / divisor over the elements l of the loss, where the divisor, a run-time number, is the sum of the
 weights of all rows that one update is made of. So a short batch and a sum over several batches are exact.
@@ -11,7 +12,6 @@ weights of all rows that one update is made of. So a short batch and a sum over 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -21,9 +21,11 @@ from ..errors import ShapeError, UsageError
 from ..graph.node import Array, Graph, Type
 from ..graph.trace import located
 from ..losses import Loss
+from ..metrics import Metric
 from ..ops.random import fold_in
 from ..optim import Optimizer, apply_update, penalty
 from ..program import Input, Program, ProgramBuilder, Variable, differentiate
+from ..records import record
 
 TARGET, WEIGHT, DIVISOR, SEED, STEP, RATE = "target", "weight", "divisor", "seed", "step", "learning_rate"
 
@@ -34,7 +36,7 @@ class Forward(Protocol):
     def __call__(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool, /) -> tuple[Any, dict[str, Any]]: ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Task:
     """Everything that a program depends on, but for the number of rows."""
 
@@ -48,6 +50,12 @@ class Task:
     target: Type | None = None  # of one row
     weighted: bool = False
     optimizer: Optimizer | None = None
+    metrics: tuple[Metric, ...] = ()  # those that are sums over rows
+
+
+def sums_name(metric: Metric) -> str:
+    """What entries call the sums that a metric is made of."""
+    return f"metric.{metric.name}"
 
 
 def slot_name(parameter: str, slot: str) -> str:
@@ -157,9 +165,15 @@ def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
         return {
             "loss": weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows),
             "scores": scores,
+            **_sums(task, scores, given),
         }, {}
 
     return entry
+
+
+def _sums(task: Task, scores: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    assert task.loss is not None
+    return {sums_name(m): m.sums(task.loss, scores, given[TARGET], given.get(WEIGHT)) for m in task.metrics}
 
 
 def objective(
@@ -221,7 +235,8 @@ def _accumulate(task: Task, rows: int) -> Callable[..., Any]:
     def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         value, scores, statistics, gradients = _differentiated(task, rows, state, given)
         sums = {slot_name(n, "sum"): state[slot_name(n, "sum")] + gradients[n] for n in task.trainable}
-        return {"loss": value, "scores": scores, "penalty": np.zeros_like(given[DIVISOR])}, {**statistics, **sums}
+        results = {"loss": value, "scores": scores, "penalty": np.zeros_like(given[DIVISOR]), **_sums(task, scores, given)}
+        return results, {**statistics, **sums}
 
     return entry
 
@@ -235,7 +250,7 @@ def _step(task: Task, rows: int, *, observed: bool) -> Callable[..., Any]:
             gradients = {n: state[slot_name(n, "sum")] + g for n, g in gradients.items()}
             cleared = {slot_name(n, "sum"): np.zeros_like(g) for n, g in gradients.items()}
         added, writes = _apply(task, state, given, gradients)
-        results = {"loss": value, "scores": scores, "penalty": added}
+        results = {"loss": value, "scores": scores, "penalty": added, **_sums(task, scores, given)}
         if observed:
             results |= {f"norm.{n}": np.sqrt(np.sum(g * g)) for n, g in gradients.items()}
         return results, {**statistics, **writes, **cleared}
