@@ -236,7 +236,7 @@ def test_every_kernel_is_timed():
     if peak.counter() is not None:
         assert len(known) == len(made.rows)
         assert all(t >= 0 for t in known)  # how long, depends on what else the machine does; 0: less than reading the clock
-        assert max(row.share for row in made.rows) > 0
+        assert max(row.share or 0.0 for row in made.rows) > 0  # None where no time was left of reading the clock
 
 
 def test_without_a_counter_of_cycles(monkeypatch, quick):
