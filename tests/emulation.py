@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from chainrule.compiler import driver, jit
-from chainrule.compiler.layout import laid_out, logical
+from chainrule.compiler.layout import logical
 from chainrule.compiler.pipeline import Code
 from chainrule.compiler.target import Target, narrowed
 from chainrule.errors import DataError
-from chainrule.graph.node import DTYPES, Graph
+from chainrule.graph.node import Graph
 from chainrule.program import Program
-from chainrule.run.backend import Function, Session, Steps, Taken
-from chainrule.run.native import ENTRY, NativeBackend, own
-from chainrule.run.reference import cast
+from chainrule.run.backend import Function, Kept, Session, Steps
+from chainrule.run.native import ENTRY, NativeBackend, NativeSession, own
 from chainrule.run.threads import BARRIER_BYTES, barrier_ir, flush_ir
 
 Array = np.ndarray
@@ -271,7 +270,7 @@ class Emulated(NativeBackend):
         return EmulatedFunction(self, graph)
 
     def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
-        return EmulatedSession(self, programs, state)
+        return EmulatedSession(programs, state, self, self.threads)
 
     def arena(self, code: Code) -> Array:
         return np.full(code.arena.bytes, self.poison, np.uint8)
@@ -309,134 +308,73 @@ class EmulatedFunction(Function):
         return results
 
 
-class EmulatedSession(Session):
-    """Steps by the loop in machine code, on as many threads as the backend says, all in one run of the emulator."""
+class EmulatedSession(NativeSession):
+    """A native session whose steps are taken by as many threads as the backend says, all in one run of the emulator."""
 
-    def __init__(self, backend: Emulated, programs: Mapping[int, Program], state: Mapping[str, Array]) -> None:
-        self._backend, self._programs = backend, programs
-        self._shapes = {k: np.shape(v) for k, v in state.items()}
-        self._state = {k: own(laid_out(np.asarray(v), backend.target), np.asarray(v).dtype) for k, v in state.items()}
+    _backend: Emulated
 
-    def state(self) -> dict[str, Array]:
-        return {k: np.array(logical(v, self._shapes[k])) for k, v in self._state.items()}
-
-    def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        made, known = self._programs[rows].entries[entry], self._programs[rows].inputs
-        data = {i: inputs[i] for i in made.inputs if known[i].rows is not None}
-        numbers = {i: np.asarray(inputs[i])[None] for i in made.inputs if known[i].rows is None}
-        taken = self.run(Steps([entry], data, np.arange(rows), [rows], numbers, made.results))
-        return {r: taken.results[r].reshape(o.shape) for r, o in zip(made.results, made.graph.outputs, strict=False)}
-
-    def run(self, steps: Steps, pulse: Callable[[int], bool] | None = None) -> Taken:
-        return _Run(self._backend, self._programs, self._state, steps).taken()
-
-
-class _Run:
-    """Everything that the loop in machine code wants, in an emulator's memory; see driver.py."""
-
-    def __init__(self, backend: Emulated, programs: Mapping[int, Program], state: Mapping[str, Array], steps: Steps) -> None:
-        self.backend, self.programs, self.steps = backend, programs, steps
-        pairs = list(zip(steps.entries, map(int, steps.sizes), strict=True))
-        self.kinds = list(dict.fromkeys(pairs))
-        self.which = np.array([self.kinds.index(p) for p in pairs], np.int64)
-        self.entries = [programs[size].entries[name] for name, size in self.kinds]
-        self.data = {k: self._data(k, v) for k, v in steps.data.items()}
-        self.results = list(dict.fromkeys(r for e in self.entries for r in e.results))
-        names = ["arena", "report", "order", *state, *(f"in/{k}" for k in (*steps.data, *steps.numbers))]
-        names += [f"out/{r}" for r in self.results]
-        captured = {
-            f"capture/{s}/{n}/{i}": c
-            for (n, s), e in zip(self.kinds, self.entries, strict=True)
-            for i, c in enumerate(e.captures)
-        }
-        self.slots = {name: i for i, name in enumerate([*names, *captured])}
-        self.codes = [self._code(size, e) for (_, size), e in zip(self.kinds, self.entries, strict=True)]
-        modules = {f"k{i}": compiled(c.text, backend.target, backend.level) for i, c in enumerate(self.codes)}
+    def _go(self, steps: Steps, layout: Any, moved: Sequence[Array], lying: Sequence[int], sources: Mapping[str, Array],
+            pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
+        """Places what `NativeSession._go` takes from this process's memory in the emulator's."""
+        backend, threads = self._backend, self._backend.threads
+        codes = [self._code(name, rows, sources) for name, rows in layout.kinds]
         triple = backend.target.triple
+        modules = {f"k{i}": compiled(c.text, backend.target, backend.level) for i, c in enumerate(codes)}
         modules["d"] = compiled(driver.driver_ir(triple, barrier_ir(triple), flush_ir(triple)), backend.target)
-        self.emulator = Emulator(modules, backend.processor)
-        self.table = np.zeros(len(self.slots), np.int64)
-        self.report = np.zeros(8, np.int64)
-        place = self.emulator.place
-        for name, array in [("report", self.report), *state.items()]:
-            self.table[self.slots[name]] = place(array)
-        for name, array in [*((f"in/{k}", v) for k, v in self.data.items()), *captured.items()]:
-            self.table[self.slots[name]] = place(fixed(array, np.asarray(array).dtype))
-        self.arenas = [backend.arena(c) for c in self.codes]
-
-    def _type(self, name: str) -> Any:
-        return next(p.inputs[name] for p in self.programs.values() if name in p.inputs)
-
-    def _data(self, name: str, value: Any) -> Array:
-        array, known = np.asarray(value), self._type(name)
-        return np.asarray(cast(array, known)) if known.type.dtype.kind in "iu" or array.dtype not in DTYPES else array
-
-    def _code(self, size: int, entry: Any) -> Code:
-        program = self.programs[size]
-        dtypes = [self.data[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs]
-        return self.backend._compiled(program, entry, dtypes, self.slots, self.backend.threads)
-
-    def _moves(self) -> list[tuple[int, Array, Array]]:
-        """(slot, memory, offset in it for each step) of the pointers that go on from step to step."""
-        found = []
-        for name, values in self.steps.numbers.items():
-            numbers = np.stack([np.asarray(cast(np.asarray(v), self._type(name))) for v in values])
-            found.append((self.slots[f"in/{name}"], numbers, np.arange(len(self.which)) * numbers[0].nbytes))
-        sizes = np.array([8 * size for _, size in self.kinds], np.int64)[self.which]
-        found.append((self.slots["order"], fixed(self.steps.order, np.int64), np.cumsum(sizes) - sizes))
-        for name in self.results:
-            kinds = [e.graph.outputs[e.results.index(name)] if name in e.results else None for e in self.entries]
-            sizes = np.array([0 if o is None else o.type.size * o.dtype.itemsize for o in kinds], np.int64)[self.which]
-            found.append((self.slots[f"out/{name}"], np.zeros(int(sizes.sum()), np.uint8), np.cumsum(sizes) - sizes))
-        return found
-
-    def taken(self) -> Taken:
-        place, threads = self.emulator.place, self.backend.threads
-        moves, address = self._moves(), self.emulator.address
-        # One pointer goes on evenly, as the order of rows does where all steps have the same number, the others by lists of offsets.
-        lists = [
-            0 if n == 0 and len(self.kinds) == 1 else place(offsets.astype(np.int64)) for n, (_, _, offsets) in enumerate(moves)
-        ]
-        strides = [int(offsets[1]) if len(offsets) > 1 else 0 for _, _, offsets in moves]
-        functions = [(address[f"k{i}.{ENTRY}_prepare"], address[f"k{i}.{ENTRY}"]) for i in range(len(self.codes))]
+        emulator = Emulator(modules, backend.processor)
+        place, address = emulator.place, emulator.address
+        table = np.zeros(len(self._slots), np.int64)
+        table[self._slots["report"]] = place(self._report)
+        for name, array in (*self._state.items(), *((n, fixed(c, c.dtype)) for n, c in self._captures.items())):
+            table[self._slots[name]] = place(array)
+        still = [*sources.values(), *(self._numbers(k, steps.numbers[k]) for k in layout.fixed)]
+        table[layout.lying] = [place(fixed(a, a.dtype)) for a in still]
+        table[[slot for slot, _ in layout.unread]] = [place(np.zeros(size, np.uint8)) for _, size in layout.unread]
+        inputs = len(moved) - len(layout.readers)  # the order and numbers; results come after them
+        table[layout.moving] = [place(fixed(a, a.dtype) if i < inputs else a) for i, a in enumerate(moved)]
+        arenas = [backend.arena(c) for c in codes]
+        functions = [(address[f"k{i}.{ENTRY}_prepare"], address[f"k{i}.{ENTRY}"]) for i in range(len(codes))]
         shared = np.zeros(driver.WORDS, np.int64)
-        values = {
-            driver.STEPS: len(self.which), driver.THREADS: threads, driver.BEFORE: -1, driver.MOVES: len(moves),
-            driver.BARRIER: place(np.zeros(BARRIER_BYTES, np.uint8)), driver.KINDS: place(self.which),
+        words = {
+            driver.STEPS: steps.count, driver.THREADS: threads, driver.BEFORE: -1, driver.ROUND: len(layout.which),
+            driver.BARRIER: place(np.zeros(BARRIER_BYTES, np.uint8)), driver.KINDS: place(layout.which),
             driver.FUNCTIONS: place(np.array(functions, np.int64)),
-            driver.ARENAS: place(np.array([place(a) for a in self.arenas], np.int64)),
-            driver.SLOTS: place(np.array([slot for slot, _, _ in moves], np.int64)),
-            driver.BASES: place(np.array([place(memory) for _, memory, _ in moves], np.int64)),
-            driver.OFFSETS: place(np.array(list(zip(strides, lists, strict=True)), np.int64)),
+            driver.ARENAS: place(np.array([place(a) for a in arenas], np.int64)),
+            driver.MOVES: len(layout.moving), driver.SLOTS: place(layout.moving),
+            driver.BYTES: place(layout._bytes), driver.REWOUND: place(layout._rewound),
         }  # fmt: skip
-        for word, value in values.items():
+        for word, value in words.items():
             shared[word] = value
         at = place(shared)
-        blocks = [place(np.array([at, t, place(self.table.copy())], np.int64)) for t in range(threads)]
-        words = [place(np.zeros(1, np.int64)) for _ in blocks[1:]]
-        for block, word in zip(blocks[1:], words, strict=True):
-            self.emulator.call("spawn", address["d.run"], block, place(np.zeros(STACK, np.uint8)) + STACK, word)
-        self.emulator.call("d.run", blocks[0])
-        for word in words:
-            self.emulator.call("join", word)
-        self.emulator.run()
-        for code, arena in zip(self.codes, self.arenas, strict=True):
-            self.backend.check_arena(code, arena)
+        blocks = [place(np.array([at, t, place(table.copy())], np.int64)) for t in range(threads)]
+        ends = [place(np.zeros(1, np.int64)) for _ in blocks[1:]]
+        for block, end in zip(blocks[1:], ends, strict=True):
+            emulator.call("spawn", address["d.run"], block, place(np.zeros(STACK, np.uint8)) + STACK, end)
+        emulator.call("d.run", blocks[0])
+        for end in ends:
+            emulator.call("join", end)
+        emulator.run()
+        for code, arena in zip(codes, arenas, strict=True):
+            backend.check_arena(code, arena)
         done = int(shared[driver.DONE])
-        if self.report[0]:
-            raise DataError("an index lies outside its array")
-        memories = [memory for _, memory, _ in moves[-len(self.results) :]] if self.results else []
-        return Taken(done, {k: self._kept(k, m) for k, m in zip(self.results, memories, strict=True) if k in self.steps.keep})
+        if self._report[0]:
+            self._raise(steps, done)
+        return done, False
 
-    def _kept(self, name: str, memory: Array) -> Array:
-        """A result of all steps: rows one after the other where it has rows, else one entry a step."""
-        parts, at = [], 0
-        rows: Any = None
-        for kind in self.which:
-            entry = self.entries[kind]
-            if name in entry.results:
-                node, rows = entry.graph.outputs[entry.results.index(name)], entry.result_rows[entry.results.index(name)]
-                size = node.type.size * node.dtype.itemsize
-                parts.append(memory[at : at + size].view(node.dtype).reshape(node.shape))
-                at += size
-        return np.concatenate(parts, rows) if isinstance(rows, int) else np.stack(parts)
+    def _code(self, name: str, rows: int, sources: Mapping[str, Array]) -> Code:
+        program = self._programs[rows]
+        entry = program.entries[name]
+        dtypes = [sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs]
+        return self._backend._compiled(program, entry, dtypes, self._slots, self._backend.threads)
+
+    def keep(self) -> Kept | None:
+        copies = {name: np.zeros_like(v) for name, v in self._state.items()}
+        module = f'target triple = "{self._backend.target.triple}"\n{driver.keep_ir()}'
+        emulator = Emulator({"d": compiled(module, self._backend.target)}, self._backend.processor)
+        rows = np.zeros((len(copies), 5), np.int64)
+        for row, to, value in zip(rows, copies.values(), self._state.values(), strict=True):
+            row[:3] = emulator.place(to), emulator.place(fixed(value, value.dtype)), value.nbytes
+            row.view(np.uint32)[6:] = driver.EXPONENTS.get(str(value.dtype), driver.NO_EXPONENT)
+        emulator.call("d.keep", emulator.place(rows), len(rows))
+        (bad,) = emulator.run()
+        return Kept({name: logical(v, self._shapes[name]) for name, v in copies.items()}) if bad == 0 else None

@@ -292,7 +292,7 @@ def check_training(optimizer: str, dtype: str) -> None:
     found = []
     with native_tests.registered(Emulated()) as emulated:
         for name in (emulated, "reference"):
-            net = native_tests.dense_net()
+            net = cr.nn.Sequential(cr.nn.Dense(128, "tanh"), native_tests.dense_net())  # the first weight lies in panels
             run = net.fit(
                 x, t, loss="cross_entropy", optimizer=OPTIMIZERS[optimizer](), epochs=3, batch_size=16, dtype=dtype, backend=name
             )
@@ -338,6 +338,32 @@ def test_new_state_made_of_other_old_state(server: Server) -> None:
     server(state_faults)
 
 
+def check_rounds(threads: int) -> None:
+    """Orders and numbers of all rounds and of one; the state that is kept after them, unless some of it is not finite."""
+    entries, sizes, rounds = native_tests.ROUNDS[1]
+    r = np.random.default_rng(0)
+    x, order = r.normal(size=(50, 2)), r.integers(0, 50, (rounds, sum(sizes)))
+    programs = {n: native_tests.rounds_program(n) for n in set(sizes)}
+    sessions = [b.session(programs, {"w": np.ones(2, "f4")}) for b in (Emulated(threads=threads), backends["reference"])]
+    for rows, count in ((order, rounds * len(entries)), (order[0], len(entries))):
+        numbers = {"a": r.normal(size=count), "b": r.normal(size=(count, 2)), "unread": np.zeros(1)}
+        steps = Steps(entries, {"x": x}, rows, sizes, numbers, ("loss", "y", "across"), rounds)
+        ours, theirs = (s.run(steps) for s in sessions)
+        assert ours.steps == theirs.steps == steps.count
+        for name, value in theirs.results.items():
+            np.testing.assert_allclose(ours.results[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert_same(sessions[0].keep().arrays(), sessions[0].state())
+    np.testing.assert_allclose(sessions[0].state()["w"], sessions[1].state()["w"], rtol=1e-4)
+    for value in (np.nan, -np.inf):
+        sessions[0]._state["w"][1] = value
+        assert sessions[0].keep() is None
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rounds_of_steps(server: Server, threads: int) -> None:
+    server(check_rounds, threads)
+
+
 # ---- indices out of range ----------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +385,6 @@ def test_an_index_out_of_range_ends_a_run_before_state_is_written(threads: int) 
     session = Emulated(threads=threads).session({rows: builder.build()}, {"w": w})
     i = np.arange(4 * rows) % 5
     i[2 * rows + 1] = 5
-    with pytest.raises(DataError, match="an index lies outside"):
+    with pytest.raises(DataError, match=r"index 5 \(element 1 of the indices\) lies outside"):
         session.run(Steps(["step"] * 4, {"i": i}, np.arange(4 * rows), [rows] * 4, {}, ("loss",)))
     np.testing.assert_array_equal(session.state()["w"], (w * np.float32(0.5) + 1) * np.float32(0.5) + 1)
