@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from math import ceil
 from time import perf_counter
@@ -39,15 +38,13 @@ class Fit:
         before them, when all is set up, and runs to the end: what chainrule does between epochs counts."""
         taken = min(ceil(steps / 4), self.row.steps)
         epochs = ceil(steps / taken)
-        ends: list[float] = []
-        self._fit(0, taken * self.row.batch, 1 + epochs, lambda run: ends.append(perf_counter()))
-        return taken * epochs, ends[-1] - ends[0]
+        run = self._fit(0, taken * self.row.batch, 1 + epochs)
+        return taken * epochs, sum(run.epoch_seconds[1:])
 
-    def _fit(self, first: int, last: int, epochs: int, *callbacks: Callable[[Run], None]) -> Run:
+    def _fit(self, first: int, last: int, epochs: int) -> Run:
         return self.net.fit(
             self.x[first:last], self.y[first:last], loss=self.row.loss, optimizer=self.optimizer, epochs=epochs,
             batch_size=self.row.batch, shuffle=False, threads=self.threads, backend=self.backend, verbose=False,
-            callbacks=callbacks,
         )  # fmt: skip
 
 
