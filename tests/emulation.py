@@ -25,7 +25,7 @@ from chainrule.compiler.target import Target, narrowed
 from chainrule.errors import DataError
 from chainrule.graph.node import DTYPES, Graph
 from chainrule.program import Program
-from chainrule.run.backend import Function, Session, Steps, Taken
+from chainrule.run.backend import Function, Kept, Session, Steps, Taken, finite
 from chainrule.run.native import ENTRY, NativeBackend, own
 from chainrule.run.reference import cast
 from chainrule.run.threads import BARRIER_BYTES, barrier_ir, flush_ir
@@ -320,6 +320,10 @@ class EmulatedSession(Session):
     def state(self) -> dict[str, Array]:
         return {k: np.array(logical(v, self._shapes[k])) for k, v in self._state.items()}
 
+    def keep(self) -> Kept | None:
+        state = self.state()
+        return Kept(state) if finite(state.values()) else None
+
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         made, known = self._programs[rows].entries[entry], self._programs[rows].inputs
         data = {i: inputs[i] for i in made.inputs if known[i].rows is not None}
@@ -336,9 +340,10 @@ class _Run:
 
     def __init__(self, backend: Emulated, programs: Mapping[int, Program], state: Mapping[str, Array], steps: Steps) -> None:
         self.backend, self.programs, self.steps = backend, programs, steps
+        self.each = list(steps.each())
         pairs = list(zip(steps.entries, map(int, steps.sizes), strict=True))
         self.kinds = list(dict.fromkeys(pairs))
-        self.which = np.array([self.kinds.index(p) for p in pairs], np.int64)
+        self.which = np.array([self.kinds.index(p) for p in pairs], np.int64)  # the kind of each step of a round
         self.entries = [programs[size].entries[name] for name, size in self.kinds]
         self.data = {k: self._data(k, v) for k, v in steps.data.items()}
         self.results = list(dict.fromkeys(r for e in self.entries for r in e.results))
@@ -376,38 +381,41 @@ class _Run:
         dtypes = [self.data[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs]
         return self.backend._compiled(program, entry, dtypes, self.slots, self.backend.threads)
 
-    def _moves(self) -> list[tuple[int, Array, Array]]:
-        """(slot, memory, offset in it for each step) of the pointers that go on from step to step."""
+    def _moves(self) -> list[tuple[int, Array, list[int]]]:
+        """(slot, memory, bytes by which it goes on after a step of each kind) of the pointers that move."""
         found = []
-        for name, values in self.steps.numbers.items():
-            numbers = np.stack([np.asarray(cast(np.asarray(v), self._type(name))) for v in values])
-            found.append((self.slots[f"in/{name}"], numbers, np.arange(len(self.which)) * numbers[0].nbytes))
-        sizes = np.array([8 * size for _, size in self.kinds], np.int64)[self.which]
-        found.append((self.slots["order"], fixed(self.steps.order, np.int64), np.cumsum(sizes) - sizes))
+        for name in self.steps.numbers:
+            numbers = np.stack([np.asarray(cast(np.asarray(given[name]), self._type(name))) for _, _, _, given in self.each])
+            found.append((self.slots[f"in/{name}"], numbers, [numbers[0].nbytes] * len(self.kinds)))
         for name in self.results:
             kinds = [e.graph.outputs[e.results.index(name)] if name in e.results else None for e in self.entries]
-            sizes = np.array([0 if o is None else o.type.size * o.dtype.itemsize for o in kinds], np.int64)[self.which]
-            found.append((self.slots[f"out/{name}"], np.zeros(int(sizes.sum()), np.uint8), np.cumsum(sizes) - sizes))
-        return found
+            sizes = [0 if o is None else o.type.size * o.dtype.itemsize for o in kinds]
+            memory = np.zeros(sum(sizes[k] for k in self.which) * self.steps.rounds, np.uint8)
+            found.append((self.slots[f"out/{name}"], memory, sizes))
+        order = fixed(self.steps.order, np.int64)
+        return [*found, (self.slots["order"], order, [8 * size for _, size in self.kinds])]
 
     def taken(self) -> Taken:
-        place, threads = self.emulator.place, self.backend.threads
-        moves, address = self._moves(), self.emulator.address
-        # One pointer goes on evenly, as the order of rows does where all steps have the same number, the others by lists of offsets.
-        lists = [
-            0 if n == 0 and len(self.kinds) == 1 else place(offsets.astype(np.int64)) for n, (_, _, offsets) in enumerate(moves)
-        ]
-        strides = [int(offsets[1]) if len(offsets) > 1 else 0 for _, _, offsets in moves]
-        functions = [(address[f"k{i}.{ENTRY}_prepare"], address[f"k{i}.{ENTRY}"]) for i in range(len(self.codes))]
+        place, threads, address = self.emulator.place, self.backend.threads, self.emulator.address
+        moves, functions = (
+            self._moves(),
+            [(address[f"k{i}.{ENTRY}_prepare"], address[f"k{i}.{ENTRY}"]) for i in range(len(self.codes))],
+        )
+        steps = np.array([sizes for _, _, sizes in moves], np.int64).T  # a row for each kind
+        rewound = steps[self.which[-1]].copy()
+        if self.steps.order.ndim == 1:  # all rounds have the same rows
+            rewound[-1] -= self.steps.order.size * 8
+        for slot, memory, _ in moves:
+            self.table[slot] = place(memory)
         shared = np.zeros(driver.WORDS, np.int64)
         values = {
-            driver.STEPS: len(self.which), driver.THREADS: threads, driver.BEFORE: -1, driver.MOVES: len(moves),
+            driver.STEPS: len(self.each), driver.THREADS: threads, driver.BEFORE: -1, driver.MOVES: len(moves),
+            driver.ROUND: len(self.which), driver.PLACE: 0,
             driver.BARRIER: place(np.zeros(BARRIER_BYTES, np.uint8)), driver.KINDS: place(self.which),
             driver.FUNCTIONS: place(np.array(functions, np.int64)),
             driver.ARENAS: place(np.array([place(a) for a in self.arenas], np.int64)),
             driver.SLOTS: place(np.array([slot for slot, _, _ in moves], np.int64)),
-            driver.BASES: place(np.array([place(memory) for _, memory, _ in moves], np.int64)),
-            driver.OFFSETS: place(np.array(list(zip(strides, lists, strict=True)), np.int64)),
+            driver.BYTES: place(np.ascontiguousarray(steps)), driver.REWOUND: place(rewound),
         }  # fmt: skip
         for word, value in values.items():
             shared[word] = value
@@ -422,17 +430,17 @@ class _Run:
         self.emulator.run()
         for code, arena in zip(self.codes, self.arenas, strict=True):
             self.backend.check_arena(code, arena)
-        done = int(shared[driver.DONE])
         if self.report[0]:
             raise DataError("an index lies outside its array")
-        memories = [memory for _, memory, _ in moves[-len(self.results) :]] if self.results else []
-        return Taken(done, {k: self._kept(k, m) for k, m in zip(self.results, memories, strict=True) if k in self.steps.keep})
+        memories = {slot: memory for slot, memory, _ in moves}
+        kept = {k: self._kept(k, memories[self.slots[f"out/{k}"]]) for k in self.steps.keep if k in self.results}
+        return Taken(int(shared[driver.DONE]), kept)
 
     def _kept(self, name: str, memory: Array) -> Array:
         """A result of all steps: rows one after the other where it has rows, else one entry a step."""
         parts, at = [], 0
         rows: Any = None
-        for kind in self.which:
+        for kind in np.tile(self.which, self.steps.rounds):
             entry = self.entries[kind]
             if name in entry.results:
                 node, rows = entry.graph.outputs[entry.results.index(name)], entry.result_rows[entry.results.index(name)]

@@ -25,6 +25,8 @@ from native import Server, assert_bits, backend_of, pattern
 from same import assert_same
 
 import chainrule as cr
+from chainrule import nn
+from chainrule.compiler.driver import EXPONENTS, NO_EXPONENT, keep_ir
 from chainrule.compiler.elementary import FUNCTIONS
 from chainrule.compiler.target import host
 from chainrule.errors import DataError
@@ -278,6 +280,27 @@ define void @f(ptr %p) {{
     assert numbers.tolist() == [tiny, tiny / 2, 0.0, tiny / 2]
 
 
+def test_a_state_is_copied_and_looked_through() -> None:
+    """One call for each place at which a number is not finite, and one where all are."""
+    sizes = [(np.float32, 35), (np.float64, 19), (np.int64, 5)]
+    arrays = [np.arange(n).astype(d) for d, n in sizes]
+    spoilt = [(k, at, bad) for k, (d, n) in enumerate(sizes[:2]) for at in range(n) for bad in (np.inf, -np.inf, np.nan)]
+    emulator = Emulator({"m": compiled(keep_ir())})
+    copies = []
+    for k, at, bad in [(0, 0, 0.0), *spoilt]:
+        given, rows = [a.copy() for a in arrays], np.zeros((len(arrays), 5), np.int64)
+        given[k][at] = bad
+        copies.append((given, [np.zeros_like(a) for a in given]))
+        for row, value, to in zip(rows, *copies[-1], strict=True):
+            row[:3] = emulator.place(to), emulator.place(value), value.nbytes
+            row.view(np.uint32)[6:] = EXPONENTS.get(str(value.dtype), NO_EXPONENT)
+        emulator.call("m.keep", emulator.place(rows), len(rows))
+    found = emulator.run()
+    assert [n != 0 for n in found] == [False, *[True] * len(spoilt)]
+    for given, got in copies:
+        assert_bits(got, given)
+
+
 OPTIMIZERS = {
     "adam": lambda: cr.Adam(0.01),
     "momentum": lambda: cr.SGD(0.05, momentum=0.9, nesterov=True),
@@ -286,13 +309,13 @@ OPTIMIZERS = {
 
 
 def check_training(optimizer: str, dtype: str) -> None:
-    """Losses and scores as NumPy has them; the last batch is short, and the data is of another type than the weights."""
+    """Losses and scores as NumPy has them; weights lie in panels, the last batch is short, the data is of another type."""
     r = np.random.default_rng(1)
     x, t = r.normal(size=(45, 11)), r.integers(0, 3, 45)
     found = []
     with native_tests.registered(Emulated()) as emulated:
         for name in (emulated, "reference"):
-            net = native_tests.dense_net()
+            net = nn.Sequential(nn.Dense(128, "tanh"), nn.Dense(96, "relu"), nn.Dense(3))
             run = net.fit(
                 x, t, loss="cross_entropy", optimizer=OPTIMIZERS[optimizer](), epochs=3, batch_size=16, dtype=dtype, backend=name
             )
