@@ -565,9 +565,12 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, rest: int) -> None
     check_threads(kind, 96 + rest, THREADS[1:] if kind == "tokens" else THREADS[1:2])
 
 
+RESTS = [(kind, rest) for kind in NETS for rest in (0, 1, 2, 3, 5, 7, 8, 15, 16, 31)]
+RESTS.remove(("dense", 1))  # batch norm refuses a batch of one row
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", list(NETS))
-@pytest.mark.parametrize("rest", [0, 1, 2, 3, 5, 7, 8, 15, 16, 31])
+@pytest.mark.parametrize(("kind", "rest"), RESTS)
 def test_any_number_of_threads_gives_the_same_bits_for_any_rest(kind: str, rest: int) -> None:
     check_threads(kind, 96 + rest)
 
