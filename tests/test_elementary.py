@@ -316,6 +316,14 @@ def random_pairs(part, chunks=64):
         yield x, y
 
 
+@pytest.mark.parametrize("level", ["host", "sse2"])
+def test_tanh_where_its_errors_are_largest(level):
+    """Every 16th float32 from 1/8 to 1/2, and the place where a simpler formula was off by 4.17 without FMA."""
+    x = np.arange(np.float32(0.125).view(np.uint32), np.float32(0.5).view(np.uint32), 16, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([x, np.array([0.25387799739837646], np.float32)])
+    assert farthest("tanh", [compiled("tanh", 32, 16, level)], [(x[: len(x) // 16 * 16],), (x[-16:],)])[0][0] <= BOUND[32]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("name", EXACT)

@@ -71,8 +71,10 @@ def tanh(b: Builder, x: str) -> str:
         z = b.fmul(x, x)
         n = b.fma(b.fmul(x, z), b.polynomial(z, t["tanh_p"][1:]), x)  # P starts with 1; a sum would lose the sign of -0
         d = b.polynomial(z, t["tanh_q"])
-        y = b.fmul(b.fadd(n, n), b.fdiv(d, b.fma(d, d, b.fmul(n, n))))
-        return y if b.has_fma else clamp(b, y, -1.0, 1.0)  # without, further rounding can end above 1
+        if b.has_fma:
+            return b.fmul(b.fadd(n, n), b.fdiv(d, b.fma(d, d, b.fmul(n, n))))
+        # Without, every product is rounded: as 2n / (d + n (n/d)) fewer of them count. Rounding can still end above 1.
+        return clamp(b, b.fdiv(b.fadd(n, n), b.fadd(d, b.fmul(n, b.fdiv(n, d)))), -1.0, 1.0)
     a = b.fabs(x)
     z = b.fmul(a, a)
     near = b.fma(b.fmul(a, z), b.polynomial(z, t["tanh"]), a)
