@@ -121,7 +121,7 @@ class Crew:
         """How many steps to take before Python looks again: one to begin with, few while ways are being timed."""
         if way not in pace.rough:
             return 1
-        step = pace.step(way) if way in pace.last else pace.rough[way]
+        step = min([pace.rough[way], *pace.last.get(way, ())])  # too few steps would be over before they can be judged
         several, one = self._ways(pace)
         trying = several != one and (not pace.timed(way) or pace.idle.get(way, 0.0) >= AGAIN)
         return max(1, min(left, int((TRIAL if trying else SLICE) / max(step, 1e-9))))

@@ -1,0 +1,80 @@
+"""How many threads a run takes, with a clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from chainrule.run import crew as crews
+from chainrule.run.crew import Crew, Pace, Way
+
+WORK = 2e6  # operations of a step, enough for several threads
+
+
+@pytest.fixture(autouse=True)
+def four_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "processors", lambda: 4)
+
+
+def run(pace: Pace, steps: int, seconds: Callable[[Way, int], float], asked: int | None = None) -> list[tuple[Way, int]]:
+    """The slices of one call."""
+    crew, taken = Crew(asked), []
+    while steps:
+        way = crew.way(pace, steps)
+        count = crew.steps(pace, way, steps)
+        crew.took(pace, way, count, seconds(way, count))
+        taken.append((way, count))
+        steps -= count
+    return taken
+
+
+def cost(one: float, several: float, wake: float = 0.0) -> Callable[[Way, int], float]:
+    return lambda way, count: count * (one if way.threads == 1 else several) + (wake if way.threads > 1 else 0.0)
+
+
+def steps_by(slices: list[tuple[Way, int]], threads: int) -> int:
+    return sum(count for way, count in slices if way.threads == threads)
+
+
+@pytest.mark.parametrize(("one", "several", "best"), [(40e-6, 15e-6, 4), (15e-6, 40e-6, 1)])
+def test_the_faster_way_is_taken_nearly_always(one: float, several: float, best: int) -> None:
+    slices = run(Pace(WORK), 200_000, cost(one, several))
+    assert steps_by(slices, best) > 0.95 * 200_000
+
+
+def test_the_same_code_serves_both_ways() -> None:
+    assert {way.units for way, _ in run(Pace(WORK), 50_000, cost(20e-6, 10e-6))} == {4}
+
+
+def test_little_work_runs_on_one_thread() -> None:
+    assert {way for way, _ in run(Pace(1000.0), 1_000_000, cost(1e-7, 1e-7))} == {Way(1, 1)}
+
+
+def test_short_calls_run_on_one_thread_and_tell_nothing() -> None:
+    pace = Pace(WORK)
+    for _ in range(20):
+        assert {way.threads for way, _ in run(pace, 1, cost(40e-6, 15e-6, wake=2e-3))} == {1}
+    assert not pace.last
+
+
+def test_a_bad_beginning_is_forgotten() -> None:
+    """Threads that first woke slowly, because other programs were still at work, are judged anew."""
+    pace = Pace(WORK)
+    for _ in range(4):  # calls of a few steps that take milliseconds
+        crew = Crew(None)
+        crew.took(pace, Way(4, 4), 2, 4e-3)
+    slices = [s for _ in range(40) for s in run(pace, 5000, cost(40e-6, 15e-6, wake=100e-6))]
+    assert slices[-1][0].threads == 4
+    assert steps_by(slices[len(slices) // 2 :], 4) > 0.9 * steps_by(slices[len(slices) // 2 :], 1)
+
+
+def test_a_machine_that_becomes_busy_is_noticed() -> None:
+    pace = Pace(WORK)
+    run(pace, 100_000, cost(40e-6, 15e-6))
+    slices = run(pace, 200_000, cost(40e-6, 90e-6))
+    assert steps_by(slices, 1) > 0.8 * 200_000
+
+
+def test_what_the_user_asked_for_is_taken() -> None:
+    assert {way for way, _ in run(Pace(WORK), 10_000, cost(10e-6, 40e-6), asked=3)} == {Way(3, 3)}
