@@ -26,6 +26,7 @@ from .epochs import Behind, Data, Epochs, Pace, finite, lasting
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, Task, make_program
 from .progress import Progress
+from .sequences import counted
 
 EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
 MOST_STEPS, MOST_ROWS = 2**18, 2**21  # of one call, if it takes several epochs: some tens of MB of numbers and results
@@ -253,16 +254,15 @@ class Training:
         if not self.metrics:
             return {}
         weight = None if self.data.weight is None else self.data.weight[order]
-        return self.measured("", taken.results["scores"], Data({}, self.data.target[order], weight))
+        lengths = {n: self.data.inputs[n][order] for n in [self.task.steps] if n is not None}
+        return self.measured("", taken.results["scores"], Data(lengths, self.data.target[order], weight))
 
     def measured(self, prefix: str, scores: Array | None, data: Data) -> dict[str, float]:
         """All metrics over these rows."""
-        values = {}
-        for metric in self.metrics:
-            assert scores is not None
-            assert self.task.loss is not None
-            values[prefix + metric.name] = metric(self.task.loss, scores, data.target, data.weight)
-        return values
+        if not self.metrics:
+            return {}
+        assert scores is not None
+        return {prefix + k: v for k, v in measured(self.metrics, self.task, scores, data).items()}
 
     def record(self, loss: float, added: float, rate: float, seen: Mapping[str, float], judged: Mapping[str, float],
                begun: float) -> None:  # fmt: skip
@@ -354,6 +354,14 @@ class Training:
     @property
     def _entries(self) -> tuple[str, ...]:
         return ("step", "accumulate") if self._accumulate > 1 else ("step",)
+
+
+def measured(metrics: Sequence[Metric], task: Task, scores: Array, data: Data) -> dict[str, float]:
+    """Metrics over these rows, or over all steps of them that count."""
+    lengths = data.inputs[task.steps] if task.steps is not None else None
+    judged = counted(lengths, scores, data.target, data.weight)
+    assert task.loss is not None
+    return {m.name: m(task.loss, *judged) for m in metrics}
 
 
 def evaluation_sizes(rows: int) -> list[int]:

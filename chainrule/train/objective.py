@@ -5,7 +5,8 @@ and summed loss), "gradient" (by each parameter), "update" (from given gradients
 (gradient and update in one) and "observed" (a step that also gives the norm of each gradient).
 
 The objective of a batch is Σ w l / divisor over the elements l of the loss, where the divisor, a run-time number, is the sum of the
-weights of all rows that one update is made of. So a short batch and a sum over several batches are exact.
+weights of all rows that one update is made of. So a short batch and a sum over several batches are exact. Where a loss is taken at
+each step of sequences that differ in length, the weight of a row is that of all its steps together, and only these count.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Task:
     target: Type | None = None  # of one row
     weighted: bool = False
     optimizer: Optimizer | None = None
+    steps: str | None = None  # the lengths of the sequences whose steps have a loss each
 
 
 def slot_name(parameter: str, slot: str) -> str:
@@ -64,12 +66,16 @@ def initial_slots(optimizer: Optimizer, parameters: Mapping[str, Array], dtype: 
     return slots
 
 
-def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: Any, rows: int) -> Any:
+def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: Any, rows: int, lengths: Any = None) -> Any:
     """Σ w l / divisor, where `divisor` counts rows; the mean over the elements of a row is taken as well.
 
-    Raises: `ShapeError` if the loss returns neither one number nor an array with the rows first.
+    lengths: of the sequences (rows, time) that have a loss at each step; then `weight` is that of all steps of a row, and `divisor`
+    their sum: steps beyond a sequence's end do not count.
+    Raises: `ShapeError` if the loss returns neither one number nor an array with the rows (and the steps) first.
     """
     elements = loss(scores, target)
+    if lengths is not None:
+        return _mean_of_steps(loss, elements, scores.shape[:2], weight, divisor, lengths)
     if not hasattr(elements, "ndim"):
         raise UsageError(f"the loss {loss.name} returns {elements!r}, not an array of losses; perhaps a `return` is missing")
     if elements.ndim == 0:
@@ -86,6 +92,19 @@ def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: An
         elements = elements * np.reshape(weight, (rows, *(1,) * (elements.ndim - 1)))
     each = prod(elements.shape[1:])
     return np.sum(elements) / (divisor * each if each != 1 else divisor)
+
+
+def _mean_of_steps(loss: Loss, elements: Any, shape: tuple[int, int], weight: Any, divisor: Any, lengths: Any) -> Any:
+    if np.shape(elements)[:2] != shape:
+        raise ShapeError(located(
+            f"the loss {loss.name} returns shape {np.shape(elements)}; with sequences of different length its first axes must be rows "
+            f"and steps, {shape}, so that steps beyond a sequence's end can be left out"
+        ))  # fmt: skip
+    each = weight / np.maximum(lengths, 1).astype(elements.dtype)
+    rest = (1,) * (elements.ndim - 2)
+    within = np.reshape(np.less(np.arange(shape[1]), lengths[:, None]), (*shape, *rest))
+    weighted = np.where(within, elements * np.reshape(each, (shape[0], 1, *rest)), np.zeros((), elements.dtype))
+    return np.sum(weighted) / (divisor * prod(elements.shape[2:]))
 
 
 def batch_type(row: Type, rows: int) -> Type:
@@ -153,9 +172,8 @@ def _forward(task: Task) -> Callable[..., Any]:
 def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
     def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         scores, _ = task.forward(state, given, False)
-        assert task.loss is not None
         return {
-            "loss": weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows),
+            "loss": _mean(task, rows, scores, given),
             "scores": scores,
         }, {}
 
@@ -167,8 +185,13 @@ def objective(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """While tracing: the objective of a batch (without penalties), the scores, and the new statistics."""
     scores, statistics = task.forward(state, given, training)
+    return _mean(task, rows, scores, given), scores, statistics
+
+
+def _mean(task: Task, rows: int, scores: Any, given: Mapping[str, Any]) -> Any:
     assert task.loss is not None
-    return weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows), scores, statistics
+    lengths = given[task.steps] if task.steps is not None else None
+    return weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows, lengths)
 
 
 def _differentiated(
