@@ -36,8 +36,16 @@ def is_ragged(value: Any) -> bool:
     """Whether `value` is a list of arrays (or lists) whose first axes differ in length."""
     if not isinstance(value, (list, np.ndarray)) or (isinstance(value, np.ndarray) and value.dtype != object):
         return False
-    lengths = {len(v) for v in value if hasattr(v, "__len__") and not isinstance(v, (str, bytes, dict)) and np.ndim(v) > 0}
-    return len(lengths) > 1 and all(hasattr(v, "__len__") and not isinstance(v, (str, bytes, dict)) for v in value)
+    lengths = {_length(v) for v in value}
+    return len(lengths) > 1 and None not in lengths
+
+
+def _length(value: Any) -> int | None:
+    """How many steps a sequence has; None for what is none."""
+    try:
+        return None if isinstance(value, (str, bytes, Mapping)) else len(value)
+    except TypeError:
+        return None
 
 
 def padded(value: Sequence[Any], name: str) -> tuple[Array, Array]:
@@ -51,6 +59,8 @@ def padded(value: Sequence[Any], name: str) -> tuple[Array, Array]:
         raise DataError(f"{name}: the rows of one of its sequences differ in length, so it is no array") from None
     full = [r for r in rows if r.size]
     shapes = {r.shape[1:] for r in full}
+    if not full:
+        raise DataError(f"{name}: its sequences hold no numbers, so there is nothing to learn from")
     if len(shapes) > 1:
         one, other = sorted(shapes)[:2]
         raise DataError(f"{name}: its rows differ in more than their length: steps of shape {one} and {other}")
@@ -134,7 +144,9 @@ def refilled(target: Array, lengths: Array, steps: int) -> Array:
     if not longest:
         raise DataError("all sequences have length 0, so there is no step to learn from")
     if not longest <= target.shape[1] <= steps:
-        raise ShapeError(f"y must have a target for each of the {steps} steps of x, not for {target.shape[1]}")
+        raise ShapeError(
+            f"y must have a target for each of the {steps} steps of x, (rows, {steps}, ...), not shape {target.shape}"
+        )
     target = stretched(target, steps)
     within = inside(lengths, steps)
     if np.all(within):
