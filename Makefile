@@ -12,12 +12,12 @@ TIDY := --quiet --disable-pip-version-check --no-input
 # A name may exist and yet fail when run (version managers' shims do), so each candidate is asked, not just looked up.
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python)
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all test-aarch64 lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  PYTHON=...     the Python to set .venv up with (default: the first of $(CANDIDATES) that is 3.11 or newer)"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  PYTHON=...        the Python to set .venv up with (default: the first of $(CANDIDATES) that is 3.11 or newer)"
 
 demo: $(READY) ## four networks learn by backpropagation on real data; ends with their scores and the run folders
 	@$(BIN)/chainrule demo all
@@ -27,6 +27,11 @@ test: lint ## ruff and mypy, then the tests with fixed seeds (minutes)
 
 test-all: lint ## everything: the slow tests too, and more and random samples
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "slow or not slow" --hypothesis-profile=all
+
+test-aarch64: $(READY) ## machine code for AArch64, run by an emulator: needs Debian's qemu-user and binutils-aarch64-linux-gnu (1 min)
+	@for tool in qemu-aarch64 aarch64-linux-gnu-as; do command -v $$tool >/dev/null || { \
+	  echo "chainrule: no $$tool. On Debian and Ubuntu: apt-get install qemu-user binutils-aarch64-linux-gnu (16 MB)" >&2; exit 1; }; done
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "slow or not slow" tests/test_aarch64.py
 
 lint: $(READY) ## ruff (style and format) and mypy --strict (seconds)
 	@$(BIN)/ruff check .

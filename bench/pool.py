@@ -34,10 +34,12 @@ class NotOffered(Failure):
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The same number of threads for every pool that a library may have."""
+    """The same number of threads for every pool that a library may have. Bytecode may be kept on the disk, as that of a library that an
+    installer compiled is: without, each process would compile the source of this package first, and that of no other."""
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")  # NPROC: XLA
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, **dict.fromkeys(pools, str(settings.threads)), "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, **dict.fromkeys(pools, str(settings.threads)), "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
 
 
 class Process:

@@ -7,7 +7,7 @@ computed in float64; the function is evaluated by its recorded graph, the deriva
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from .errors import DataError, GradientMismatch, UsageError
 from .graph import tree as trees
 from .graph.interpret import evaluate
 from .graph.node import Array, Graph
+from .records import record
 from .transforms import trace_call
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Comparison:
     """One array: its name, how many elements were compared, how many stand at a kink, and the worst disagreement."""
 
@@ -34,7 +35,7 @@ class Comparison:
     difference: float
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GradientReport:
     """What `check_gradients` found. `error` is the largest relative error |derivative - difference| / max(scale, |difference|)."""
 

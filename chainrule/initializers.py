@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from .errors import ShapeError, UsageError
+from .records import record
 from .registry import Registry
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Initializer:
     """What every initializer offers.
 
@@ -72,7 +72,7 @@ def _uniform(generator: np.random.Generator, shape: Shape, std: float) -> np.nda
 
 
 @initializers.declare("glorot_uniform")
-@dataclass(frozen=True)
+@record(frozen=True)
 class glorot_uniform(Initializer):
     """Keeps the variance of activations and gradients alike near 1 for tanh and the like.
 
@@ -90,7 +90,7 @@ class glorot_uniform(Initializer):
 
 
 @initializers.declare("glorot_normal")
-@dataclass(frozen=True)
+@record(frozen=True)
 class glorot_normal(Initializer):
     """As glorot_uniform, from a normal distribution.
 
@@ -108,7 +108,7 @@ class glorot_normal(Initializer):
 
 
 @initializers.declare("he_uniform")
-@dataclass(frozen=True)
+@record(frozen=True)
 class he_uniform(Initializer):
     """Keeps the variance of activations near 1 for relu, which passes half of it on.
 
@@ -127,7 +127,7 @@ class he_uniform(Initializer):
 
 
 @initializers.declare("he_normal")
-@dataclass(frozen=True)
+@record(frozen=True)
 class he_normal(Initializer):
     """As he_uniform, from a normal distribution.
 
@@ -146,7 +146,7 @@ class he_normal(Initializer):
 
 
 @initializers.declare("lecun_normal")
-@dataclass(frozen=True)
+@record(frozen=True)
 class lecun_normal(Initializer):
     """Keeps the variance of sums at that of the inputs; the choice for selu.
 
@@ -164,7 +164,7 @@ class lecun_normal(Initializer):
 
 
 @initializers.declare("orthogonal")
-@dataclass(frozen=True)
+@record(frozen=True)
 class orthogonal(Initializer):
     """Columns (or rows, if they are fewer) at right angles and of length `gain`, uniform among all such matrices.
 
@@ -188,7 +188,7 @@ class orthogonal(Initializer):
 
 
 @initializers.declare("identity")
-@dataclass(frozen=True)
+@record(frozen=True)
 class identity(Initializer):
     """Each output copies the input of its own number: for recurrent weights with relu, and layers that start by doing nothing.
 
@@ -210,7 +210,7 @@ class identity(Initializer):
 
 
 @initializers.declare("zeros")
-@dataclass(frozen=True)
+@record(frozen=True)
 class zeros(Initializer):
     """Nothing but 0: for biases. A hidden layer whose weights all start so cannot learn, for its units stay equal.
 
@@ -223,7 +223,7 @@ class zeros(Initializer):
 
 
 @initializers.declare("ones")
-@dataclass(frozen=True)
+@record(frozen=True)
 class ones(Initializer):
     """Nothing but 1: for the scales of normalisation.
 
@@ -236,7 +236,7 @@ class ones(Initializer):
 
 
 @initializers.declare("constant")
-@dataclass(frozen=True)
+@record(frozen=True)
 class constant(Initializer):
     """The same number everywhere, such as 1 for the forget gates of an LSTM.
 
@@ -251,7 +251,7 @@ class constant(Initializer):
 
 
 @initializers.declare("normal")
-@dataclass(frozen=True)
+@record(frozen=True)
 class normal(Initializer):
     """w ~ N(0, std²), whatever the shape: for embeddings, and where a paper says so.
 
@@ -266,7 +266,7 @@ class normal(Initializer):
 
 
 @initializers.declare("uniform")
-@dataclass(frozen=True)
+@record(frozen=True)
 class uniform(Initializer):
     """w ~ U(-limit, limit), whatever the shape.
 

@@ -1,8 +1,8 @@
 """Losses: how far raw scores are from their targets, one number per element.
 
 In: raw scores of the network and targets. Out: losses, not reduced; the objective Σ w l / Σ w is formed once, where training is
-set up. The bodies are plain NumPy, so the same lines run on arrays and are recorded when the arguments are traced;
-`check_target`, `decide` and `apply_link` run on the host only.
+set up. The bodies are plain NumPy, so the same lines run on arrays and are recorded when the arguments are traced, those of `decide`
+and `apply_link` too; `check_target` runs on the host only.
 
 A loss is one class: a frozen dataclass whose fields are its options. Every kink uses `where` or `abs`, so that the derivative
 there does not depend on how an operator treats ties; each docstring says what it is.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from .ops.activations import sigmoid
 from .ops.call import composition
 from .ops.index import one_hot
 from .ops.reduce import log_softmax, softmax
+from .records import record
 from .registry import Registry
 
 Array = Any  # a NumPy array or a traced array: both answer NumPy's protocols
@@ -71,15 +71,15 @@ class Loss:
         """
         return _match(self, _numbers(self, target), outputs)
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
+    def decide(self, scores: Array) -> Array:
         """The prediction: a class index (softmax: over the last axis; sigmoid: 0 or 1 for each score) or a number."""
         if self.link == "softmax":
-            return np.asarray(np.argmax(scores, axis=-1))
-        return (np.asarray(scores) > 0).astype(np.int64) if self.link == "sigmoid" else self.apply_link(scores)
+            return np.argmax(scores, axis=-1)
+        return (scores > 0).astype(np.int64) if self.link == "sigmoid" else self.apply_link(scores)
 
-    def apply_link(self, scores: np.ndarray) -> np.ndarray:
+    def apply_link(self, scores: Array) -> Array:
         """Raw scores as means or probabilities of the same shape; a sigmoid gives the probability of class 1."""
-        return np.asarray(LINKS[self.link](np.asarray(scores)))
+        return LINKS[self.link](scores)
 
 
 losses: Registry[type[Loss]] = Registry("loss")
@@ -100,7 +100,7 @@ _VALUES = np.array([[1.0, -1.5], [0.25, 0.5], [3.0, -1.0]])
 
 
 @losses.declare("mse")
-@dataclass(frozen=True)
+@record(frozen=True)
 class mse(Loss):
     """Squared error: the mean of the target.
 
@@ -120,7 +120,7 @@ class mse(Loss):
 
 
 @losses.declare("mae")
-@dataclass(frozen=True)
+@record(frozen=True)
 class mae(Loss):
     """Absolute error: the median of the target.
 
@@ -139,7 +139,7 @@ class mae(Loss):
 
 
 @losses.declare("huber")
-@dataclass(frozen=True)
+@record(frozen=True)
 class huber(Loss):
     """Squared near the target, absolute far from it, so that outliers pull with bounded force.
 
@@ -164,7 +164,7 @@ class huber(Loss):
 
 
 @losses.declare("log_cosh")
-@dataclass(frozen=True)
+@record(frozen=True)
 class log_cosh(Loss):
     """Like ½ e² near the target and like |e| far from it, smooth everywhere.
 
@@ -188,7 +188,7 @@ class log_cosh(Loss):
 
 
 @losses.declare("poisson")
-@dataclass(frozen=True)
+@record(frozen=True)
 class poisson(Loss):
     """The negative log-likelihood of counts; the score is the logarithm of the expected count.
 
@@ -215,7 +215,7 @@ class poisson(Loss):
 
 
 @losses.declare("quantile")
-@dataclass(frozen=True)
+@record(frozen=True)
 class quantile(Loss):
     """The pinball loss: its minimum is the q-quantile of the target.
 
@@ -255,7 +255,7 @@ def logistic_loss(scores: Array, target: Array) -> Array:
 
 
 @losses.declare("binary_cross_entropy")
-@dataclass(frozen=True)
+@record(frozen=True)
 class binary_cross_entropy(Loss):
     """The negative log-likelihood of yes and no, for one question or several independent ones.
 
@@ -329,7 +329,7 @@ _ROWS = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.1, 0.1, 0.8]])
 
 
 @losses.declare("cross_entropy")
-@dataclass(frozen=True)
+@record(frozen=True)
 class cross_entropy(Loss):
     """The negative log-likelihood of one class among C, over the last axis.
 
@@ -388,7 +388,7 @@ class cross_entropy(Loss):
 
 
 @losses.declare("hinge")
-@dataclass(frozen=True)
+@record(frozen=True)
 class hinge(Loss):
     """The margin loss of support vector machines.
 
@@ -415,13 +415,13 @@ class hinge(Loss):
         _refuse(self, checked, np.abs(checked) != 1, "needs targets of -1 and +1 (or of 0 and 1 only)", "recode the two classes")
         return checked
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
+    def decide(self, scores: Array) -> Array:
         """+1 or -1 for each score."""
-        return np.where(np.asarray(scores) > 0, 1, -1)
+        return np.where(scores > 0, 1, -1)
 
 
 @losses.declare("kl_divergence")
-@dataclass(frozen=True)
+@record(frozen=True)
 class kl_divergence(Loss):
     """How far softmax(s) is from a given distribution, over the last axis; 0 if they agree.
 
@@ -450,7 +450,7 @@ class kl_divergence(Loss):
         return _distributions(self, checked)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CustomLoss(Loss):
     """Any function of (scores, target) written in NumPy: it returns losses per element (B, ...) or a scalar.
 

@@ -1,7 +1,10 @@
 """Metrics: how good predictions are, in numbers that people read.
 
 In: the loss (which knows its link and its kind of target), raw scores, the target as `Loss.check_target` returned it, weights.
-Out: one float, computed in float64 on the host; NaN where the metric is not defined, and over no weight at all.
+Out: one float, in float64; NaN where the metric is not defined, and over no weight at all.
+
+Most are made of sums over rows: such a metric says in NumPy what each row adds, and the training records these lines into its steps, so
+that no scores need to be kept. The others see all scores.
 
 Weights are one for each row (B,) or one for each element of the loss; elements of weight 0 (masked ones) have no influence.
 """
@@ -10,31 +13,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from .errors import UsageError
 from .losses import Loss, binary_cross_entropy, cross_entropy
+from .records import record
 from .registry import Registry
 
 Task = Literal["regression", "classification", "probabilities", "any"]
 Function = Callable[[Loss, np.ndarray, np.ndarray, "np.ndarray | None"], float]
+Rows = Callable[[Loss, Any, Any], Any]  # (loss, scores, target) -> (B, ...)
+Finish = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], float]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Metric:
     """A metric and what is known about it.
 
     Attributes: name; function(loss, scores, target, weight); greater_is_better, None where nobody said; task: the losses it fits,
-    "probabilities" being classification whose link is sigmoid or softmax.
+    "probabilities" being classification whose link is sigmoid or softmax; rows(loss, scores, target), what is summed over the rows, and
+    finish(sums, target, weight), the metric from these sums, or None where it takes more than sums.
     """
 
     name: str
     function: Function
     greater_is_better: bool | None
     task: Task = "any"
+    rows: Rows | None = None
+    finish: Finish | None = None
+
+    def is_summed(self, loss: Loss) -> bool:
+        """Whether the sums can be part of a step: of registered metrics, and not where a loss of the user's may decide in lines that
+        cannot be recorded."""
+        return self.rows is not None and self in metrics.values() and type(loss).__module__ == Loss.__module__
+
+    def sums(self, loss: Loss, scores: Any, target: Any, weight: Any = None) -> Any:
+        """Σ w r over the rows, of arrays or while tracing; weight (B,) or as the elements of r."""
+        assert self.rows is not None
+        values = self.rows(loss, scores, target).astype(np.float64)
+        if weight is None:
+            return np.sum(values, axis=0)
+        w = np.reshape(weight, (*weight.shape, *(1,) * (values.ndim - weight.ndim)))
+        return np.sum(np.where(w > 0, values, 0.0) * w, axis=0)
+
+    def finished(self, sums: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+        """The metric from the sums over all rows, of which these are target and weight."""
+        assert self.finish is not None
+        return float(self.finish(np.asarray(sums, np.float64), target, weight))
 
     def fits(self, loss: Loss) -> bool:
         """Whether the metric makes sense for networks trained with this loss."""
@@ -76,23 +103,53 @@ def _spread(weight: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(given.reshape(given.shape + (1,) * (len(shape) - given.ndim)), shape)
 
 
-def _mean(values: np.ndarray, weight: np.ndarray | None) -> float:
-    """Σ w x / Σ w over the elements of positive weight."""
-    spread = _spread(weight, values.shape)
-    total = spread.sum()
-    return float(np.sum(np.where(spread > 0, values, 0.0) * spread) / total) if total > 0 else math.nan
+def _mean(sums: np.ndarray, target: np.ndarray, weight: np.ndarray | None) -> float:
+    """Σ w r / Σ w from the sums over the rows; the mean over the elements of a row is taken as well."""
+    total = _spread(weight, (len(target), *sums.shape)).sum()
+    return float(sums.sum() / total) if total > 0 else math.nan
 
 
-def labels(loss: Loss, target: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def _root(sums: np.ndarray, target: np.ndarray, weight: np.ndarray | None) -> float:
+    return math.sqrt(_mean(sums, target, weight))
+
+
+def _explained(sums: np.ndarray, target: np.ndarray, weight: np.ndarray | None) -> float:
+    """1 - Σ w r / Σ w (t - mean t)² for each output, which is the last axis; the mean over the outputs."""
+    columns = sums.shape[-1] if sums.ndim else 1
+    w = _spread(weight, target.shape).reshape(-1, columns)
+    t = np.where(w > 0, target.reshape(-1, columns).astype(np.float64), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        about = np.sum(w * (t - np.sum(w * t, axis=0) / np.sum(w, axis=0)) ** 2, axis=0)
+        constant = np.array([np.ptp(t[w[:, k] > 0, k]) == 0 if np.any(w[:, k] > 0) else True for k in range(columns)])
+        return float(np.mean(np.where(constant, math.nan, 1 - sums.reshape(-1, columns).sum(axis=0) / about)))
+
+
+def _summed(greater_is_better: bool, task: Task, finish: Finish = _mean) -> Callable[[Rows], Function]:
+    """Register, under its name, the metric that `finish` makes of the sums over what the function says of each row."""
+
+    def declare(rows: Rows) -> Function:
+        def function(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+            return metric.finished(metric.sums(loss, np.asarray(scores, np.float64), target, weight), target, weight)
+
+        function.__name__ = function.__qualname__ = rows.__name__
+        function.__doc__, function.__module__ = rows.__doc__, rows.__module__
+        metric = Metric(rows.__name__, function, greater_is_better, task, rows, finish)
+        metrics.add(rows.__name__, metric)
+        return function
+
+    return declare
+
+
+def labels(loss: Loss, target: Any, scores: Any) -> Any:
     """The target in the words of `loss.decide`: classes for a classification (a row of probabilities counts as its largest, a
     probability as 1 above one half), else the numbers themselves."""
     if loss.link == "softmax":
-        return np.asarray(np.argmax(target, axis=-1)) if target.ndim == scores.ndim else target
+        return np.argmax(target, axis=-1) if target.ndim == scores.ndim else target
     return (target > 0.5).astype(np.int64) if loss.link == "sigmoid" else target
 
 
-@_declare(greater_is_better=True, task="classification")
-def accuracy(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+@_summed(greater_is_better=True, task="classification")
+def accuracy(loss: Loss, scores: Any, target: Any) -> Any:
     """The share of right decisions.
 
     Σ w [decision = class] / Σ w
@@ -101,11 +158,11 @@ def accuracy(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndar
     >>> accuracy(binary_cross_entropy(), np.array([[2.0], [-1.0]]), np.array([[1.0], [1.0]]))
     0.5
     """
-    return _mean(loss.decide(scores) == labels(loss, target, scores), weight)
+    return loss.decide(scores) == labels(loss, target, scores)
 
 
-@_declare(greater_is_better=True, task="regression")
-def r2(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+@_summed(greater_is_better=True, task="regression", finish=_explained)
+def r2(loss: Loss, scores: Any, target: Any) -> Any:
     """The share of the target's variance that is explained.
 
     1 - Σ w (t - y)² / Σ w (t - mean t)², the mean over the outputs (the last axis)
@@ -115,18 +172,17 @@ def r2(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | 
     >>> r2(mse(), np.array([[1.0], [2.0], [4.0]]), np.array([[1.0], [2.0], [3.0]]))
     0.5
     """
-    spread = _spread(weight, scores.shape)
-    columns = scores.shape[-1] if scores.ndim > 1 else 1
-    w = spread.reshape(-1, columns)
-    y, t = (np.where(w > 0, a.reshape(-1, columns).astype(np.float64), 0.0) for a in (loss.apply_link(scores), target))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        about = np.sum(w * (t - np.sum(w * t, axis=0) / np.sum(w, axis=0)) ** 2, axis=0)
-        constant = np.array([np.ptp(t[w[:, k] > 0, k]) == 0 if np.any(w[:, k] > 0) else True for k in range(columns)])
-        return float(np.mean(np.where(constant, math.nan, 1 - np.sum(w * (t - y) ** 2, axis=0) / about)))
+    return _squared_error(loss, scores, target)
 
 
-@_declare(greater_is_better=False, task="regression")
-def rmse(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+def _squared_error(loss: Loss, scores: Any, target: Any) -> Any:
+    """(t - y)², in float64: the square of a number that float32 holds may be too large for it."""
+    error = (loss.apply_link(scores) - target).astype(np.float64)
+    return error * error
+
+
+@_summed(greater_is_better=False, task="regression", finish=_root)
+def rmse(loss: Loss, scores: Any, target: Any) -> Any:
     """The root of the mean squared error, in the target's unit.
 
     √(Σ w (t - y)² / Σ w)
@@ -136,11 +192,11 @@ def rmse(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray 
     >>> rmse(mse(), np.array([[1.0], [5.0]]), np.array([[2.0], [-2.0]]))
     5.0
     """
-    return math.sqrt(_mean((loss.apply_link(scores) - target) ** 2, weight))
+    return _squared_error(loss, scores, target)
 
 
-@_declare(greater_is_better=False, task="regression")
-def mae(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+@_summed(greater_is_better=False, task="regression")
+def mae(loss: Loss, scores: Any, target: Any) -> Any:
     """The mean absolute error, in the target's unit.
 
     Σ w |t - y| / Σ w
@@ -149,11 +205,11 @@ def mae(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray |
     >>> mae(mse(), np.array([[1.0], [5.0]]), np.array([[2.0], [-2.0]]))
     4.0
     """
-    return _mean(np.abs(loss.apply_link(scores) - target), weight)
+    return np.abs(loss.apply_link(scores) - target)
 
 
-@_declare(greater_is_better=False, task="probabilities")
-def log_loss(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> float:
+@_summed(greater_is_better=False, task="probabilities")
+def log_loss(loss: Loss, scores: Any, target: Any) -> Any:
     """The negative log-likelihood of the classes, in nats, without label smoothing.
 
     -Σ w log p(class) / Σ w
@@ -163,7 +219,7 @@ def log_loss(loss: Loss, scores: np.ndarray, target: np.ndarray, weight: np.ndar
     0.6931471805599453
     """
     plain: Loss = binary_cross_entropy() if loss.link == "sigmoid" else cross_entropy()
-    return _mean(plain(scores, target), weight)
+    return plain(scores, target)
 
 
 @_declare(greater_is_better=True, task="classification")

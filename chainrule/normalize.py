@@ -87,6 +87,8 @@ def _fold(node: Node) -> Node:
 def _trim_loops(graph: Graph) -> Graph:
     """The graph with the unread parts of its outermost loops taken away, or the same graph if there are none."""
     order = graph.nodes()
+    if not any(node.op == "scan" for node in order):
+        return graph
     read: dict[Node, set[int]] = {}
     for node in order:
         if node.op == "output" and node.args[0].op == "scan":

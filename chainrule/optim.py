@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, field, fields
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
 from . import schedules
 from .errors import UsageError
+from .records import record
 from .registry import Registry
 from .schedules import Schedule
 
@@ -46,7 +47,7 @@ def _decays(default: float) -> Any:
     return _number(default, "at least 0 and less than 1")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Optimizer:
     """What every optimizer offers, and the options that all of them share.
 
@@ -215,7 +216,7 @@ def first_step(optimizer: Optimizer, w: float, g: float) -> float:
 
 
 @optimizers.declare("sgd")
-@dataclass(frozen=True)
+@record(frozen=True)
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if asked for.
 
@@ -250,7 +251,7 @@ class SGD(Optimizer):
 
 
 @optimizers.declare("adagrad")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adagrad(Optimizer):
     """Steps that shrink with the sum of all squared gradients of a weight: for sparse features.
 
@@ -274,7 +275,7 @@ class Adagrad(Optimizer):
 
 
 @optimizers.declare("adadelta")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adadelta(Optimizer):
     """Steps in the weights' own unit: the ratio of the last steps to the last gradients.
 
@@ -299,7 +300,7 @@ class Adadelta(Optimizer):
 
 
 @optimizers.declare("rmsprop")
-@dataclass(frozen=True)
+@record(frozen=True)
 class RMSprop(Optimizer):
     """Gradients divided by their recent size, or by their recent standard deviation if centered.
 
@@ -338,7 +339,7 @@ class RMSprop(Optimizer):
 
 
 @optimizers.declare("rprop")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Rprop(Optimizer):
     """Steps of each weight's own size, which follow the gradient's sign only. For full batches: noise turns the signs at random.
 
@@ -378,7 +379,7 @@ class Rprop(Optimizer):
         return w - size * sign, {"sign": sign, "size": size}
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Moments(Optimizer):
     """What the family of Adam has in common: two moving averages and, where a rule needs it, the powers of their factors."""
 
@@ -403,7 +404,7 @@ class _Moments(Optimizer):
 
 
 @optimizers.declare("adam")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adam(_Moments):
     """Momentum, divided by the recent size of the gradient.
 
@@ -424,7 +425,7 @@ class Adam(_Moments):
 
 
 @optimizers.declare("adamw")
-@dataclass(frozen=True)
+@record(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay: the same rule, weight_decay 0.01.
 
@@ -442,7 +443,7 @@ class AdamW(Adam):
 
 
 @optimizers.declare("adamax")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Adamax(_Moments):
     """Adam with the largest recent gradient in place of the root mean square.
 
@@ -468,7 +469,7 @@ class Adamax(_Moments):
 
 
 @optimizers.declare("nadam")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Nadam(_Moments):
     """Adam with Nesterov's momentum, whose factor rises with time.
 
@@ -508,7 +509,7 @@ class Nadam(_Moments):
 
 
 @optimizers.declare("radam")
-@dataclass(frozen=True)
+@record(frozen=True)
 class RAdam(_Moments):
     """Adam that waits until its second average can be trusted, and until then steps by momentum alone.
 
@@ -549,7 +550,7 @@ class RAdam(_Moments):
 
 
 @optimizers.declare("lion")
-@dataclass(frozen=True)
+@record(frozen=True)
 class Lion(Optimizer):
     """Steps of equal size for all weights, in the direction of the sign of the momentum. Wants a tenth of Adam's learning rate.
 
@@ -586,7 +587,7 @@ class _Point(NamedTuple):
 
 
 @optimizers.declare("lbfgs")
-@dataclass(frozen=True)
+@record(frozen=True)
 class LBFGS(Optimizer):
     """Newton's method with curvature learnt from the last steps, over the full batch: few, exact iterations for small problems.
 

@@ -6,7 +6,6 @@ add their own through entry points of the group `chainrule.<kind>`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -22,6 +21,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("adma", ["adamax", "adam", "sgd"])
     ' Did you mean "adam"?'
     """
+    import difflib  # here, since it is for errors only
+
     lowered = {k.lower(): k for k in known}
     swapped = [k for k in lowered if sorted(k) == sorted(str(name).lower())]  # letters in another order: the commonest slip
     close = swapped or difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)

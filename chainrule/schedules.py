@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .errors import UsageError
+from .records import record
 from .registry import Registry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Schedule:
     """What every schedule offers.
 
@@ -31,6 +31,7 @@ class Schedule:
     """
 
     learning_rate: float = 1e-3
+    steady: ClassVar[bool] = False  # whether it gives the same rate for all steps
 
     def __post_init__(self) -> None:
         self._number("learning_rate", "a finite number, 0 or more", lambda x: 0 <= x < math.inf)
@@ -86,7 +87,7 @@ def _cosine(start: float, end: float, part: np.ndarray) -> np.ndarray:
 
 
 @schedules.declare("constant")
-@dataclass(frozen=True)
+@record(frozen=True)
 class constant(Schedule):
     """The same learning rate throughout.
 
@@ -96,12 +97,14 @@ class constant(Schedule):
     array([0.1, 0.1, 0.1])
     """
 
+    steady: ClassVar[bool] = True
+
     def __call__(self, steps: np.ndarray, total: int) -> np.ndarray:
         return np.full(np.shape(steps), self.learning_rate)
 
 
 @schedules.declare("step")
-@dataclass(frozen=True)
+@record(frozen=True)
 class step(Schedule):
     """A fall at regular intervals.
 
@@ -126,7 +129,7 @@ class step(Schedule):
 
 
 @schedules.declare("exponential")
-@dataclass(frozen=True)
+@record(frozen=True)
 class exponential(Schedule):
     """A steady fall by the same factor over equal times.
 
@@ -151,7 +154,7 @@ class exponential(Schedule):
 
 
 @schedules.declare("cosine")
-@dataclass(frozen=True)
+@record(frozen=True)
 class cosine(Schedule):
     """Half a cosine wave from the learning rate to the final one over the whole run.
 
@@ -174,7 +177,7 @@ class cosine(Schedule):
 
 
 @schedules.declare("warmup_cosine")
-@dataclass(frozen=True)
+@record(frozen=True)
 class warmup_cosine(Schedule):
     """A straight rise, then half a cosine wave to the end of the run.
 
@@ -202,7 +205,7 @@ class warmup_cosine(Schedule):
 
 
 @schedules.declare("one_cycle")
-@dataclass(frozen=True)
+@record(frozen=True)
 class one_cycle(Schedule):
     """One rise to a large learning rate and one fall far below the first, for short runs.
 
@@ -234,7 +237,7 @@ class one_cycle(Schedule):
 
 
 @schedules.declare("reduce_on_plateau")
-@dataclass(frozen=True)
+@record(frozen=True)
 class reduce_on_plateau(Schedule):
     """A fall whenever a watched value has not improved for some epochs.
 
@@ -251,6 +254,7 @@ class reduce_on_plateau(Schedule):
     array([0.01, 0.01])
     """
 
+    steady: ClassVar[bool] = True
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4

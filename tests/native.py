@@ -12,12 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from emulation import Emulated
 
-from chainrule.compiler.target import narrowed, runnable
+from chainrule.compiler.target import host, narrowed, runnable
 from chainrule.graph.node import Graph
 from chainrule.program import Program
 from chainrule.run.backend import Session, backends
@@ -28,9 +30,18 @@ WIDTHS = runnable()
 GUARD, POISONS = 64, (0x00, 0xFF, 0x7F)
 
 
-def backend_of(width: str | None = None, level: int = 2, **options: Any) -> NativeBackend:
-    """The backend for a narrower processor; None: the host itself."""
-    return NativeBackend(None if width is None else narrowed(width), level, **options)
+SMALL = (4, 3, 2)  # panels so small that the small matrices of tests lie in some
+
+
+def backend_of(width: str | None = None, level: int = 2, panels: tuple[int, ...] | None = None, **options: Any) -> NativeBackend:
+    """The backend for a narrower processor, emulated if this one is of another family; None: the host itself. panels: of matrices, in
+    place of its own."""
+    target = host() if width is None else narrowed(width)
+    if target.family != host().family:
+        return Emulated(level, **options)
+    if panels is not None:
+        target = replace(target, panels=panels)
+    return NativeBackend(target, level, **options)
 
 
 KEPT: list[Any] = []  # backends with their sessions, until the process ends
@@ -241,6 +252,8 @@ def untouched(arena: Array, code: Any, poison: int) -> None:
 
 def call_between_guards(backend: NativeBackend, graph: Graph, arrays: Sequence[Any], shift: int = 0) -> list[Array]:
     """A graph's results, computed in arrays between guards, which begin `shift` elements after a cache line."""
+    if isinstance(backend, Emulated):  # it always looks
+        return backend.function(graph)(arrays, shift)
     compiled = backend.function(graph)
     guards, poison = Guards(), 0xFF if backend.poison is None else backend.poison
 

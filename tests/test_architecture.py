@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "chainrule"
 # stands with them ("graph/node graph/tree"). A folder named as a whole may use any order inside, but no circle.
 # "graph/" is the folder's own __init__, which re-exports and so stands after its files.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("0 foundation", "errors registry"),
+    ("0 foundation", "errors registry records"),
     ("1 graph", "graph/node graph/tree graph/rows graph/trace graph/verify graph/text graph/interpret graph/"),
     ("2 ops", "ops/*"),
     ("3 derive", "derive/backward derive/checkpoint derive/"),
@@ -28,12 +28,12 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "5 compiler",
         (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric compiler/elementary "
-            "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/phases "
-            "compiler/memory compiler/flatten compiler/schedule compiler/loops compiler/lower compiler/llvm compiler/jit compiler/driver "
-            "compiler/pipeline compiler/cost compiler/peak compiler/"
+            "compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels compiler/fuse compiler/flatten "
+            "compiler/schedule compiler/phases compiler/layout compiler/panels compiler/share compiler/memory compiler/loops "
+            "compiler/lower compiler/llvm compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),
-    ("6 run", "run/batches run/backend run/reference run/threads run/crew run/native run/xla run/"),
+    ("6 run", "run/batches run/backend run/interrupt run/reference run/threads run/crew run/native run/xla run/"),
     ("7 transforms", "transforms gradcheck"),
     (
         "8 train",

@@ -13,7 +13,7 @@ from bench import growth, peak, tables
 from bench.layers import LSTM, BatchNorm, Conv2D, Dense, Flatten, MaxPool2D
 from bench.libraries import LIBRARIES, OURS, Settings
 from bench.measure import Bench, check_agreement
-from bench.pool import Failure, NotOffered, Process
+from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
 from bench.rows import ALL_ROWS, CHECKED_STEPS, ROWS, Row
 from chainrule import nn
@@ -119,6 +119,13 @@ def test_peak():
     rate = peak.measure(1)
     assert rate is not None
     assert 1e8 < rate < 1e12
+
+
+def test_processes_may_keep_their_bytecode(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    made = environment(SETTINGS)
+    assert "PYTHONDONTWRITEBYTECODE" not in made
+    assert made["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_process_that_dies_is_reported_and_ended():

@@ -187,7 +187,7 @@ CASES = cases()
 def in_range(case: Case, args) -> np.ndarray:
     """Where the definition promises a value: floats cast to integers must fit."""
     if case.name != "cast" or case.dtypes[0].kind != "f" or case.result.kind not in "iu":
-        return np.ones(len(args[0]), bool)
+        return np.ones(np.shape(args[0]), bool)
     info, whole = np.iinfo(case.result), np.trunc(args[0].astype(np.float64))
     return (whole >= float(info.min)) & (whole < 2.0 ** (info.bits - (case.result.kind == "i")))
 

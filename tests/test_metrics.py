@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from chainrule import losses, metrics
+import chainrule as cr
+from chainrule import losses, metrics, nn
 from chainrule.errors import UnknownNameError, UsageError
 from chainrule.losses import Loss
 from chainrule.metrics import Metric, resolve
 from chainrule.metrics import metrics as registry
+from chainrule.train.data import row_weights
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -199,3 +201,75 @@ def test_every_metric_is_documented(name: str) -> None:
     text = registry[name].function.__doc__
     assert text
     assert ">>>" in text
+
+
+# ------------------------------------------------------------------------------------------------------ sums in the steps of a run
+
+
+def task_data(loss: Loss) -> tuple[np.ndarray, np.ndarray, int]:
+    """x, y and the outputs for a network with this loss."""
+    r = np.random.default_rng(3)
+    x = r.normal(size=(83, 3)).astype(np.float32)
+    if loss.link == "softmax":
+        return x, r.integers(3, size=83), 3
+    if loss.is_classification:
+        return x, r.integers(2, size=(83, 2)), 2
+    return x, np.abs(r.normal(size=(83, 2))) + 0.1, 2
+
+
+FITTING = [
+    (name, loss())
+    for name, metric in registry.items()
+    for loss in losses.losses.values()
+    if metric.fits(loss()) and metric.rows is not None and loss.__name__ != "kl_divergence"
+]
+
+
+@pytest.mark.parametrize(("name", "loss"), FITTING, ids=[f"{n}-{k.name}" for n, k in FITTING])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+def test_sums_in_steps_give_what_all_scores_give(name: str, loss: Loss, backend: str, weighted: bool) -> None:
+    """Nothing is learnt, so the scores of all steps are those of the network; weights, among them 0, and a short last batch."""
+    x, y, outputs = task_data(loss)
+    weight = np.arange(83.0) % 4 if weighted else None
+    net = nn.Sequential(nn.Dense(4, "tanh"), nn.Dense(outputs))
+    run = net.fit(
+        x, y, loss=loss, metrics=(name,), optimizer=cr.SGD(0.0), batch_size=20, epochs=2, sample_weight=weight,
+        validation=(x[:31], y[:31]), backend=backend, class_weight={0: 1.0, 1: 3.0, 2: 0.5} if y.ndim == 1 else None,
+    )  # fmt: skip
+    metric, scores, target = registry[name], net.predict(x), loss.check_target(y, (outputs,))
+    whole = row_weights(83, weight, {0: 1.0, 1: 3.0, 2: 0.5} if y.ndim == 1 else None, target, True)
+    assert metric.is_summed(loss)
+    assert run.metrics[name] == pytest.approx([metric(loss, scores, target, whole)] * 2, rel=2e-6)
+    assert run.metrics[f"validation_{name}"] == pytest.approx([metric(loss, scores[:31], target[:31])] * 2, rel=2e-6)
+    found = net.evaluate(x, y, metrics=(name,), sample_weight=weight, backend=backend)[name]
+    assert found == pytest.approx(metric(loss, scores, target, weight), rel=2e-6)
+
+
+class Undecided(losses.binary_cross_entropy):
+    """A user's loss, which decides in Python."""
+
+    def decide(self, scores: np.ndarray) -> np.ndarray:
+        return np.array([[1 if s > 0.1 else 0 for s in row] for row in scores.tolist()])
+
+
+def test_a_loss_that_decides_in_lines_that_cannot_be_recorded() -> None:
+    x, y, _ = task_data(losses.binary_cross_entropy())
+    net = nn.Dense(2)
+    run = net.fit(x, y, loss=Undecided(), metrics=("accuracy",), optimizer=cr.SGD(0.0), epochs=1)
+    assert run.metrics["accuracy"] == [np.mean((net.predict(x) > 0.1) == y)]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_squares_that_float32_cannot_hold(backend: str) -> None:
+    x, y = np.ones((10, 1)), np.full((10, 1), 1e25)
+    run = nn.Dense(1).fit(x, y, loss="mae", metrics=("rmse",), epochs=2, optimizer=cr.SGD(0.0), backend=backend)
+    assert run.metrics["rmse"] == pytest.approx([1e25] * 2)
+
+
+def test_a_metric_of_the_users_own_with_rows_sees_all_scores() -> None:
+    """Only what is registered is recorded: other lines may read whatever they like."""
+    own = Metric("own", lambda loss, scores, target, weight: float(len(scores)), None, rows=lambda loss, scores, target: scores)
+    x, y, _ = task_data(losses.mse())
+    run = nn.Dense(2).fit(x, y, metrics=(own,), epochs=2, batch_size=20)
+    assert run.metrics["own"] == [83.0] * 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import GUARD, POISONS, WIDTHS, Crash, Server, assert_as_precise, assert_bits, backend_of, call_between_guards
+from native import GUARD, POISONS, SMALL, WIDTHS, Crash, Server, assert_as_precise, assert_bits, backend_of, call_between_guards
 from test_random_graphs import NUMPY, Program, make_program
 from tracing import trace_function
 
@@ -44,14 +44,14 @@ def arguments(program: Program, graph: Graph) -> list[Array]:
     return [*program.inputs(SEED), *(np.asarray(c) for c in graph.captures)][: len(graph.inputs)]
 
 
-def check(program: Program, width: str, thorough: bool = False) -> None:
+def check(program: Program, width: str, thorough: bool = False, panels: tuple[int, ...] | None = None) -> None:
     """Over there: native against NumPy; between guards; whatever scratch memory holds; and without optimization."""
     graph = graph_of(program)
     arrays = arguments(program, graph)
     theirs = evaluate(graph, arrays)
     exact_graph = graph_of(wide(program))
     exact = evaluate(exact_graph, [*(a.astype(np.float64) for a in program.inputs(SEED)), *exact_graph.captures])
-    got = backend_of(width).function(graph)(arrays)
+    got = backend_of(width, panels=panels).function(graph)(arrays)
     for n, (a, b, c) in enumerate(zip(got, theirs, exact, strict=True)):
         if np.asarray(a).dtype == np.float64:  # there is no wider arithmetic: against NumPy itself
             largest = max(1.0, float(np.max(np.abs(b), initial=0.0)))
@@ -60,11 +60,11 @@ def check(program: Program, width: str, thorough: bool = False) -> None:
         else:
             assert_as_precise(a, b, c, f"result {n}", multiple=16, ulps=64)
     for shift, poison in enumerate(POISONS if thorough else POISONS[1:2]):
-        other = call_between_guards(backend_of(width, guard=GUARD, poison=poison), graph, arrays, shift)
+        other = call_between_guards(backend_of(width, panels=panels, guard=GUARD, poison=poison), graph, arrays, shift)
         assert_bits(other, got, f"poison {poison:#x}, {shift} elements after a cache line")
     if thorough:
         level = 0
-        assert_bits(backend_of(width, level).function(graph)(arrays), got, f"level {level}")
+        assert_bits(backend_of(width, level, panels).function(graph)(arrays), got, f"level {level}")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,13 @@ few = settings(max_examples=max(settings().max_examples // 3, 1))
 def test_random_programs(server: Server, data: st.DataObject) -> None:
     program = data.draw(programs(*data.draw(TYPES)))
     server(check, program, data.draw(st.sampled_from(WIDTHS)))
+
+
+@few
+@given(data=st.data())
+def test_random_programs_with_matrices_in_panels(server: Server, data: st.DataObject) -> None:
+    program = data.draw(programs(*data.draw(TYPES)))
+    server(check, program, data.draw(st.sampled_from(WIDTHS)), False, SMALL)
 
 
 @pytest.mark.slow

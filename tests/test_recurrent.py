@@ -3,8 +3,9 @@ at a time; what they must learn; and what they refuse."""
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,83 @@ def test_losses_and_metrics_count_each_step_once() -> None:
     )
     assert run.loss[0] == pytest.approx(got["loss"], rel=1e-12)
     assert run.metrics["accuracy"][0] == pytest.approx(got["accuracy"], rel=1e-12)
+
+
+def spread_of(prediction: Array, target: Array) -> float:
+    """A metric of a user's own: it sees no weights, and says how many numbers there are."""
+    return float(np.ptp(prediction) + prediction.size)
+
+
+def of_steps(loss: str, s: Array, t: Array, w: Array) -> dict[str, float]:
+    """Metrics by NumPy over steps one after the other: scores and targets (steps, 2) or classes (steps,), weights (steps,)."""
+    if loss == "mse":
+        e = np.average((s - t) ** 2, axis=0, weights=w)
+        about = np.average((t - np.average(t, axis=0, weights=w)) ** 2, axis=0, weights=w)
+        mae = np.average(np.abs(s - t).mean(axis=1), weights=w)
+        return {"r2": np.mean(1 - e / about), "rmse": np.sqrt(e.mean()), "mae": mae, "spread_of": spread_of(s, t)}
+    logs = np.log(np.exp(s).sum(axis=1)) - s[np.arange(len(s)), t]
+    rank, up = s[:, 1] - s[:, 0], t == 1
+    pairs = w[up][:, None] * w[~up]
+    wins = np.sum(pairs * (rank[up][:, None] > rank[~up])) / pairs.sum()
+    right = np.average(s.argmax(axis=1) == t, weights=w)
+    return {"accuracy": right, "log_loss": np.average(logs, weights=w), "auc": wins, "spread_of": spread_of(s.argmax(axis=1), t)}
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("own", [False, True], ids=["sums", "scores too"])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_metrics_are_those_of_the_steps_that_count(loss: str, own: bool, weighted: bool, backend: str) -> None:
+    r = np.random.default_rng(7)
+    x, lengths = data(7, 6), np.array([6, 1, 3, 0, 2, 5, 4])
+    y = r.normal(size=(7, 6, 2)) if loss == "mse" else r.integers(0, 2, (7, 6))
+    weight = np.array([1.0, 2.0, 0.5, 1.0, 3.0, 0.0, 0.25]) if weighted else None
+    within = np.arange(6) < lengths[:, None]
+    net = shaken(nn.Sequential(nn.GRU(4, return_sequences=True), nn.Dense(2)), x, np.zeros((7, 6, 2)))
+    sums = ["r2", "rmse", "mae"] if loss == "mse" else ["accuracy", "log_loss"]
+    names = [*sums, *([] if loss == "mse" else ["auc"]), spread_of] if own else sums
+
+    def judged(x: Array, y: Array) -> Iterator[dict[str, float]]:
+        """By `evaluate`; as seen in three epochs of several batches that learn nothing, and on the same rows held out, of which each
+        has weight 1."""
+        rows = {"loss": loss, "lengths": lengths, "metrics": names, "sample_weight": weight, "backend": backend}
+        for rule in (cr.SGD(0.0), cr.SGD(0.0, accumulate=2)):
+            fitted = copy.deepcopy(net)
+            run = fitted.fit(x, y, epochs=3, batch_size=3, optimizer=rule, validation=(x, y, lengths), **rows)
+            seen = [{k: v[epoch] for k, v in run.metrics.items()} for epoch in range(3)]
+            yield from ({k: v for k, v in each.items() if not k.startswith("validation_")} for each in seen)
+            yield {k.removeprefix("validation_"): v[-1] for k, v in run.metrics.items() if k.startswith("validation_")}
+            run = fitted.fit(x, y, epochs=3, batch_size=3, optimizer=rule, **rows)
+            yield from ({k: v[epoch] for k, v in run.metrics.items()} for epoch in range(3))
+        found = net.evaluate(x, y, **rows)
+        del found["loss"]
+        yield found
+
+    results = list(judged(x, y))
+    scores, even = net.predict(x, lengths=lengths), np.broadcast_to(np.ones((7, 1)), within.shape)[within]
+    each = even if weight is None else np.broadcast_to(weight[:, None], within.shape)[within]
+    for at, got in enumerate(results):
+        want = of_steps(loss, scores[within], y[within], even if at in (3, 10) else each)
+        assert got == pytest.approx({k: want[k] for k in got}, rel=1e-10), at
+        assert len(got) == len(names)
+    x, y = x.copy(), y.copy()
+    x[~within], y[~within] = 1e30, -1
+    assert list(judged(x, y)) == results  # to the bit
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.RNN(3, return_sequences=True), lambda: nn.Dense(3)], ids=["RNN", "Dense"])
+def test_validation_on_a_pair_beside_weighted_sequences(layer: Callable[[], nn.Module]) -> None:
+    """Rows of such a pair have weight 1; lengths hold for the rows that have some, and for no others."""
+    x, y = data(6, 5), data(6, 5, seed=2)
+    net = nn.Sequential(layer(), nn.Dense(2))
+    for lengths, pair in ((None, (x, y)), ([1, 2, 3, 4, 5, 0], (x, y)), (None, (x, y, [5, 0, 1, 2, 3, 4]))):
+        rows = {"lengths": lengths, "sample_weight": np.arange(6.0), "metrics": ["mae"]}
+        run = net.fit(x, y, validation=pair, epochs=1, optimizer=cr.SGD(0.0), **rows)
+        found = net.evaluate(x, y, **rows)
+        assert (run.loss[-1], run.metrics["mae"][-1]) == pytest.approx((found["loss"], found["mae"]), rel=1e-6)
+        found = net.evaluate(*pair[:2], lengths=pair[2] if len(pair) == 3 else None, metrics=["mae"])
+        assert run.validation_loss[-1] == pytest.approx(found["loss"], rel=1e-6)
+        assert run.metrics["validation_mae"][-1] == pytest.approx(found["mae"], rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", [lambda: cr.SGD(0.1, accumulate=2), lambda: cr.optim.LBFGS()], ids=["accumulate", "LBFGS"])

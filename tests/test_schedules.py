@@ -49,6 +49,7 @@ def test_every_schedule_keeps_the_contract(name: str) -> None:
         assert rates.shape == (1, total + 3)
         assert np.all((rates >= 0) & (rates <= 0.25))
     np.testing.assert_array_equal(schedule(np.arange(90, 100), 100), schedule(np.arange(100), 100)[90:])
+    assert schedule.steady == (len(np.unique(schedule(np.arange(1000), 1000))) == 1)
     assert schedule.name == name
     assert schedules.from_config(json.loads(json.dumps(schedules.config(schedule)))) == schedule
     assert hash(schedule) == hash(registry[name](0.25))

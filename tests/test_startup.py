@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -64,7 +65,8 @@ def files(folder: Path) -> int:
 
 
 def test_importing_is_light() -> None:
-    heavy = ("llvmlite", "polars", "sklearn", "scipy", "rich", "click", "threadpoolctl", "chainrule.compiler.pipeline")
+    heavy = ("llvmlite", "polars", "sklearn", "scipy", "rich", "click", "threadpoolctl", "chainrule.compiler.pipeline",
+             "chainrule.explain.assemble", "chainrule.explain.page", "difflib", "numpy.typing")  # fmt: skip
     code = f"import sys, chainrule, chainrule.run.native; print([m for m in {heavy} if m in sys.modules])"
     assert python(code).strip() == "[]"
 
@@ -154,6 +156,28 @@ def test_stages_can_be_shown_where_code_came_from_the_disk(tmp_path: Path, monke
         texts.append(machine.code.text)
     assert files(tmp_path) == 1
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_collector_rests_during_the_passes_only(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    seen = []
+
+    def passes(*rest: Any, **named: Any) -> Any:
+        seen.append(gc.isenabled())
+        raise RuntimeError("ends here")
+
+    monkeypatch.setattr("chainrule.compiler.pipeline.compile_graph", passes)
+    backend = NativeBackend(guard=72)
+    graph = normalize(build(lambda x: [x * 4.5], [type_of(np.ones(3))]))
+    try:
+        if not before:
+            gc.disable()
+        with pytest.raises(RuntimeError, match="ends here"):
+            backend.function(graph)
+        assert gc.isenabled() is before
+    finally:
+        gc.enable()
+    assert seen == [False]
 
 
 def test_a_deep_network_takes_seconds() -> None:

@@ -170,7 +170,6 @@ JOBS["TANH32"] = lambda: [
     )
     for m, n in ((2, 3),)
 ]
-JOBS["TANH32_NEAR"] = lambda: fit("TANH32_NEAR", tanh_tail, lambda z: z, 0, "0.3026", 3, 24)
 JOBS["POWER64"] = lambda: fit("POWER64", atanh_tail, lambda z: z**2, 0, SERIES, 7, 53)
 JOBS["POWER32_LOG"] = lambda: fit("POWER32_LOG", atanh_tail1, lambda z: z, 0, SERIES, 4, 53)
 JOBS["POWER32_EXP"] = lambda: fit("POWER32_EXP", exp_tail, exp_weight, "-" + half_log2, half_log2, 5, 53)

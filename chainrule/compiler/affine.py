@@ -31,6 +31,10 @@ class Affine:
     def axes(self) -> frozenset[Axis]:
         return frozenset(a for a, _ in self.terms)
 
+    @property
+    def axes_in_order(self) -> tuple[Axis, ...]:
+        return tuple(a for a, _ in self.terms)
+
     def coefficient(self, axis: Axis) -> int:
         return next((c for a, c in self.terms if a is axis), 0)
 

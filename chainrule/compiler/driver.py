@@ -1,16 +1,44 @@
-"""The loop over steps in machine code.
+"""The loop over steps in machine code, and the copy of a state.
 
 In: nothing. Out: LLVM IR of `void run(ptr {shared words, number of the thread, table of pointers})`, which every thread of a run enters
-once. For each step it moves the pointers that go on from step to step, and calls the step's entry. Where the kind of step changes, it
+once. For each step it calls the step's entry, and then moves the pointers that go on from step to step: the bytes by which each moves
+follow from the kind of the step, except after the last step of a round, where some go back. Where the kind of step changes, it
 first calls the function that prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or
 -1. A stop flag is looked at after each step.
+
+And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays and tells whether any of their numbers is not finite.
 """
 
 from __future__ import annotations
 
-# Words of the block that the threads of a run share.
-STEPS, THREADS, BARRIER, KINDS, FUNCTIONS, STOP, DONE, MOVES, SLOTS, BASES, OFFSETS, HALT, FIRST, ARENAS, BEFORE = range(15)
-WORDS = 16
+# Words of the block that the threads of a run share. ROUND: steps of a round; PLACE: of the first step in its round; KINDS: of the steps
+# of a round; MOVES: how many pointers move; SLOTS: which; BYTES: by how much, a row for each kind of step; REWOUND: the row for the last
+# step of a round.
+(
+    STEPS,
+    THREADS,
+    BARRIER,
+    ROUND,
+    PLACE,
+    KINDS,
+    FUNCTIONS,
+    STOP,
+    DONE,
+    MOVES,
+    SLOTS,
+    BYTES,
+    REWOUND,
+    HALT,
+    FIRST,
+    ARENAS,
+    BEFORE,
+) = range(17)
+WORDS = 24
+CHUNK = 64  # bytes that `keep` copies at a time
+# By the dtype of an array, what `keep` looks for in pairs of its words of 32 bits: those of the masked bits that are equal to the
+# second number belong to numbers that are not finite. No masked bit is ever equal to 1 of no bits.
+EXPONENTS = {"float32": (0x7F800000, 0x7F800000, 0x7F800000, 0x7F800000), "float64": (0, 0x7FF00000, 1, 0x7FF00000)}
+NO_EXPONENT = (0, 0, 1, 1)
 
 
 def driver_ir(triple: str, barrier: str, flush: str) -> str:
@@ -33,12 +61,14 @@ entry:
 {word("last", STEPS)}
 {word("threads", THREADS)}
 {word("barrier", BARRIER, "ptr")}
+{word("round", ROUND)}
+{word("place", PLACE)}
 {word("kinds", KINDS, "ptr")}
 {word("functions", FUNCTIONS, "ptr")}
 {word("moves", MOVES)}
 {word("slots", SLOTS, "ptr")}
-{word("bases", BASES, "ptr")}
-{word("offsets", OFFSETS, "ptr")}
+{word("bytes", BYTES, "ptr")}
+{word("rewound", REWOUND, "ptr")}
 {word("arenas", ARENAS, "ptr")}
 {word("earlier", BEFORE)}
   %stop = getelementptr i64, ptr %shared, i64 {STOP}
@@ -47,16 +77,18 @@ entry:
   %leader = icmp eq i64 %thread, 0
   %old = call i64 @flush_on()
   %some = icmp slt i64 %first, %last
+  %anymove = icmp sgt i64 %moves, 0
   br i1 %some, label %step, label %out
 step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
+  %at = phi i64 [ %place, %entry ], [ %then, %onward ]
   %before = phi i64 [ %earlier, %entry ], [ %kind, %onward ]
-  %kindp = getelementptr i64, ptr %kinds, i64 %i
+  %kindp = getelementptr i64, ptr %kinds, i64 %at
   %kind = load i64, ptr %kindp, align 8
   %pair = mul i64 %kind, 2
   %preparep = getelementptr ptr, ptr %functions, i64 %pair
   %same = icmp eq i64 %kind, %before
-  br i1 %same, label %gather, label %change
+  br i1 %same, label %call, label %change
 change:
   %arenap = getelementptr ptr, ptr %arenas, i64 %kind
   %arena = load ptr, ptr %arenap, align 8
@@ -64,39 +96,32 @@ change:
   %prepare = load ptr, ptr %preparep, align 8
   %prepared = call i32 %prepare(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   call void @barrier(ptr %barrier, i64 %threads)
-  br label %gather
-gather:
-  %anymove = icmp sgt i64 %moves, 0
+  br label %call
+call:
+  %functionp = getelementptr ptr, ptr %preparep, i64 1
+  %function = load ptr, ptr %functionp, align 8
+  %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
+  %follows = add i64 %at, 1
+  %ends.round = icmp eq i64 %follows, %round
+  %then = select i1 %ends.round, i64 0, i64 %follows
+  %line = mul i64 %kind, %moves
+  %usual = getelementptr i64, ptr %bytes, i64 %line
+  %by = select i1 %ends.round, ptr %rewound, ptr %usual
   br i1 %anymove, label %move, label %moved
 move:
-  %m = phi i64 [ 0, %gather ], [ %m1, %moveto ]
-  %stridep = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m
-  %stride = load i64, ptr %stridep, align 8
-  %listp = getelementptr {{ i64, ptr }}, ptr %offsets, i64 %m, i32 1
-  %list = load ptr, ptr %listp, align 8
-  %even = mul i64 %stride, %i
-  %isregular = icmp eq ptr %list, null
-  br i1 %isregular, label %moveto, label %listed
-listed:
-  %oddp = getelementptr i64, ptr %list, i64 %i
-  %odd = load i64, ptr %oddp, align 8
-  br label %moveto
-moveto:
-  %offset = phi i64 [ %even, %move ], [ %odd, %listed ]
-  %basep = getelementptr i64, ptr %bases, i64 %m
-  %base = load i64, ptr %basep, align 8
+  %m = phi i64 [ 0, %call ], [ %m1, %move ]
   %slotp = getelementptr i64, ptr %slots, i64 %m
   %slot = load i64, ptr %slotp, align 8
-  %pointer = add i64 %base, %offset
-  %place = getelementptr i64, ptr %table, i64 %slot
-  store i64 %pointer, ptr %place, align 8
+  %stridep = getelementptr i64, ptr %by, i64 %m
+  %stride = load i64, ptr %stridep, align 8
+  %pointerp = getelementptr i64, ptr %table, i64 %slot
+  %pointer = load i64, ptr %pointerp, align 8
+  %moves.to = add i64 %pointer, %stride
+  store i64 %moves.to, ptr %pointerp, align 8
   %m1 = add i64 %m, 1
   %more = icmp slt i64 %m1, %moves
   br i1 %more, label %move, label %moved
 moved:
-  %functionp = getelementptr ptr, ptr %preparep, i64 1
-  %function = load ptr, ptr %functionp, align 8
-  %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   %next = add i64 %i, 1
   br i1 %leader, label %lead, label %meet
 lead:
@@ -126,4 +151,83 @@ out:
   call void @flush_restore(i64 %old)
   ret void
 }}
+"""
+
+
+def keep_ir() -> str:
+    """`i64 @keep(ptr %rows, i64 %count)`: each row says {to, from, bytes, masks, looked for}, the last two being pairs of 32 bits, the
+    even word's in the lower half. Returns 0 if all that was copied is finite."""
+    lanes = CHUNK // 4
+    spread = ", ".join(f"i32 {i % 2}" for i in range(lanes))
+
+    def field(name: str, index: int, type: str) -> str:
+        return f"  %{name}p = getelementptr i64, ptr %row, i64 {index}\n  %{name} = load {type}, ptr %{name}p, align 8"
+
+    def looked(at: str, seen: str, name: str) -> str:
+        return f"""  %m.{name} = and <{lanes} x i32> {at}, %mask
+  %e.{name} = icmp eq <{lanes} x i32> %m.{name}, %wanted
+  %x.{name} = sext <{lanes} x i1> %e.{name} to <{lanes} x i32>
+  %{name} = or <{lanes} x i32> {seen}, %x.{name}"""
+
+    return f"""define i64 @keep(ptr %rows, i64 %count) {{
+entry:
+  %rest = alloca [{CHUNK} x i8], align {CHUNK}
+  %any = icmp ugt i64 %count, 0
+  br i1 %any, label %array, label %out
+array:
+  %a = phi i64 [ 0, %entry ], [ %a1, %ended ]
+  %seen = phi <{lanes} x i32> [ zeroinitializer, %entry ], [ %all, %ended ]
+  %start = mul i64 %a, 5
+  %row = getelementptr i64, ptr %rows, i64 %start
+{field("to", 0, "ptr")}
+{field("from", 1, "ptr")}
+{field("bytes", 2, "i64")}
+{field("masks", 3, "<2 x i32>")}
+{field("wants", 4, "<2 x i32>")}
+  %mask = shufflevector <2 x i32> %masks, <2 x i32> poison, <{lanes} x i32> <{spread}>
+  %wanted = shufflevector <2 x i32> %wants, <2 x i32> poison, <{lanes} x i32> <{spread}>
+  %whole = and i64 %bytes, {-CHUNK}
+  %some = icmp ugt i64 %whole, 0
+  br i1 %some, label %chunk, label %end
+chunk:
+  %i = phi i64 [ 0, %array ], [ %i1, %chunk ]
+  %before = phi <{lanes} x i32> [ %seen, %array ], [ %now, %chunk ]
+  %source = getelementptr i8, ptr %from, i64 %i
+  %value = load <{lanes} x i32>, ptr %source, align 4
+  %sink = getelementptr i8, ptr %to, i64 %i
+  store <{lanes} x i32> %value, ptr %sink, align 4
+{looked("%value", "%before", "now")}
+  %i1 = add i64 %i, {CHUNK}
+  %more = icmp ult i64 %i1, %whole
+  br i1 %more, label %chunk, label %end
+end:
+  %sofar = phi <{lanes} x i32> [ %seen, %array ], [ %now, %chunk ]
+  store <{lanes} x i32> zeroinitializer, ptr %rest, align {CHUNK}
+  %odd = icmp ult i64 %whole, %bytes
+  br i1 %odd, label %byte, label %ended
+byte:
+  %b = phi i64 [ %whole, %end ], [ %b1, %byte ]
+  %frombp = getelementptr i8, ptr %from, i64 %b
+  %one = load i8, ptr %frombp, align 1
+  %tobp = getelementptr i8, ptr %to, i64 %b
+  store i8 %one, ptr %tobp, align 1
+  %at = sub i64 %b, %whole
+  %restp = getelementptr i8, ptr %rest, i64 %at
+  store i8 %one, ptr %restp, align 1
+  %b1 = add i64 %b, 1
+  %further = icmp ult i64 %b1, %bytes
+  br i1 %further, label %byte, label %ended
+ended:
+  %last = load <{lanes} x i32>, ptr %rest, align {CHUNK}
+{looked("%last", "%sofar", "all")}
+  %a1 = add i64 %a, 1
+  %again = icmp ult i64 %a1, %count
+  br i1 %again, label %array, label %out
+out:
+  %total = phi <{lanes} x i32> [ zeroinitializer, %entry ], [ %all, %ended ]
+  %found = call i32 @llvm.vector.reduce.or.v{lanes}i32(<{lanes} x i32> %total)
+  %result = zext i32 %found to i64
+  ret i64 %result
+}}
+declare i32 @llvm.vector.reduce.or.v{lanes}i32(<{lanes} x i32>)
 """

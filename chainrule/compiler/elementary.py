@@ -59,23 +59,20 @@ def expm1(b: Builder, x: str) -> str:
 
 
 def tanh(b: Builder, x: str) -> str:
-    """x + x^3 P(x^2) below 0.55. Beyond, float32: 2 n d / (d^2 + n^2), n/d = tanh(x/2); float64: 1 - 2 / (e^2x + 1).
+    """float32: 2n d / (d^2 + n^2) with n/d = tanh(x/2); float64: x + x^3 P(x^2) below 0.55, beyond 1 - 2 / (e^2x + 1).
 
-    The duplication formula needs no exponential: n = x/2 P(x^2) and d = Q(x^2) are of degree 2 and 3, and where tanh x nears 1 their
-    errors do not matter (their share is sech x).
+    The duplication formula needs no exponential: n = x P(x^2) and d = Q(x^2) are of degree 2 and 3, and where tanh x nears 1 their
+    errors do not matter (their share is sech x). As 2n (d / (...)) no rounding is larger than the result's own where n is just above
+    a power of two and the result just below.
     """
     t = table(b)
     if b.bits == 32:
         x = clamp(b, x, -TANH32_END, TANH32_END)
         z = b.fmul(x, x)
-        cubic = b.fmul(x, z)
-        near = b.fmul(x, b.fma(z, b.polynomial(z, t["tanh"]), b.const(1.0)))  # a sum would lose the sign of -0
-        n2 = b.fma(cubic, b.polynomial(z, t["tanh_p"][1:]), x)  # P and Q start with 1
+        n = b.fma(b.fmul(x, z), b.polynomial(z, t["tanh_p"][1:]), x)  # P starts with 1; a sum would lose the sign of -0
         d = b.polynomial(z, t["tanh_q"])
-        far = b.fdiv(b.fmul(n2, d), b.fma(d, d, b.fmul(n2, b.fmul(n2, b.const(0.25)))))
-        if not b.has_fma:  # its further rounding can end above 1
-            far = clamp(b, far, -1.0, 1.0)
-        return b.select(b.fcmp("olt", b.fabs(x), b.const(0.55)), near, far)
+        y = b.fmul(b.fadd(n, n), b.fdiv(d, b.fma(d, d, b.fmul(n, n))))
+        return y if b.has_fma else clamp(b, y, -1.0, 1.0)  # without, further rounding can end above 1
     a = b.fabs(x)
     z = b.fmul(a, a)
     near = b.fma(b.fmul(a, z), b.polynomial(z, t["tanh"]), a)

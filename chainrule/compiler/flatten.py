@@ -12,7 +12,7 @@ from math import ceil
 
 from .affine import Affine, Axis, flat, of
 from .fuse import EXPENSIVE, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, ordered
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt
 from .target import Target
 
 FULL = 0.75  # of the lanes: a kernel that fills fewer is worth splitting, if
@@ -45,8 +45,8 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
     buffers = {v: Buffer(names("t"), tuple(a.extent for a in kernel.domain), v.dtype) for v in sums}
     parts = [Store(b, index, v) for v, b in buffers.items()]
     first = Kernel(names("k"), kernel.domain, kernel.reduced, parts, kernel.unit, origin=kernel.origin[:1])
-    table = {v: load(b, index) for v, b in buffers.items()}
-    stores = [replace(s, value=_replaced(s.value, table)) for s in kernel.stores]
+    table = rebuilt([s.value for s in kernel.stores], {v: load(b, index) for v, b in buffers.items()})
+    stores = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, origin=kernel.origin[1:])]
 
 
@@ -59,16 +59,6 @@ def _below(roots: Sequence[Value]) -> set[Value]:
             found.add(v)
             stack += [*v.args, *(i for i in v.index if isinstance(i, Value))]
     return found
-
-
-def _replaced(root: Value, table: dict[Value, Value]) -> Value:
-    """`root` with some values in place of others; what stays the same is shared."""
-    for v in ordered([root]):
-        if v not in table:
-            args = tuple(table.get(a, a) for a in v.args)
-            axes = frozenset[Axis]().union(*(a.axes for a in args)) if v.args else v.axes
-            table[v] = v if args == v.args else replace(v, args=args, axes=axes)
-    return table[root]
 
 
 def can_be_lines(kernel: Kernel) -> bool:

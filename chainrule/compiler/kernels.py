@@ -13,8 +13,8 @@ transpose, slice and window do not exist here: they are indices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -188,6 +188,29 @@ def ordered(roots: Sequence[Value]) -> list[Value]:
             stack.append((value, True))
             stack.extend((a, False) for a in reversed((*value.args, *(i for i in value.index if isinstance(i, Value)))))
     return order
+
+
+def rebuilt(
+    roots: Sequence[Value], table: dict[Value, Value], where: Mapping[Axis, Affine] | None = None,
+    change: Callable[[Value], Value] | None = None,
+) -> dict[Value, Value]:  # fmt: skip
+    """All that `roots` are made of, made anew. table: what stands in place of some of them, to which all others are added; where: sums
+    of other axes in place of some axes; change: the last word on each value."""
+    where = where or {}
+    for v in ordered(roots):
+        if v in table:
+            continue
+        args = tuple(table[a] for a in v.args)
+        index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in v.index)
+        axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
+        new = v
+        if args != v.args or index != v.index:
+            new = replace(v, args=args, index=index, axes=axes)
+        if v.op == "reduce" and new is not v:
+            over = tuple(b for a in v.attrs["over"] for b in (where[a].axes_in_order if a in where else (a,)))
+            new = replace(new, attrs={**v.attrs, "over": over}, axes=axes - set(over))
+        table[v] = change(new) if change is not None else new
+    return table
 
 
 # ---- making values -----------------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ def _slot(slot: int, line: Callable[[str], str]) -> str:
 class Module:
     """Functions, and what they need beside them."""
 
-    def __init__(self, layout: Layout, target: Target) -> None:
+    def __init__(self, layout: Layout, target: Target, inline: bool = False) -> None:
         self.layout, self.target = layout, target
+        self.inlining = "alwaysinline" if inline else "noinline"  # of functions into the entry
         self.declarations: set[str] = set()
         self.helpers: dict[str, str] = {}
         self.functions: list[str] = []
@@ -67,7 +68,7 @@ class Module:
         parameters = ", ".join(
             ["ptr %table", "i64 %lo", "i64 %hi", *(f"i64 %t{i}" for i in range(len(function.variables))), *buffers]
         )
-        body = "\n".join([f"({parameters}) noinline nounwind {self.attributes} {{\nentry:", *lines, "  ret void", "}"])
+        body = "\n".join([f"({parameters}) {self.inlining} nounwind {self.attributes} {{\nentry:", *lines, "  ret void", "}"])
         if body not in self._bodies:
             self._bodies[body] = function.name
             self.functions.append(f"define internal void @{function.name}{body}")

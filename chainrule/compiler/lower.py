@@ -547,7 +547,7 @@ class _Lowering:
         within = prod(a.extent for a in axes[1:]) * self.innermost.extent
 
         def inside(now: dict[Any, Register]) -> dict[Any, Register]:
-            if within < NESTED_SUM:
+            if within < NESTED_SUM or within * axes[0].extent <= LONG_SUM:
                 return self._nest(axes[1:], cells, now)
             return self._together(now, self._nest(axes[1:], cells, self._neutral(cells)))
 

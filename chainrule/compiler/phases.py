@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load
+from .schedule import units
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,20 @@ class Plan:
     late: list[Kernel]
 
 
-def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names) -> Plan:
-    """Phases for items over this state (buffers that are read as they were before)."""
+def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2) -> Plan:
+    """Phases for items over this state (buffers that are read as they were before), their work cut for so many threads."""
     inner: dict[Loop, list[Item]] = {}
     late = [i for i in items if isinstance(i, Kernel) and i.late]
     ordered = _arranged([i for i in items if not (isinstance(i, Kernel) and i.late)], state, names, inner)
     written = {a.buffer for i in ordered for a in accesses(i) if a.write}
     ordered += [k for k in late if any(v.buffer in written for v in k.loads())]  # of state that never changes one copy will do
-    units = {i: _extent(i, inner) for i in ordered}
+    units = {i: _extent(i, inner, threads) for i in ordered}
     for loop in inner:
-        units.update({i: _extent(i, inner) for i in inner[loop]})
-    level = _levels(ordered, units, {})
-    level = _levels(ordered, units, _after_checks(ordered, level, set(state)))
+        units.update({i: _extent(i, inner, threads) for i in inner[loop]})
+    level = _levels(ordered, units, {}, threads)
+    level = _levels(ordered, units, _after_checks(ordered, level, set(state)), threads)
     count = max(level.values(), default=-1) + 1
-    units.update({k: _extent(k, inner) for k in late})
+    units.update({k: _extent(k, inner, threads) for k in late})
     return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units, late)
 
 
@@ -172,27 +173,45 @@ def _conflicts(touched: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
     return ((a, b) for same in by.values() if any(a.write for a in same) for b in same for a in same if a.write or b.write)
 
 
-def _local(a: Access, b: Access) -> bool:
-    """Whether unit for unit both touch the same part of the buffer."""
+def local(a: Access, b: Access, threads: int) -> bool:
+    """Whether unit for unit both touch the same part of the buffer, cut for so many threads."""
     if a.unit is None or b.unit is None or a.unit.extent == 1 or b.unit.extent == 1:
         return (a.unit is None or a.unit.extent == 1) and (b.unit is None or b.unit.extent == 1)
-    if a.unit.extent != b.unit.extent or a.view != b.view:
+    if a.view != b.view:
         return False
-    return any(i == of(a.unit) and j == of(b.unit) for i, j in zip(a.index, b.index, strict=True))
+    blocks = zip(_blocks(a, a.unit, threads), _blocks(b, b.unit, threads), strict=True)
+    return any(x is not None and x == y for x, y in blocks)
 
 
-def _extent(item: Item, inner: dict[Loop, list[Item]]) -> int | None:
+def _blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int] | None]:
+    """For each dimension how many units there are and how many places of it each touches; None where a unit is no block of it: one
+    is where the index is c · unit + something below c."""
+    count, length = units(unit.extent, threads)
+    found: list[tuple[int, int] | None] = []
+    for i in a.index:
+        c = i.coefficient(unit) if isinstance(i, Affine) else 0
+        inside = i.without(unit) if isinstance(i, Affine) else Affine()
+        found.append((count, length * c) if c > 0 and inside.smallest >= 0 and inside.largest < c else None)
+    return found
+
+
+def _extent(item: Item, inner: dict[Loop, list[Item]], threads: int) -> int | None:
     """The length of the axis that threads share out; None: one thread does it all."""
     if isinstance(item, Kernel):
         return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
-    extents = {_extent(i, inner) for i in inner[item]}
+    extents = {_extent(i, inner, threads) for i in inner[item]}
     touched = [a for i in inner[item] for a in accesses(i)]
-    if len(extents) != 1 or not all(_local(a, b) for a, b in _conflicts(touched)):
+    if len(extents) != 1 or not all(local(a, b, threads) for a, b in _conflicts(touched)):
         return None
     return extents.pop()
 
 
-def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int]) -> dict[Item, int]:
+def levels(ordered: Sequence[Item], threads: int) -> dict[Item, int]:
+    """The phase of each kernel in this order (there are no loops)."""
+    return _levels(ordered, {k: _extent(k, {}, threads) for k in ordered}, {}, threads)
+
+
+def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int], threads: int) -> dict[Item, int]:
     """The phase of each item: after all that it waits for, or with it if no unit needs what another has done."""
     level: dict[Item, int] = {}
     read: dict[Buffer, list[tuple[Item, Access]]] = {}
@@ -202,7 +221,8 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
         for b in touched:
             for before, a in (*written.get(b.buffer, ()), *(read.get(b.buffer, ()) if b.write else ())):
                 if level[before] >= first:
-                    near = units[before] == units[item] and _local(a, b)
+                    alone = units[before] is None, units[item] is None
+                    near = all(alone) or (not any(alone) and local(a, b, threads))
                     first = level[before] + (0 if near else 1)
         for b in touched:
             (written if b.write else read).setdefault(b.buffer, []).append((item, b))

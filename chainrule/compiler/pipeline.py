@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from math import prod
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
+from .cost import work
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
@@ -24,8 +26,10 @@ from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
+from .panels import in_panels
 from .phases import Plan, accesses, plan
-from .schedule import Schedule, block, packs, schedule, units
+from .schedule import TINY, Schedule, block, packs, schedule, units
+from .share import share
 from .simplify import simplify
 from .target import Target
 
@@ -73,12 +77,12 @@ def compile_graph(
     """
     names = Names()
     graph = simplify(graph)
-    items, sources = _gathered(inputs, graph.inputs, slots, names)
+    items, sources = _gathered(inputs, graph, names)
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
-    items = split(items, target, names)
+    items, panels = in_panels(split(items, target, names), set(state), target, names)
+    items = share(items, panels, set(state), target, names)
     verify(items)
-    _put_off(items, set(state))
-    planned = plan(items, list(state), names)
+    planned = plan(items, list(state), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     schedules = {k: schedule(k, target) for k in kernels_of(every)}
     for k, made in schedules.items():
@@ -86,7 +90,8 @@ def compile_graph(
     memory = arena(planned.phases, planned.late, guard)
     functions = [f for item in every for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
-    module = Module(Layout(table, memory.offsets), target)
+    tiny = sum(work(i).flops for i in every) <= TINY and not timed
+    module = Module(Layout(table, memory.offsets), target, inline=tiny)
     for f in functions:
         module.add(f)
     prepare = Plan([list(planned.late)], planned.inner, planned.units, [])
@@ -94,75 +99,49 @@ def compile_graph(
         _entry(name, planned, threads, module, set(state), timed),
         _entry(f"{name}_prepare", prepare, threads, module, set()),
     ]
-    if timed:
+    if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
     return Code(name, graph, planned, memory, functions, table, text)
 
 
-def _gathered(
-    inputs: Sequence[Given], nodes: Sequence[Node], slots: Mapping[str, int], names: Names
-) -> tuple[list[Item], list[Source]]:
-    """What each input is at an index; rows are copied together first, and cast."""
+def _gathered(inputs: Sequence[Given], graph: Graph, names: Names) -> tuple[list[Item], list[Source]]:
+    """What each input is at an index. Rows that only products read are read where they are; others are copied together first, and
+    cast."""
     items: list[Item] = []
     sources: list[Source] = []
-    for given, node in zip(inputs, nodes, strict=True):
+    users: dict[Node, set[str]] = {}
+    for n in graph.nodes():
+        for a in n.args:
+            users.setdefault(a, set()).add(n.op)
+    for given, node in zip(inputs, graph.inputs, strict=True):
         buffer = given.buffer
-        if given.rows:
-            order = Buffer(ORDER, (given.rows,), np.dtype(np.int64), "input")
-            buffer = Buffer(names("x"), node.shape, node.dtype)
-            domain = tuple(Axis(names("i"), n) for n in node.shape)
-            index = tuple(of(a) for a in domain)
-            value = load(given.buffer, (load(order, index[:1]), *index[1:]), node.shape)
-            if given.buffer.dtype != node.dtype:
-                value = elementwise("cast", node.dtype, [value])
-            items.append(Kernel(names("k"), domain, (), [Store(buffer, index, value)], domain[0]))
-        sources.append(_reader(buffer))
+        if not given.rows:
+            sources.append(partial(load, buffer))
+            continue
+        order = Buffer(ORDER, (given.rows,), np.dtype(np.int64), "input")
+        if users.get(node) == {"contract"} and buffer.dtype == node.dtype and len(node.shape) == 2 and node not in graph.outputs:
+            sources.append(partial(_row, buffer, order))
+            continue
+        copy = Buffer(names("x"), node.shape, node.dtype)
+        domain = tuple(Axis(names("i"), n) for n in node.shape)
+        index = tuple(of(a) for a in domain)
+        value = _row(buffer, order, index)
+        if buffer.dtype != node.dtype:
+            value = elementwise("cast", node.dtype, [value])
+        items.append(Kernel(names("k"), domain, (), [Store(copy, index, value)], domain[0]))
+        sources.append(partial(load, copy))
     return items, sources
 
 
-def _reader(buffer: Buffer) -> Source:
-    def at(index: Index) -> Value:
-        return load(buffer, index)
-
-    return at
+def _row(buffer: Buffer, order: Buffer, index: Index) -> Value:
+    """An element of the row whose number stands in the step's order."""
+    return load(buffer, (load(order, index[:1]), *index[1:]))
 
 
 def _callers(planned: Plan) -> list[Buffer]:
     items = [*planned.late, *(i for items in planned.phases for i in items)]
     return list(dict.fromkeys(a.buffer for i in items for a in accesses(i) if a.buffer.space != "scratch"))
-
-
-def _put_off(items: Sequence[Item], state: set[Buffer]) -> None:
-    """Copies of the state in another order of memory are made at the end of a step, for the next, where each thread still has what it
-    has just written; so no step begins by waiting for them."""
-    writers: dict[Buffer, int] = {}
-    for item in items:
-        for a in accesses(item):
-            if a.write:
-                writers[a.buffer] = writers.get(a.buffer, 0) + 1
-    for item in items:
-        if isinstance(item, Kernel) and not item.reduced and not item.sequential:
-            loads = list(item.loads())
-            plain = all(v.buffer in state and not any(isinstance(i, Value) for i in v.index) for v in loads)
-            if (
-                loads
-                and plain
-                and all(s.buffer.space == "scratch" and writers[s.buffer] == 1 for s in item.stores)
-                and item.domain
-            ):
-                item.late = True
-                item.unit = _unit_of_writer(items, loads[0]) or item.unit
-
-
-def _unit_of_writer(items: Sequence[Item], read: Value) -> Axis | None:
-    """The axis of the copy that runs along the one whose parts the writer's threads share out."""
-    for kernel in kernels_of(items):
-        for store in kernel.stores:
-            if store.buffer is read.buffer and kernel.unit is not None and of(kernel.unit) in store.index:
-                place = read.index[store.index.index(of(kernel.unit))]
-                return next((a for a in read.axes if place == of(a)), None)
-    return None
 
 
 def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:

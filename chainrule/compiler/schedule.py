@@ -25,10 +25,15 @@ MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
 PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
-NESTED_SUM = 64  # terms of the inner sums of a nest, from which on each is summed from nothing
+NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
+MOST_PARTS = 16  # of a sum over an axis that threads share out
+TINY = 10_000  # operations in a step up to which calls of its kernels count
+OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
+BARRIER = 0.2e-6  # seconds that threads take to meet
+FOREIGN = 0.14e-9  # seconds for each byte that another core has written
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ..registry import Registry
 
-Array = npt.NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 Attrs = Mapping[str, Any]
 
 # Where a value carries the rows (samples) of a batch: on this axis; on none: it is the same for all rows, or belongs to the batch as a
@@ -154,13 +153,12 @@ def topological(outputs: Iterable[Node]) -> list[Node]:
     """Nodes that `outputs` depend on, arguments first, without recursion: chains may be longer than Python's stack."""
     order: list[Node] = []
     seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(n, False) for n in reversed(list(outputs))]
+    stack: list[Any] = list(outputs)[::-1]  # None: the one below it has all its arguments
     while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
+        node = stack.pop()
+        if node is None:
+            order.append(stack.pop())
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in seen)
+            stack += (node, None, *node.args[::-1])
     return order

@@ -7,11 +7,13 @@ function takes from outside become captured inputs, so a graph never depends on 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,15 +48,18 @@ def answers(*numpy_functions: Any, method: str = "") -> Callable[[Callable[..., 
 
 def user_line() -> str:
     """ "file:line" of the nearest caller outside chainrule and NumPy."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_PACKAGE, _NUMPY)) and not name.startswith("<frozen") and not name.endswith(_BETWEEN):
+        if _is_users(name):
             return f"{name}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
         frame = frame.f_back
     return ""
+
+
+@functools.cache
+def _is_users(file: str) -> bool:
+    return not file.startswith((_PACKAGE, _NUMPY, "<frozen")) and not file.endswith(_BETWEEN)
 
 
 def located(message: str) -> str:
@@ -206,7 +211,10 @@ class Trace:
 
 def is_traced(*values: Any) -> bool:
     """Whether any of the values is a traced array."""
-    return any(isinstance(v, Tracer) for v in values)
+    for v in values:  # noqa: SIM110  # a generator would take twice as long, several times for each operator
+        if isinstance(v, Tracer):
+            return True
+    return False
 
 
 def apply(op: str, *args: Any, **attrs: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ..ops.activations import sigmoid
 from ..ops.elementwise import convert
 from ..ops.loop import apply_iota, scan
 from ..ops.reduce import standardize
+from ..records import record
 from ..train.scope import Scope
 from .layers import layer_of, rate_of
 from .module import Module, activation_of, positive
@@ -307,7 +307,7 @@ def _shapes(state: Any) -> tuple[list[tuple[int, ...]], trees.Structure]:
 # ---- the cells that have names -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _PerGate:
     """The same initializer for each gate by itself: a matrix (in, gates · units) is no square one."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from ..graph.interpret import evaluate
 from ..graph.node import OPS, Array, Graph, Node, Op, Rows, Rule, Type
 from ..graph.rows import propagate_rows
 from ..graph.trace import answers, apply, build, inline, is_traced, located, type_of
+from ..records import record
 from ..registry import Registry
 from .elementwise import common
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Composition:
     """What is known of a named composition. `function` runs eagerly and when traced; the rest is as in `Op`."""
 

@@ -95,13 +95,13 @@ def spread(args: Sequence[Any], name: str) -> list[Any]:
     """Arguments broadcast to their common shape by explicit nodes."""
     shapes = [np.shape(a) for a in args]
     try:
-        shape = np.broadcast_shapes(*shapes)
+        shape = shapes[0] if len(set(shapes)) == 1 else np.broadcast_shapes(*shapes)
     except ValueError:
         raise ShapeError(located(f"{name}: shapes {' and '.join(map(str, shapes))} do not fit together")) from None
     if is_traced(*args):  # constants are spread by a node, not held as arrays of the full size
         trace = here(name)
         args = [a if is_traced(a) else Tracer(trace.lift(a), trace) for a in args]
-    return [a if np.shape(a) == shape else apply("broadcast", a, shape=shape) for a in args]
+    return [a if s == shape else apply("broadcast", a, shape=shape) for a, s in zip(args, shapes, strict=True)]
 
 
 def elementwise(

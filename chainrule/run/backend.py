@@ -6,25 +6,30 @@ backend, write one file beside `reference.py` that registers an instance in `bac
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ..graph.node import Array, Graph
 from ..program import Program
+from ..records import record
 from ..registry import Registry
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Steps:
-    """Many steps in one call: which rows each takes, and the numbers that change from step to step.
+    """Many steps in one call, as so many rounds of the same steps: which rows each takes, and the numbers that go with it.
 
-    entries: the entry that each step runs. data: whole arrays, from which the rows of a step are gathered, cast to the input's
-    type. order: row numbers, one step's after the other's. sizes: the number of rows of each step; there is a program for each
-    size. numbers: for each input without rows, one value for each step, on the first axis. keep: results to return.
+    entries: the entry that each step of a round runs. data: whole arrays, from which the rows of a step are gathered, cast to the
+    input's type. order: row numbers, one step's after the other's; (rounds, rows), or (rows,) if all rounds have the same. sizes: the
+    number of rows of each step of a round; there is a program for each size. numbers: for each input without rows that an entry
+    reads, on the first axis one value for each step, or for each step of a round if all rounds have the same, or only one. keep:
+    results to return.
 
-    A session may keep what it made of entries, sizes and numbers: the same object again means the same values.
+    A session may keep what it made of entries, order, sizes and numbers: the same object again means the same values.
     """
 
     entries: Sequence[str]
@@ -33,9 +38,24 @@ class Steps:
     sizes: Sequence[int]
     numbers: Mapping[str, Array]
     keep: Sequence[str]
+    rounds: int = 1
+
+    @property
+    def count(self) -> int:
+        """The steps of all rounds."""
+        return self.rounds * len(self.entries)
+
+    def each(self) -> Iterator[tuple[str, int, Array, dict[str, Array]]]:
+        """Entry, size, row numbers and other numbers of each step."""
+        edges = np.cumsum([0, *self.sizes]).tolist()
+        for i in range(self.count):
+            turn, at = divmod(i, len(self.entries))
+            order = self.order[turn] if self.order.ndim == 2 else self.order
+            numbers = {k: v[i % len(v)] for k, v in self.numbers.items()}
+            yield self.entries[at], self.sizes[at], order[edges[at] : edges[at + 1]], numbers
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Taken:
     """What came of a run: how many steps were taken, and their kept results: one entry a step, or for results with rows one a row, in
     the order of `Steps.order`. interrupted: Ctrl-C ended it after a whole step."""
@@ -43,6 +63,17 @@ class Taken:
     steps: int
     results: Mapping[str, Array]
     interrupted: bool = False
+
+
+class Kept:
+    """A state as it was at one moment, whatever the session that kept it has done since."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def arrays(self) -> dict[str, Array]:
+        """The state in logical layout. Nobody writes to these arrays."""
+        return dict(self._arrays)
 
 
 class Session(ABC):
@@ -65,6 +96,13 @@ class Session(ABC):
     @abstractmethod
     def state(self) -> dict[str, Array]:
         """The state in logical layout, as arrays of its own."""
+
+    @abstractmethod
+    def keep(self) -> Kept | None:
+        """The state as it is now, to be looked at later, if ever; None if not all its numbers are finite.
+
+        It costs less than `state`: at most one copy, into memory that is used again when nobody holds an earlier one any more.
+        """
 
 
 class Function(ABC):
@@ -93,6 +131,17 @@ class Backend(ABC):
     @abstractmethod
     def function(self, graph: Graph) -> Function:
         """A graph in normal form as a function of arrays, one for each input, captured ones included."""
+
+
+def finite(arrays: Iterable[Array]) -> bool:
+    """Whether all numbers are finite."""
+    with np.errstate(all="ignore"):
+        for array in arrays:
+            flat = array.reshape(-1)
+            # The sum of squares is the fastest test of a short array; where it overflows, a closer look decides.
+            if (flat.size > 2048 or not math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
+                return False
+    return True
 
 
 backends: Registry[Backend] = Registry("backend")

@@ -3,9 +3,8 @@
 In: what the user asked for, the graphs that a run is made of, and how long steps took. Out: into how many units work is cut, and how many
 threads do them. Results have the same bits whatever is chosen, so the choice may change while a run goes on.
 
-Where nobody asked for a number, ways are timed against each other: a small step begins on one thread, and others are tried only if
-there is enough work that compiling it again pays; a large one begins on all processors. Now and then the other way is timed again, for
-a machine becomes busy, or idle.
+Where nobody asked for a number, there are as many as have enough to do, and that is timed against one thread. Now and then the way that
+was not chosen is timed again, for a machine becomes busy, or idle.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from ..graph.node import Graph
 from ..ops.contract import parse
 from .threads import available
 
-LARGE = 4e6  # operations in a step from which on threads surely help
-LEAST_STEP = 4e-6  # seconds: a step shorter than that is over before threads have met
-LEAST_WORK = 0.5  # seconds of work, behind and ahead, that are worth another compilation
+SHARE = 4e5  # operations in a step for each thread, at least: a few microseconds, twenty times what it takes to meet
+RATE = 5e10  # operations in a second: a guess, until steps have been timed
+SHORT = 0.001  # seconds of work that are over before threads that sleep have all begun
 SLICES = 3  # how often a way is timed before it is judged
 TRIAL = 0.004  # seconds in native code while ways are timed
 SLICE = 0.1  # and when one has been chosen
-AGAIN = (
-    0.5  # seconds of work after which the way that was not chosen is timed once more: the machine may have become busy, or idle
-)
+AGAIN = 0.5  # seconds of work after which the other way is timed once more: the machine may have become busy, or idle
 KEPT = 256  # how many kinds of steps are remembered
 
 
@@ -64,13 +61,13 @@ def operations(graph: Graph) -> float:
 
 @dataclass
 class Pace:
-    """What is known of steps of one size, in seconds. first: how long the very first by each way took, which only tells how many to take
-    at a time; last: those of the last slices by each way; spent: all so far; idle: how much of it since a way was last taken."""
+    """What is known of steps of one size, in seconds. rough: how long those of the last slice by each way took, however short it was,
+    which only tells how many to take at a time; last: those of the last slices that were long enough to judge by; idle: time since
+    a way was last taken."""
 
     work: float
-    first: dict[Way, float] = field(default_factory=dict)
+    rough: dict[Way, float] = field(default_factory=dict)
     last: dict[Way, deque[float]] = field(default_factory=dict)
-    spent: float = 0.0
     idle: dict[Way, float] = field(default_factory=dict)
 
     def step(self, way: Way) -> float:
@@ -104,44 +101,39 @@ class Crew:
 
     def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""
-        first, second = self._ways(pace)
-        if first == second or not pace.timed(first) or not self._worth(pace, first, left):
-            return first
-        if not pace.timed(second):
-            return second
-        best, other = sorted((first, second), key=pace.step)
+        several, one = self._ways(pace)
+        if several == one or left * pace.work / RATE < SHORT:
+            return one
+        for way in (several, one):
+            if not pace.timed(way):
+                return way
+        best, other = sorted((several, one), key=pace.step)
         return other if pace.idle.get(other, 0.0) >= AGAIN else best
 
     def _ways(self, pace: Pace) -> tuple[Way, Way]:
+        """On several threads and on one, by the same code; the same twice where there is no choice."""
         if self._asked is not None:
             return Way(self._asked, self._asked), Way(self._asked, self._asked)
-        count = processors()
-        return (Way(count, count), Way(count, 1)) if pace.work >= LARGE else (Way(1, 1), Way(count, count))
-
-    def _worth(self, pace: Pace, first: Way, left: int) -> bool:
-        if len(pace.last) > 1 or pace.work >= LARGE:
-            return True
-        step = pace.step(first)
-        return step >= LEAST_STEP and step * left + pace.spent >= LEAST_WORK
+        count = max(1, min(processors(), int(pace.work / SHARE)))
+        return Way(count, count), Way(count, 1)
 
     def steps(self, pace: Pace, way: Way, left: int) -> int:
         """How many steps to take before Python looks again: one to begin with, few while ways are being timed."""
-        if way not in pace.first:
+        if way not in pace.rough:
             return 1
-        step = pace.step(way) if way in pace.last else pace.first[way]
-        first, second = self._ways(pace)
-        trying = first != second and (not pace.timed(way) or pace.idle.get(way, 0.0) >= AGAIN)
+        step = pace.step(way) if way in pace.last else pace.rough[way]
+        several, one = self._ways(pace)
+        trying = several != one and (not pace.timed(way) or pace.idle.get(way, 0.0) >= AGAIN)
         return max(1, min(left, int((TRIAL if trying else SLICE) / max(step, 1e-9))))
 
     def took(self, pace: Pace, way: Way, steps: int, seconds: float) -> None:
         """Be told how long steps took."""
         if not steps:
             return
-        pace.spent += seconds
         for other in pace.last:
             pace.idle[other] = pace.idle.get(other, 0.0) + seconds
-        pace.idle[way] = 0.0
-        if way not in pace.first:
-            pace.first[way] = seconds / steps  # caches are cold, threads asleep
-        else:
+        known = way in pace.rough  # the very first slice finds caches cold and threads asleep
+        pace.rough[way] = seconds / steps
+        if known and seconds >= SHORT:
+            pace.idle[way] = 0.0
             pace.last.setdefault(way, deque(maxlen=SLICES)).append(seconds / steps)

@@ -8,13 +8,16 @@ entered several times a second, for progress and Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -22,28 +25,34 @@ from ..compiler import jit
 from ..compiler.driver import (
     ARENAS,
     BARRIER,
-    BASES,
     BEFORE,
+    BYTES,
     DONE,
+    EXPONENTS,
     FIRST,
     FUNCTIONS,
     KINDS,
     MOVES,
-    OFFSETS,
+    NO_EXPONENT,
+    PLACE,
+    REWOUND,
+    ROUND,
     SLOTS,
     STEPS,
     THREADS,
     WORDS,
     driver_ir,
+    keep_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
+from ..compiler.layout import laid_out, logical
 from ..compiler.target import Target, host
 from ..errors import DataError
 from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
-from .backend import Backend, Function, Session, Steps, Taken, backends
+from .backend import Backend, Function, Kept, Session, Steps, Taken, backends
 from .crew import Crew, Pace, Way
 from .reference import cast
 
@@ -89,7 +98,8 @@ def _machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> 
         loaded, meta = found
         made = Machine(loaded, int(meta), make)
     else:
-        code = make()
+        with _collector_paused():
+            code = make()
         size = code.arena.bytes
         loaded = jit.compile_module(code.text, target, level=level, key=name, meta=b"%d" % size)
         made = Machine(loaded, size, make)
@@ -97,6 +107,19 @@ def _machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> 
     while len(_machines) > KEPT_FUNCTIONS:
         _machines.popitem(last=False)
     return made
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """The passes make some ten thousand objects, all of which they keep; to look through them for garbage again and again takes a
+    seventh of their time. Where threads overlap, the one that found the collector at work sets it to work again."""
+    working = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if working:
+            gc.enable()
 
 
 def _identity(graph: Graph) -> Any:
@@ -148,7 +171,10 @@ class NativeSession(Session):
                 names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
         self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
-        self._state = {n: own(state[n], t.dtype) for n, t in types.items()}
+        self._shapes = {n: t.shape for n, t in types.items()}
+        self._state = {
+            n: own(laid_out(np.asarray(state[n]), backend.target), t.dtype) for n, t in types.items()
+        }  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -158,6 +184,7 @@ class NativeSession(Session):
         self._arenas: dict[Any, Array] = {}
         self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
         self._converted: dict[str, tuple[Array, Array]] = {}
+        self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
         self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
         self._last: Machine | None = None  # whose copies of the state are those of the state as it is
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
@@ -167,6 +194,7 @@ class NativeSession(Session):
         for name, array in (*self._state.items(), *self._captures.items()):
             self._table[self._slots[name]] = array.ctypes.data
         self._places: dict[int, Array] = {}  # slots of results that nobody asked for -> where they go
+        self._copies: list[_Copy] = []
 
     def _place(self, slot: int, size: int) -> None:
         """Memory for a result that nobody asked for. Each has its own, since other kernels of the step may read it from there."""
@@ -205,9 +233,10 @@ class NativeSession(Session):
         sources = {k: self._source(k, v) for k, v in steps.data.items()}
         order = np.ascontiguousarray(steps.order, np.int64)
         self._in_range(order, sources)
-        numbers = [self._numbers(k, steps.numbers[k]) for k in layout.numbers]
-        memory = [aligned(r.bytes) for r in layout.readers]
-        done, interrupted = self._go(steps, layout, [order, *numbers, *memory], sources, pulse)
+        fixed, numbers = ([self._numbers(k, steps.numbers[k]) for k in names] for names in (layout.fixed, layout.numbers))
+        memory = [aligned(r.bytes * steps.rounds) for r in layout.readers]
+        lying = [a.ctypes.data for a in (*sources.values(), *fixed)]
+        done, interrupted = self._go(steps, layout, [order, *numbers, *memory], lying, sources, pulse)
         read = {r.name: r(m, done) for r, m in zip(layout.readers, memory, strict=True)}
         return Taken(done, {k: read[k] if k in read else np.zeros(0) for k in steps.keep}, interrupted)
 
@@ -215,7 +244,9 @@ class NativeSession(Session):
         """What is the same for all runs of such steps, made for the first of them."""
         short = len(steps.sizes) <= SHORT
         sequence = (tuple(steps.entries), tuple(steps.sizes)) if short else (id(steps.entries), id(steps.sizes))
-        key = (sequence, *steps.numbers, 0, *steps.keep, 0, *steps.data)
+        each = len(steps.entries)
+        numbers = [(k, 1 if len(v) == 1 else each if len(v) == each else 0) for k, v in steps.numbers.items()]
+        key = (sequence, steps.order.ndim, *numbers, 0, *steps.keep, 0, *steps.data)
         found = self._layouts.get(key)
         if found is None:
             found = self._layouts[key] = _Layout(steps, self._programs, self._slots)
@@ -249,21 +280,24 @@ class NativeSession(Session):
         if not sources or not order.size:
             return
         least = min([len(v) for v in sources.values()])
+        if self._checked is not None and self._checked[0] is order and self._checked[1] <= least:
+            return
         if order.view(np.uint64).max() >= least:  # a negative number is a large one
             raise DataError(f"row {order.max() if order.max() >= least else order.min()} of {least} rows")
+        self._checked = (order, least)
 
-    def _go(self, steps: Steps, layout: _Layout, moved: Sequence[Array], sources: Mapping[str, Array],
+    def _go(self, steps: Steps, layout: _Layout, moved: Sequence[Array], lying: Sequence[int], sources: Mapping[str, Array],
             pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
-        """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C."""
-        shared, run = self._shared, self._backend.driver()
+        """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C. moved: arrays in which pointers go
+        on; lying: addresses of those that are read from their beginning in each step."""
+        shared, run = self._shared, self._backend.driver().run
         bases = np.array([a.ctypes.data for a in moved], np.int64)
-        pointers = [a.ctypes.data for a in sources.values()]
         words = [0] * WORDS
-        words[BARRIER], words[BASES] = self._barrier[1], bases.ctypes.data
-        words[KINDS], words[MOVES], words[SLOTS], words[OFFSETS] = layout.words
+        words[BARRIER], words[ROUND] = self._barrier[1], len(layout.which)
+        words[KINDS], words[MOVES], words[SLOTS], words[BYTES], words[REWOUND] = layout.words
         self._report[:CLOCKS] = 0
         filled: set[Way] = set()
-        at, count, interrupted = 0, len(layout.which), False
+        at, count, interrupted = 0, steps.count, False
         crew, pace = self._crew, layout.pace
         shared[DONE] = 0
         try:
@@ -273,10 +307,12 @@ class NativeSession(Session):
                 ready = self._ready(layout, way, sources)
                 if way not in filled:
                     filled.add(way)
-                    ready.fill(self._table, layout.sources, pointers)
+                    ready.fill(self._table, layout.lying, lying)
                 words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, until, way.threads, at
                 words[FUNCTIONS], words[ARENAS] = ready.words
-                words[BEFORE] = ready.begin(int(layout.which[at]), self._last)
+                words[PLACE] = place = at % len(layout.which)
+                ready.fill(None, layout.moving, bases + layout.offsets(at) if at else bases)
+                words[BEFORE] = ready.begin(int(layout.which[place]), self._last)
                 self._last = None
                 shared[:] = words
                 begun = time.perf_counter()
@@ -286,7 +322,7 @@ class NativeSession(Session):
                 if self._report[0]:
                     self._raise(steps, at)
                 if taken:
-                    self._last = ready.machines[int(layout.which[at - 1])]
+                    self._last = ready.machines[int(layout.which[(at - 1) % len(layout.which)])]
                 crew.took(pace, way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
@@ -306,12 +342,12 @@ class NativeSession(Session):
     def _raise(self, steps: Steps, at: int) -> None:
         """An index of step `at` lies outside its array: let NumPy find which, and say so. The state is as that step found it."""
         self._report[:] = 0
-        program = self._programs[int(steps.sizes[at])]
-        entry = program.entries[steps.entries[at]]
-        first = int(np.sum(np.asarray(steps.sizes[:at], np.int64)))
-        rows = np.asarray(steps.order)[first : first + int(steps.sizes[at])]
-        given = {k: np.asarray(v)[rows] for k, v in steps.data.items()} | {k: np.asarray(v)[at] for k, v in steps.numbers.items()}
-        values = [*(self._state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
+        name, size, rows, numbers = next(islice(steps.each(), at, None))
+        program = self._programs[size]
+        entry = program.entries[name]
+        given = {k: np.asarray(v)[rows] for k, v in steps.data.items()} | numbers
+        state = self.state()
+        values = [*(state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
         evaluate(entry.graph, values)
         raise DataError("an index lies outside its array")
 
@@ -327,7 +363,63 @@ class NativeSession(Session):
         return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
 
     def state(self) -> dict[str, Array]:
-        return {name: value.copy() for name, value in self._state.items()}
+        return _copied(self._state, self._shapes)
+
+    def keep(self) -> Kept | None:
+        copy = next((c for c in self._copies if c.free), None)
+        if copy is None:
+            self._copies.append(copy := _Copy(self._state, self._shapes))
+        return copy.kept() if self._backend.driver().keep(*copy.arguments) == 0 else None
+
+
+class _Copy:
+    """Memory for a copy of a state. It serves again when nobody holds what was kept in it: to fill fresh memory takes several times as
+    long, since the operating system has to find and clear it."""
+
+    def __init__(self, state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.items()}
+        self._shapes = shapes
+        self._holder: Callable[[], Kept | None] = lambda: None
+        rows = np.zeros((len(state), 5), np.int64)
+        for row, to, value in zip(rows, self.arrays.values(), state.values(), strict=True):
+            row[:3] = to.ctypes.data, value.ctypes.data, value.nbytes
+            row.view(np.uint32)[6:] = EXPONENTS.get(str(value.dtype), NO_EXPONENT)
+        self._rows = rows
+        self.arguments = (rows.ctypes.data, len(rows))
+
+    @property
+    def free(self) -> bool:
+        return self._holder() is None
+
+    def kept(self) -> Kept:
+        made = _NativeKept(self.arrays, self._shapes)
+        self._holder = ref(made)
+        return made
+
+
+class _NativeKept(Kept):
+    """A state in memory that a session uses again when this is gone."""
+
+    def __init__(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(arrays)
+        self._shapes = shapes
+
+    def arrays(self) -> dict[str, Array]:
+        return _copied(self._arrays, self._shapes)
+
+
+def _copied(state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """A state as everybody else has it, in memory of its own."""
+    found = {name: logical(v, shapes[name]) for name, v in state.items()}
+    return {name: v.copy() if np.may_share_memory(v, state[name]) else v for name, v in found.items()}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """run: takes the threads of a run through its steps, one for each argument block; keep: see `keep_ir`."""
+
+    run: Callable[[Sequence[int]], None]
+    keep: Callable[[int, int], int]
 
 
 class _Ready:
@@ -348,18 +440,19 @@ class _Ready:
         self._tables[:, 0] = self._arenas[kind]
         return kind if self.machines[kind] is last else -1
 
-    def fill(self, table: Array, slots: Array, pointers: Sequence[int]) -> None:
-        """Where all buffers lie: as in `table`, but for those in `slots`."""
-        self._tables[:] = table
-        if pointers:
-            self._tables[:, slots] = pointers
+    def fill(self, table: Array | None, slots: Array, pointers: Sequence[int] | Array) -> None:
+        """Where all buffers lie: as in `table`, if that is given, but for those in `slots`."""
+        if table is not None:
+            self._tables[:] = table
+        self._tables[:, slots] = pointers
 
 
 class _Layout:
-    """What is the same for all runs of the same steps: the kinds of steps, and how pointers go on from step to step.
+    """What is the same for all runs of the same rounds: the kinds of steps, and how pointers go on from step to step.
 
-    numbers: the inputs without rows, in the order of their pointers; readers: the results that are kept; unread: slots and bytes of
-    the others; sources: the slots of the data; pace: what is known of how long its steps take.
+    which: the kind of each step of a round; lying: the slots of what does not move, data and `fixed`, the numbers that are the same in
+    all steps; moving: the slots of what does: the order, `numbers`, and the results that are kept, which `readers` read; unread: slots
+    and bytes of the others; pace: what is known of how long its steps take.
     """
 
     def __init__(self, steps: Steps, programs: Mapping[int, Program], slots: Mapping[str, int]) -> None:
@@ -367,49 +460,50 @@ class _Layout:
         self.kinds, self.which = _kinds(steps)
         self.ready: dict[Any, _Ready] = {}
         self.pace = Pace(0.0)
-        inputs = {name: known.type for p in programs.values() for name, known in p.inputs.items()}
-        self.numbers = [k for k in steps.numbers if k in inputs]
-        self.sources = np.array([slots[f"in/{k}"] for k in steps.data], np.int64)
-        moves = [_Move.along(slots["order"], np.array([8 * size for _, size in self.kinds], np.int64), self.which)]
-        moves += [_Move(slots[f"in/{k}"], inputs[k].size * inputs[k].dtype.itemsize) for k in self.numbers]
+        entries = [programs[size].entries[name] for name, size in self.kinds]
+        inputs = {
+            name: programs[e_size].inputs[name].type
+            for e, (_, e_size) in zip(entries, self.kinds, strict=True)
+            for name in e.inputs
+        }
+        read = [k for k in steps.numbers if k in inputs]
+        self.fixed = [k for k in read if len(steps.numbers[k]) == 1]
+        self.numbers = [k for k in read if len(steps.numbers[k]) != 1]
+        self.lying = np.array([slots[f"in/{k}"] for k in (*steps.data, *self.fixed)], np.int64)
+        self._counts = np.bincount(self.which, minlength=len(self.kinds))
+        sizes = np.array([size for _, size in self.kinds], np.int64)
+        every, each = np.ones(len(sizes), np.int64), len(self.which)
+        moves = [(slots["order"], 8 * sizes, steps.order.ndim == 1)]
+        for k in self.numbers:
+            moves.append((slots[f"in/{k}"], every * inputs[k].size * inputs[k].dtype.itemsize, len(steps.numbers[k]) == each))
         self.readers: list[_Reader] = []
         self.unread: list[tuple[int, int]] = []
-        entries = [programs[size].entries[name] for name, size in self.kinds]
         for result in dict.fromkeys(r for e in entries for r in e.results):
             reader = _reader(result, entries, self.which)
             if result in steps.keep:
                 self.readers.append(reader)
-                moves.append(_Move.along(slots[f"out/{result}"], reader.sizes, self.which))
+                moves.append((slots[f"out/{result}"], reader.sizes, False))
             else:
                 self.unread.append((slots[f"out/{result}"], int(reader.sizes.max(initial=1))))
-        self._slots = np.array([m.slot for m in moves], np.int64)
-        self._lists = [m.offsets for m in moves]
-        lists = [0 if m.offsets is None else m.offsets.ctypes.data for m in moves]
-        self._offsets = np.array([(m.stride, at) for m, at in zip(moves, lists, strict=True)], np.int64)
-        self.words = (self.which.ctypes.data, len(moves), self._slots.ctypes.data, self._offsets.ctypes.data)
+        self.moving = np.array([slot for slot, _, _ in moves], np.int64)
+        self._bytes = np.stack([bytes for _, bytes, _ in moves], axis=1)  # (kinds, moves)
+        # A round ends where the next one begins: by then all that it went on, or none of it if rounds have the same.
+        self._round = self._counts @ self._bytes * [not again for _, _, again in moves]
+        before = (self._counts - np.eye(len(sizes), dtype=np.int64)[self.which[-1:]].sum(axis=0)) @ self._bytes
+        self._rewound = self._round - before
+        self.words = tuple(a.ctypes.data if isinstance(a, np.ndarray) else a
+                           for a in (self.which, len(moves), self.moving, self._bytes, self._rewound))  # fmt: skip
 
-
-@dataclass(frozen=True)
-class _Move:
-    """A pointer that goes on from step to step: by `stride` bytes, or where steps differ to `offsets` from where it began."""
-
-    slot: int
-    stride: int
-    offsets: Array | None = None
-
-    @classmethod
-    def along(cls, slot: int, sizes: Array, which: Array) -> _Move:
-        """Past the bytes that each step takes; sizes: those of each kind of step, which: the kind of each step."""
-        if len(sizes) and np.all(sizes == sizes[0]):
-            return cls(slot, int(sizes[0]))
-        each = sizes[which] if len(sizes) else np.zeros(0, np.int64)
-        return cls(slot, 0, np.cumsum(each) - each)
+    def offsets(self, at: int) -> Array:
+        """How far the pointers of what moves have gone before step `at`."""
+        turn, place = divmod(at, len(self.which))
+        return turn * self._round + np.bincount(self.which[:place], minlength=len(self.kinds)) @ self._bytes
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads a result out of the memory to which steps wrote it. bytes: what all of them write; found: for each kind of step the
-    result's node, None if it has none; sizes: the bytes of each."""
+    """Reads a result out of the memory to which steps wrote it. bytes: what all of a round write; found: for each kind of step the
+    result's node, None if it has none; sizes: the bytes of each; which: the kind of each step of a round."""
 
     name: str
     bytes: int
@@ -420,7 +514,7 @@ class _Reader:
 
     def __call__(self, memory: Array, done: int) -> Array:
         """The results of the steps that were taken."""
-        taken = [done] if len(self.found) == 1 else np.bincount(self.which[:done], minlength=len(self.found)).tolist()
+        taken = [done] if len(self.found) == 1 else np.bincount(np.resize(self.which, done), minlength=len(self.found)).tolist()
         count = sum(n for n, f in zip(taken, self.found, strict=True) if f is not None)
         if not count:
             return np.zeros(0)
@@ -431,7 +525,7 @@ class _Reader:
         if self.rows == 0:
             return used.reshape(-1, *node.shape[1:])
         parts, at = [], 0
-        for kind in self.which[:done]:
+        for kind in np.resize(self.which, done):
             if (one := self.found[kind]) is not None:
                 parts.append(used[at : at + one.type.size].reshape(one.shape))
                 at += one.type.size
@@ -475,7 +569,7 @@ class NativeBackend(Backend):
         self, target: Target | None = None, level: int = LEVEL, guard: int = 0, poison: int | None = None, timed: bool = False
     ) -> None:
         self._target, self.level, self.guard, self.poison, self.timed = target, level, guard, poison, timed
-        self._run: Callable[[Sequence[int]], None] | None = None
+        self._driver: Driver | None = None
 
     @property
     def target(self) -> Target:
@@ -521,20 +615,20 @@ class NativeBackend(Backend):
             guard=self.guard, barrier=barrier, timed=self.timed,
         )  # fmt: skip
 
-    def driver(self) -> Callable[[Sequence[int]], None]:
-        """Runs the threads of a run, one for each argument block."""
-        if self._run is None:
+    def driver(self) -> Driver:
+        """What is the same for all programs."""
+        if self._driver is None:
             from .threads import barrier_ir, flush_ir, pool
 
             triple = self.target.triple
-            loaded = jit.compile_module(driver_ir(triple, barrier_ir(triple), flush_ir(triple)), self.target)
-            address = loaded.address("run")
+            loaded = jit.compile_module(driver_ir(triple, barrier_ir(triple), flush_ir(triple)) + keep_ir(), self.target)
+            address, keep = loaded.address("run"), _Keep(loaded.address("keep"))
 
             def run(arguments: Sequence[int], loaded: Any = loaded) -> None:
                 pool().run(address, arguments)
 
-            self._run = run
-        return self._run
+            self._driver = Driver(run, keep)
+        return self._driver
 
     def function(self, graph: Graph) -> Function:
         key = ("function", self.target, self.level, self.guard, _identity(graph))
@@ -551,6 +645,7 @@ class NativeBackend(Backend):
         return compile_graph(ENTRY, graph, inputs, outputs, [], slots, [None] * len(inputs), self.target, guard=self.guard)
 
 
+_Keep = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 _Call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
 

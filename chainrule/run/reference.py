@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..graph.interpret import Plan, plan_of
 from ..graph.node import Array, Graph, Rows
 from ..program import Entry, Input, Program
-from .backend import Backend, Function, Session, Steps, Taken, backends
+from .backend import Backend, Function, Kept, Session, Steps, Taken, backends, finite
 
 
 class ReferenceSession(Session):
@@ -47,15 +47,13 @@ class ReferenceSession(Session):
     def _run(self, steps: Steps, pulse: Callable[[int], bool] | None) -> Taken:
         kept: dict[str, list[Array]] = {name: [] for name in steps.keep}
         rows_of: dict[str, Rows] = {}
-        edges = np.cumsum([0, *steps.sizes])
         self._at = (self._at[0], 0)
         interrupted = False
         try:
-            for i, (name, size) in enumerate(zip(steps.entries, steps.sizes, strict=True)):
+            for i, (name, size, rows, numbers) in enumerate(steps.each()):
                 program = self._programs[size]
-                rows = steps.order[edges[i] : edges[i + 1]]
                 inputs = {k: cast(v[rows], program.inputs[k]) for k, v in steps.data.items()}
-                inputs.update({k: cast(v[i], program.inputs[k]) for k, v in steps.numbers.items()})
+                inputs.update({k: cast(v, program.inputs[k]) for k, v in numbers.items()})
                 entry = program.entries[name]
                 results, state = self._step(size, name, inputs)
                 rows_of.update(zip(entry.results, entry.result_rows, strict=True))
@@ -80,6 +78,10 @@ class ReferenceSession(Session):
 
     def state(self) -> dict[str, Array]:
         return {name: np.array(value) for name, value in self._at[0].items()}
+
+    def keep(self) -> Kept | None:
+        state = self._at[0]  # a step makes new arrays and leaves the old ones as they are
+        return Kept(state) if finite(state.values()) else None
 
 
 class _OneThread:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from ..graph.node import Array
 from ..graph.text import graph_text
 from ..ops.random import key_of
 from ..program import Entry, Program
+from ..records import record
 from ..registry import nearest
 from ..run.backend import Backend, Steps, backends
 from ..run.crew import Crew
@@ -39,7 +39,7 @@ HEADING = ("kernel", "layer", "computes", "loops", "flop", "read", "written", "p
 MOST_KERNELS = 4096  # that a session has counters for
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Fitted:
     """What the last fit ran. data: arrays without rows, for their types and shapes; rows: of a whole batch; programs: by rows."""
 
@@ -59,7 +59,7 @@ class Fitted:
         return cls(training.task, data, rows, training.programs, training.backend, training.threads)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class KernelCost:
     """One kernel, or one loop of kernels, in a step.
 
@@ -83,7 +83,7 @@ class KernelCost:
     share: float | None
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Cost:
     """What an entry costs on one thread.
 

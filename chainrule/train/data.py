@@ -7,17 +7,18 @@ one number of rows and all numbers finite; and how long the sequences in them ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, ShapeError, UsageError
 from ..graph.node import Array
+from ..records import record
 from .sequences import checked_lengths, cleared, is_ragged, lengths_name, measured_by, padded, stretched
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Inputs:
     """The network's inputs by name. `keys`: "" for one array, positions for a tuple, names for a dict. `lengths`: by the name of
     `lengths_name`, how many steps of each row count; inputs of the same lengths share them."""
@@ -109,7 +110,9 @@ def _grouped(lengths: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def aligned(one: Inputs, other: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
-    """Two sets of rows in one form: the sequences of these names with as many steps in both, and with lengths in both or none."""
+    """Two sets of rows in one form: the sequences of these names, and others with lengths, with as many steps in both, and with
+    lengths in both or none."""
+    names = list(dict.fromkeys([*names, *(n for i in (one, other) for lengths in i.lengths for n in measured_by(lengths))]))
     steps = {n: max(one.arrays[n].shape[1], other.arrays[n].shape[1]) for n in names}
     if set(one.lengths) == set(other.lengths) and all(i.arrays[n].shape[1] == k for i in (one, other) for n, k in steps.items()):
         return one, other

@@ -6,8 +6,7 @@ the epochs out of what comes back. Nothing here loops over steps, for a step may
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,43 +65,34 @@ class Behind:
     of_run: int
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """What is the same for any so many epochs. One object serves as long as their number does not change, so a backend may keep
-    what it made of the sequences."""
-
-    epochs: int
-    entries: Sequence[str]
-    sizes: Sequence[int]
-    places: Array  # 0, 1, 2, ... for the steps
-    updates: Array  # the update that each step belongs to, counted likewise
-    numbers: Mapping[str, Array]
-
-
 class Epochs:
     """The steps of a run.
 
-    Args: planned: its epochs; keep: the results of steps that are asked for.
+    Args: planned: its epochs; keep: the results of steps that are asked for; reads: the inputs that steps read.
     """
 
-    def __init__(
-        self, data: Data, batch_size: int, *, shuffle: bool, seed: int, optimizer: Optimizer, planned: int, keep: Sequence[str]
-    ) -> None:
+    def __init__(self, data: Data, batch_size: int, *, shuffle: bool, seed: int, optimizer: Optimizer, planned: int,
+                 keep: Sequence[str], reads: Collection[str]) -> None:  # fmt: skip
         self._data, self._arrays, self._batch = data, data.arrays(), batch_size
         self._optimizer, self.schedule = optimizer, optimizer.schedule
         self.watched = type(self.schedule).observe is not Schedule.observe  # whether rates depend on how epochs went
-        self._seed, self._planned, self._keep = seed, planned, tuple(keep)
-        self._orders = Orders(data.rows, shuffle=shuffle, seed=seed)
+        self._planned, self.keep, self._counts_steps = planned, tuple(keep), STEP in reads
         self._sizes = step_sizes(data.rows, batch_size)
         self.steps = len(self._sizes)  # of an epoch
+        self._orders = Orders(data.rows, shuffle=shuffle and self.steps > 1, seed=seed)  # a step has no order
         self._group = optimizer.accumulate
         self._update = np.arange(self.steps) // self._group
         self.updates = int(self._update[-1]) + 1  # of an epoch
         self.entries = ["accumulate"] * self.steps
         self.entries[self._group - 1 :: self._group] = ["step"] * (self.steps // self._group)
         self.entries[-1] = "step"
-        self._frame = self._framed(1)
-        self._tied = _is_tied(self.schedule, planned * self.updates)
+        self._numbers = {SEED: key_of(seed)[None]} | {f"hyper.{k}": np.array([v]) for k, v in optimizer.hyper().items()}
+        if data.weight is None:
+            rows = np.full(self.updates, float(batch_size * self._group))
+            rows[-1] += data.rows - rows.sum()  # of the last update, which may have fewer
+            self._numbers[DIVISOR] = _shortest(rows[self._update])
+        self._steady = self.schedule(np.zeros(1), 1) if _is_ours(self.schedule) and self.schedule.steady else None
+        self._tied = self._steady is None and _is_tied(self.schedule, planned * self.updates)
 
     def after(self, behind: Behind, epochs: int) -> Behind:
         """What the network has behind it after so many more epochs."""
@@ -111,28 +101,14 @@ class Epochs:
 
     def take(self, behind: Behind, epochs: int, scale: float = 1.0) -> Steps:
         """The steps of the next epochs. scale: what the schedule's rates are multiplied by."""
-        frame = self._frame = self._frame if self._frame.epochs == epochs else self._framed(epochs)
         order = self._orders.take(behind.epochs, epochs, most=self._planned - behind.of_run)
-        numbers = {
-            **frame.numbers,
-            STEP: (behind.steps + frame.places).astype(np.uint32),
-            RATE: self._rates(frame, behind) * scale,
-        }
+        rates = self._rates(behind, epochs)
+        numbers = {**self._numbers, RATE: rates if scale == 1.0 else rates * scale}
+        if self._counts_steps:
+            numbers[STEP] = np.arange(behind.steps, behind.steps + epochs * self.steps).astype(np.uint32)
         if self._data.weight is not None:
             numbers[DIVISOR] = self._divisors(self._data.weight[order])
-        return Steps(frame.entries, self._arrays, order, frame.sizes, numbers, self._keep)
-
-    def _framed(self, epochs: int) -> _Frame:
-        count = epochs * self.steps
-        places = np.arange(count)
-        updates = places if self._group == 1 else (np.arange(epochs)[:, None] * self.updates + self._update).reshape(-1)
-        numbers = {SEED: np.broadcast_to(key_of(self._seed), (count, 2))}
-        numbers |= {f"hyper.{k}": np.full(count, v) for k, v in self._optimizer.hyper().items()}
-        if self._data.weight is None:
-            rows = np.full(self.updates, float(self._batch * self._group))
-            rows[-1] += self._data.rows - rows.sum()  # of the last update, which may have fewer
-            numbers[DIVISOR] = np.tile(rows[self._update], epochs)
-        return _Frame(epochs, self.entries * epochs, self._sizes * epochs, places, updates, numbers)
+        return Steps(self.entries, self._arrays, order, self._sizes, numbers, self.keep, epochs)
 
     def _divisors(self, weights: Array) -> Array:
         """For each step the weight of all rows that make the update it belongs to. Rows of weight 0 alone cost nothing."""
@@ -147,15 +123,20 @@ class Epochs:
         sums = each[:, : whole * size].reshape(len(each), whole, size).sum(axis=2)
         return sums if whole * size == rows else np.column_stack([sums, each[:, whole * size :].sum(axis=1)])
 
-    def _rates(self, frame: _Frame, behind: Behind) -> Array:
+    def _rates(self, behind: Behind, epochs: int) -> Array:
         """Learning rates. A schedule counts updates of the weights: one that depends on the run's length those of this run, any
         other goes on counting where the last run ended, so that two short runs equal a long one."""
         schedule, total = self.schedule, self._planned * self.updates
-        steps = frame.updates + (behind.of_run * self.updates if self._tied else behind.updates)
-        if _is_ours(schedule) or frame.epochs == 1:
+        if self._steady is not None:
+            return self._steady
+        first = behind.of_run * self.updates if self._tied else behind.updates
+        steps = np.arange(first, first + epochs * self.updates)
+        if self._group > 1:
+            steps = steps.reshape(epochs, self.updates)[:, self._update].reshape(-1)
+        if _is_ours(schedule) or epochs == 1:
             return schedule(steps, total)
         # A schedule of a user may look at an epoch as a whole.
-        return np.concatenate([schedule(epoch, total) for epoch in np.split(steps, frame.epochs)])
+        return np.concatenate([schedule(epoch, total) for epoch in np.split(steps, epochs)])
 
     # ---- what came of them ---------------------------------------------------------------------------------------------------
 
@@ -163,18 +144,24 @@ class Epochs:
         """Loss, penalty and learning rate of the first epochs of a call: one number each. The loss is the mean over all rows."""
         count = epochs * self.steps
         last = slice(self.steps - 1, count, self.steps)  # an epoch's last step is always an update
-        sums = results["loss"][:count].astype(np.float64) * steps.numbers[DIVISOR][:count]
-        sums, rows = sums.reshape(epochs, self.steps), float(self._data.rows)
+        divisor, rates = steps.numbers[DIVISOR], steps.numbers[RATE]
+        divisor = divisor if len(divisor) <= self.steps else divisor.reshape(-1, self.steps)[:epochs]
+        sums, rows = results["loss"][:count].astype(np.float64).reshape(epochs, self.steps) * divisor, float(self._data.rows)
         if self._data.weight is None:
             loss = sums.sum(axis=1) / rows
         else:
-            weights = self._sums(self._data.weight[steps.order[: epochs * self._data.rows]], self._batch)
+            weights = self._sums(self._data.weight[np.atleast_2d(steps.order)[:epochs]], self._batch)
             loss = np.where(weights > 0, sums, 0.0).sum(axis=1) / weights.sum(axis=1)
         return {
             "loss": loss.tolist(),
             "penalty": results["penalty"][last].astype(np.float64).tolist(),
-            "learning_rate": steps.numbers[RATE][last].astype(np.float64).tolist(),
+            "learning_rate": (rates[last] if len(rates) > 1 else np.repeat(rates, epochs)).astype(np.float64).tolist(),
         }
+
+
+def _shortest(numbers: Array) -> Array:
+    """One number, where all steps have the same."""
+    return numbers[:1] if np.all(numbers == numbers[0]) else numbers
 
 
 def _is_tied(schedule: Schedule, total: int, at_once: int = 2**16) -> bool:
@@ -219,17 +206,6 @@ class Pace:
             self._epochs = min(2 * epochs, self._most)
 
 
-def finite(arrays: Iterable[Array]) -> bool:
-    """Whether all numbers are finite."""
-    with np.errstate(all="ignore"):
-        for array in arrays:
-            flat = array.reshape(-1)
-            # The sum of squares is the fastest test of a short array; where it overflows, a closer look decides.
-            if (flat.size > 2048 or not math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
-                return False
-    return True
-
-
 def lasting(programs: Sequence[Program]) -> bool:
     """Whether a number in the state that is not finite stays until someone looks, however many steps are taken.
 
@@ -270,24 +246,23 @@ def _is_number(value: Node) -> bool:
 
 
 class Orders:
-    """The orders of epochs one after the other, each that of `epoch_order`."""
+    """The orders of epochs one after the other, each that of `epoch_order`; just one where they are not shuffled."""
 
     def __init__(self, rows: int, *, shuffle: bool, seed: int) -> None:
         self._rows, self._shuffle, self._seed = rows, shuffle, seed
         self._first = 0
         self._made = np.zeros((0, rows), np.int64)
+        self._plain = np.arange(rows)
 
     def take(self, first: int, epochs: int, most: int) -> Array:
-        """The orders of these epochs in one row. most: epochs that may be asked for from `first` on."""
+        """The orders of these epochs, (epochs, rows), or (rows,) for all. most: epochs that may be asked for from `first` on."""
         if not self._shuffle:
-            if len(self._made) < epochs:
-                self._made = np.tile(np.arange(self._rows), (epochs, 1))
-            return self._made[:epochs].reshape(-1)
+            return self._plain
         if not self._first <= first <= first + epochs <= self._first + len(self._made):
             ahead = min(most, _MOST_AHEAD, _AHEAD // self._rows)
             self._first, self._made = first, shuffled(self._rows, self._seed, first, max(epochs, ahead))
         at = first - self._first
-        return self._made[at : at + epochs].reshape(-1)
+        return self._made[at : at + epochs]
 
 
 def shuffled(rows: int, seed: int, first: int, epochs: int) -> Array:

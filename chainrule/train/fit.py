@@ -20,11 +20,12 @@ from ..graph.node import Array
 from ..metrics import Metric
 from ..program import Program
 from ..registry import nearest
-from ..run.backend import Backend, Session, Steps, Taken
+from ..run.backend import Backend, Kept, Session, Steps, Taken, finite
 from ..run.batches import step_sizes
-from .epochs import Behind, Data, Epochs, Pace, finite, lasting
+from ..run.interrupt import Watch
+from .epochs import Behind, Data, Epochs, Pace, lasting
 from .history import Callback, EarlyStopping, Run
-from .objective import DIVISOR, Task, make_program
+from .objective import DIVISOR, Task, make_program, sums_name
 from .progress import Progress
 from .sequences import counted
 
@@ -51,9 +52,10 @@ class Training:
     run: Run
     counters: dict[str, int]
     schedule_state: dict[str, float]
-    save: Callable[[Mapping[str, Array]], None]
+    save: Callable[[Kept], None]
     record_program: Callable[[Task, int, tuple[str, ...]], Program] = make_program
     threads: int | None = None
+    watch: Watch = field(default_factory=Watch)
     _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
     _best: dict[str, Any] = field(default_factory=dict)
     _ready: Session | None = None
@@ -67,23 +69,25 @@ class Training:
             self._sign(self.early_stopping.monitor or "loss")
 
     def __call__(self, state: Mapping[str, Array]) -> None:
-        """Train from this state; `save` receives the state after each call of the backend, whatever happens."""
+        """Train from this state, inside the context `watch`; `save` receives the state after each call of the backend, whatever
+        happens."""
         started = time.perf_counter()
         session = self._session(state) if self._ready is None else self._ready
-        self._ready, good = None, dict(state)
+        self._ready, good = None, Kept(state)
         progress = Progress(self.run, self.epochs, self.verbose)
         try:
             self._plan = self._planned()
             pace = Pace(self._most())
             while self.run.epochs < self.epochs:
+                self.watch.look()
                 good = self._advance(session, good, progress, pace)
                 self.run.seconds = time.perf_counter() - started
                 progress.epoch()
-                for callback in self.callbacks:
-                    callback(self.run)
+                self.call_back()
                 if self.worse_for_long(good) or self.run.stopped:
                     break
         except KeyboardInterrupt:
+            self.watch.forget()
             if self._due is not None:
                 self._due()
             self.run.interrupted, self.run.stopped = True, "interrupted"
@@ -91,6 +95,13 @@ class Training:
             self.run.seconds = time.perf_counter() - started
             progress.close(self.run.stopped)
         self.restore_best()
+
+    def call_back(self) -> None:
+        """Call the user's functions. A Ctrl-C that one of them catches is its own affair."""
+        self.watch.look()
+        for callback in self.callbacks:
+            callback(self.run)
+        self.watch.forget()
 
     def restore_best(self) -> None:
         """Bring back the weights of the best epoch, if early stopping is to."""
@@ -130,18 +141,24 @@ class Training:
     def _planned(self) -> Epochs:
         optimizer = self.task.optimizer
         assert optimizer is not None
-        keep = ("loss", "penalty", *(("scores",) if self.metrics else ()))
+        keep = ("loss", "penalty", *wanted(self.metrics, self.task))
+        reads = {i for program in self._programs.values() for entry in program.entries.values() for i in entry.inputs}
         return Epochs(
-            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep
-        )
+            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
+            reads=reads,
+        )  # fmt: skip
 
     def _most(self) -> int:
         """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
         are not finite could come and go unseen."""
-        looked_at = self.validation or self.callbacks or self.early_stopping or self.metrics or self._plan.watched
+        looked_at = self.validation or self.callbacks or self.early_stopping or self._looks_at_scores or self._plan.watched
         if looked_at or self.epochs < 2 or not lasting(list(self._programs.values())):
             return 1
-        return min(MOST_STEPS // self._plan.steps, MOST_ROWS // self.data.rows)
+        entries = [e for p in self._programs.values() for e in p.entries.values()]
+        size = max(
+            sum(o.type.size for r, o in zip(e.results, e.graph.outputs, strict=False) if r in self._plan.keep) for e in entries
+        )
+        return min(2 * MOST_STEPS // size // self._plan.steps, MOST_ROWS // self.data.rows)
 
     def _behind(self) -> Behind:
         return Behind(**self.counters, of_run=self.run.epochs)
@@ -149,7 +166,7 @@ class Training:
     def _take(self, behind: Behind, epochs: int) -> Steps:
         return self._plan.take(behind, epochs, self.schedule_state.get("scale", 1.0))
 
-    def _advance(self, session: Session, good: dict[str, Array], progress: Progress, pace: Pace) -> dict[str, Array]:
+    def _advance(self, session: Session, good: Kept, progress: Progress, pace: Pace) -> Kept:
         """Some epochs, in one call of the backend; returns the state after them. `good` is the state before, in which everything
         was finite."""
         begun = time.perf_counter()
@@ -158,14 +175,15 @@ class Training:
 
         def pulse(done: int) -> bool:
             progress.step(done, each)
+            self.watch.look()
             return True
 
         taken = session.run(steps, pulse)
         pace.took(epochs, time.perf_counter() - begun)
-        state, losses = session.state(), taken.results["loss"]
+        losses = taken.results["loss"]
         whole, part = divmod(taken.steps, each)
-        kept = whole
-        if not (finite([losses]) and finite(state.values())):
+        kept, state = whole, session.keep() if finite([losses]) else None
+        if state is None:
             kept, state = self._sound(good, losses, whole, part)
             part = 0  # of an epoch that has gone wrong nothing is kept
         self._keep(state, steps, taken, kept, part, session, begun)
@@ -175,28 +193,38 @@ class Training:
             raise KeyboardInterrupt
         return state
 
-    def _keep(self, state: dict[str, Array], steps: Steps, taken: Taken, epochs: int, part: int, session: Session,
+    def _keep(self, state: Kept, steps: Steps, taken: Taken, epochs: int, part: int, session: Session,
               begun: float) -> None:  # fmt: skip
         """State, counters and history after so many epochs of a call, and `part` steps of one more."""
         count = epochs * self._plan.steps + part
         updates = epochs * self._plan.updates + steps.entries[:part].count("step")
         history = self._plan.history(steps, taken.results, epochs) if epochs else {}
-        judged = bool(self.metrics) or self.validation is not None
+        judged = self.validation is not None or self._looks_at_scores
         if epochs and not judged:
-            self._commit(state, count, epochs, updates, self._lines(history, {}, begun, self._observed(history, {})))
+            seen = self._measured_as_seen(taken, self.data, epochs)
+            self._commit(state, count, epochs, updates, self._lines(history, seen, begun, self._observed(history, seen)))
         elif count:
             self._commit(state, count, epochs, updates)
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
-            measured = {**self._measured_as_seen(taken, steps.order), **self.judged(session)}
-            self._whole(self._lines(history, measured, begun, self._observed(history, measured)))
+            lengths = {n: self.data.inputs[n] for n in [self.task.steps] if n is not None}
+            data = Data(lengths, self.data.target, self.data.weight)
+            data = data.take(steps.order.reshape(-1)) if self._looks_at_scores else data
+            seen = self._measured_as_seen(taken, data, 1)
+            seen |= {k: [v] for k, v in self.judged(session).items()}
+            self._whole(self._lines(history, seen, begun, self._observed(history, seen)))
 
-    def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, float]) -> Mapping[str, float]:
+    @property
+    def _looks_at_scores(self) -> bool:
+        """Whether there are metrics, the user's own perhaps, that are not made of sums."""
+        return any(m not in self.task.metrics for m in self.metrics)
+
+    def _observed(self, history: Mapping[str, list[float]], measured: Mapping[str, list[float]]) -> Mapping[str, float]:
         """The schedule's state after it has seen the last of these epochs."""
         if not self._plan.watched:
             return {}
-        return self._plan.schedule.observe(measured.get("validation_loss", history["loss"][-1]), self.schedule_state)
+        return self._plan.schedule.observe(measured.get("validation_loss", history["loss"])[-1], self.schedule_state)
 
-    def _sound(self, good: dict[str, Array], losses: Array, whole: int, part: int) -> tuple[int, dict[str, Array]]:
+    def _sound(self, good: Kept, losses: Array, whole: int, part: int) -> tuple[int, Kept]:
         """How many of the first `whole` epochs of a call left everything finite, and the state after these. Losses are known step
         by step, but of the states only the last: so epochs are taken again, and since what is not finite stays, halves will do.
 
@@ -208,21 +236,21 @@ class Training:
         tried = broken - 1  # mostly the last state before the first bad loss is still sound
         while broken - kept > 1:
             state = self._again(good, kept, tried - kept)
-            if finite(state.values()):
+            if state is not None:
                 kept, good = tried, state
             else:
                 broken = tried
             tried = (kept + broken) // 2
         return kept, good
 
-    def _again(self, good: Mapping[str, Array], skip: int, epochs: int) -> dict[str, Array]:
-        """The state after these epochs from now on, from `good`, the state before them."""
-        session = self._session(good)
+    def _again(self, good: Kept, skip: int, epochs: int) -> Kept | None:
+        """The state after these epochs from now on, from `good`, the state before them; None if it is not finite."""
+        session = self._session(good.arrays())
         if session.run(self._take(self._plan.after(self._behind(), skip), epochs)).interrupted:
             raise KeyboardInterrupt
-        return session.state()
+        return session.keep()
 
-    def _commit(self, state: Mapping[str, Array], steps: int, epochs: int, updates: int,
+    def _commit(self, state: Kept, steps: int, epochs: int, updates: int,
                 also: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         """State and counters change together, even if Ctrl-C comes between the two."""
         taken = self.run.steps + steps
@@ -246,36 +274,27 @@ class Training:
         """Loss and metrics on the rows held out: nothing if there are none."""
         if self.validation is None:
             return {}
-        value, scores = evaluate(session, self.validation)
-        return {"validation_loss": value, **self.measured("validation_", scores, self.validation)}
+        value, measured = evaluate(session, self.validation, self.metrics, self.task)
+        return {"validation_loss": value, **{f"validation_{name}": v for name, v in measured.items()}}
 
-    def _measured_as_seen(self, taken: Taken, order: Array) -> dict[str, float]:
-        """All metrics over the rows of an epoch as its steps saw them."""
-        if not self.metrics:
-            return {}
-        weight = None if self.data.weight is None else self.data.weight[order]
-        lengths = {n: self.data.inputs[n][order] for n in [self.task.steps] if n is not None}
-        return self.measured("", taken.results["scores"], Data(lengths, self.data.target[order], weight))
-
-    def measured(self, prefix: str, scores: Array | None, data: Data) -> dict[str, float]:
-        """All metrics over these rows."""
-        if not self.metrics:
-            return {}
-        assert scores is not None
-        return {prefix + k: v for k, v in measured(self.metrics, self.task, scores, data).items()}
+    def _measured_as_seen(self, taken: Taken, data: Data, epochs: int) -> dict[str, list[float]]:
+        """All metrics over the rows of each of the first epochs, as the steps saw them; data: in this order, if any looks at scores."""
+        count = epochs * self._plan.steps
+        results = {k: v if k == "scores" else v[:count] for k, v in taken.results.items()}
+        return measured(self.metrics, self.task, results, data, epochs)
 
     def record(self, loss: float, added: float, rate: float, seen: Mapping[str, float], judged: Mapping[str, float],
                begun: float) -> None:  # fmt: skip
         """One more epoch in the history, all of it at once: a user's metric that raises leaves no column longer than another."""
         history = {"loss": [loss], "penalty": [added], "learning_rate": [rate]}
-        self._whole(self._lines(history, {**seen, **judged}, begun, {}))
+        self._whole(self._lines(history, {k: [v] for k, v in (*seen.items(), *judged.items())}, begun, {}))
 
-    def _lines(self, history: Mapping[str, list[float]], measured: Mapping[str, float], begun: float,
+    def _lines(self, history: Mapping[str, list[float]], measured: Mapping[str, list[float]], begun: float,
                schedule_state: Mapping[str, float]) -> Callable[[], None]:  # fmt: skip
         """What writes these epochs into the history; the schedule's state goes with it."""
         at, epochs = self.run.epochs, len(history["loss"])
         columns = {**history, "epoch_seconds": [(time.perf_counter() - begun) / epochs] * epochs}
-        metrics = {k: [v] for k, v in measured.items()}
+        metrics = dict(measured)
         if "validation_loss" in metrics:
             columns["validation_loss"] = metrics.pop("validation_loss")
 
@@ -287,7 +306,7 @@ class Training:
 
     # ---- when to stop --------------------------------------------------------------------------------------------------------
 
-    def worse_for_long(self, state: dict[str, Array]) -> bool:
+    def worse_for_long(self, state: Kept) -> bool:
         stopping = self.early_stopping
         if stopping is None:
             return False
@@ -321,20 +340,20 @@ class Training:
             )
         return -1.0 if better else 1.0
 
-    def _diverged(self, losses: Array, good: dict[str, Array]) -> None:
+    def _diverged(self, losses: Array, good: Kept) -> None:
         """Go through the next epoch again from its beginning, step by step, and find the first value that is not finite."""
         self.run.stopped = "diverged"
-        session, steps = self._session(good), self._take(self._behind(), 1)
-        edges = np.cumsum([0, *steps.sizes])
-        place, at, state = "", 0, good
-        for at in range(len(steps.sizes)):
-            order = steps.order[edges[at] : edges[at + 1]]
-            place = self._first_not_finite(steps, at, order, state)
+        state = good.arrays()
+        session, steps = self._session(state), self._take(self._behind(), 1)
+        place, at = "", -1
+        for name, size, rows, numbers in steps.each():
+            at += 1
+            given = {**{k: v[rows] for k, v in steps.data.items()}, **numbers}
+            place = self._first_not_finite(self.program(size, self._entries), name, given, state)
             if place:
                 break
-            numbers = {k: v[at : at + 1] for k, v in steps.numbers.items()}
-            one = replace(steps, entries=steps.entries[at : at + 1], sizes=steps.sizes[at : at + 1], order=order, numbers=numbers)
-            if session.run(one).interrupted:
+            each = {k: v[None] for k, v in numbers.items()}
+            if session.run(replace(steps, entries=[name], sizes=[size], order=rows, numbers=each)).interrupted:
                 raise KeyboardInterrupt
             state = session.state()
         raise DivergenceError(
@@ -344,11 +363,9 @@ class Training:
             self.run,
         )
 
-    def _first_not_finite(self, steps: Steps, at: int, rows: Array, state: Mapping[str, Array]) -> str:
-        program = self.program(steps.sizes[at], self._entries)
-        entry = program.entries[steps.entries[at]]
-        values = {**{k: v[rows] for k, v in steps.data.items()}, **{k: v[at] for k, v in steps.numbers.items()}}
-        arrays = [*(state[r] for r in entry.reads), *(np.asarray(values[i], program.inputs[i].type.dtype) for i in entry.inputs)]
+    def _first_not_finite(self, program: Program, name: str, given: Mapping[str, Array], state: Mapping[str, Array]) -> str:
+        entry = program.entries[name]
+        arrays = [*(state[r] for r in entry.reads), *(np.asarray(given[i], program.inputs[i].type.dtype) for i in entry.inputs)]
         return first_not_finite(entry.graph, arrays, (*entry.reads, *entry.inputs))
 
     @property
@@ -356,25 +373,43 @@ class Training:
         return ("step", "accumulate") if self._accumulate > 1 else ("step",)
 
 
-def measured(metrics: Sequence[Metric], task: Task, scores: Array, data: Data) -> dict[str, float]:
-    """Metrics over these rows, or over all steps of them that count."""
-    lengths = data.inputs[task.steps] if task.steps is not None else None
-    judged = counted(lengths, scores, data.target, data.weight)
-    assert task.loss is not None
-    return {m.name: m(task.loss, *judged) for m in metrics}
-
-
 def evaluation_sizes(rows: int) -> list[int]:
     """The numbers of rows for which an evaluation needs a program."""
     return list(dict.fromkeys(step_sizes(rows, EVALUATION_ROWS)))
 
 
-def evaluate(session: Session, data: Data) -> tuple[float, Array]:
-    """Loss over all rows as one, and the scores, from a session with "evaluate" programs."""
+def wanted(metrics: Sequence[Metric], task: Task) -> list[str]:
+    """The results of entries that these metrics are made of."""
+    return list(dict.fromkeys(sums_name(m) if m in task.metrics else "scores" for m in metrics))
+
+
+def measured(
+    metrics: Sequence[Metric], task: Task, results: Mapping[str, Array], data: Data, epochs: int = 1
+) -> dict[str, list[float]]:
+    """All metrics over the rows of each epoch, or over all steps of them that count, from the `wanted` results of the steps that saw
+    them. Only sums tell epochs apart."""
+    assert task.loss is not None
+    lengths = data.inputs[task.steps] if task.steps is not None else None
+    target, weight, scores = counted(lengths, data.target, data.weight, results.get("scores"))
+    values = {}
+    for m in metrics:
+        if m in task.metrics:
+            steps = results[sums_name(m)]
+            sums = steps.reshape(epochs, -1, *steps.shape[1:]).sum(axis=1)
+            values[m.name] = [m.finished(each, target, weight) for each in sums]
+        else:
+            assert scores is not None
+            values[m.name] = [m(task.loss, scores, target, weight)]
+    return values
+
+
+def evaluate(session: Session, data: Data, metrics: Sequence[Metric], task: Task) -> tuple[float, dict[str, float]]:
+    """Loss and metrics over all rows as one, from a session with "evaluate" programs of the task."""
     sizes = step_sizes(data.rows, EVALUATION_ROWS)
-    divisors = np.full(len(sizes), data.total(np.arange(data.rows)))
-    steps = Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisors}, ("loss", "scores"))
-    taken = session.run(steps)
+    divisor = np.array([data.total(np.arange(data.rows))])
+    keep = ("loss", *wanted(metrics, task))
+    taken = session.run(Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisor}, keep))
     if taken.interrupted:
         raise KeyboardInterrupt
-    return float(math.fsum(taken.results["loss"].tolist())), taken.results["scores"]
+    values = measured(metrics, task, taken.results, data)
+    return float(math.fsum(taken.results["loss"].tolist())), {name: each[0] for name, each in values.items()}

@@ -17,7 +17,7 @@ from ..graph.interpret import first_not_finite
 from ..graph.node import Array
 from ..ops.random import key_of
 from ..optim import LBFGS, penalty
-from ..run.backend import Session
+from ..run.backend import Kept, Session
 from ..run.batches import step_sizes
 from .fit import EVALUATION_ROWS, Training, evaluate
 from .objective import DIVISOR, SEED, STEP, holds_random_numbers
@@ -57,6 +57,7 @@ class FullBatch(Training):
         progress = Progress(run, self.epochs, self.verbose)
         try:
             for _ in range(self.epochs):
+                self.watch.look()
                 begun = time.perf_counter()
                 w, value, memory = rule.iterate(problem.objective, w, memory)
                 moved = problem.arrays(w)
@@ -71,17 +72,17 @@ class FullBatch(Training):
                     )
                 kept = {f"slot/{k}": np.asarray(memory[k]) for k in ("s", "y", "evaluations")}
                 good = {**{n: v for n, v in state.items() if not n.startswith("slot/")}, **moved, **kept}
-                self._commit(good, problem.take_calls(), 1, 1)
+                self._commit(Kept(good), problem.take_calls(), 1, 1)
                 self._record(rule, value, moved, self._session(good), begun)
                 run.seconds = time.perf_counter() - started
                 progress.epoch()
-                for callback in self.callbacks:
-                    callback(run)
+                self.call_back()
                 if memory["converged"] and not run.stopped:
                     run.stop("converged")
-                if self.worse_for_long(good) or run.stopped:
+                if self.worse_for_long(Kept(good)) or run.stopped:
                     break
         except KeyboardInterrupt:
+            self.watch.forget()
             run.interrupted, run.stopped = True, "interrupted"
         finally:
             run.seconds = time.perf_counter() - started
@@ -92,7 +93,7 @@ class FullBatch(Training):
         """History, metrics and validation of one iteration."""
         added = float(penalty(rule, {n: v.astype(np.float64) for n, v in moved.items()}, rule.hyper()))
         rate = float(rule.schedule(np.zeros(1), 1)[0])
-        seen = self.measured("", evaluate(session, self.data)[1], self.data) if self.metrics else {}
+        seen = evaluate(session, self.data, self.metrics, self.task)[1] if self.metrics else {}
         self.record(value - added, added, rate, seen, self.judged(session), begun)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
+from ..records import record
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Run:
 Callback = Callable[[Run], Any]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class EarlyStopping:
     """End a run that no longer improves, and bring back the best weights.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,15 @@ from ..losses import Loss
 from ..ops.random import fold_in, key_of
 from ..optim import Optimizer
 from ..program import Program
+from ..records import record
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
+from ..run.interrupt import Watch
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length
 from .epochs import Data
-from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes, measured
+from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, batch_type, initial_slots, make_program, objective, slot_name
@@ -38,7 +40,7 @@ from .sequences import cleared, is_ragged, padded, refilled
 from .state import Stateful, dtype_of
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Objective:
     """The objective of a network on given data, as a graph with everything needed to read and to evaluate it."""
 
@@ -118,7 +120,7 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"):
+        with self._busy("fit"), Watch() as watch:
             options = _Options(epochs, batch_size, seed, threads, memory)
             engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
@@ -137,12 +139,12 @@ class Model(Stateful):
                     inputs, y, judged, chosen, validation, sample_weight, class_weight, shuffle, options.seed
                 )
                 slots, schedule_state = self._optimizer_state(rule)
-                task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs)
+                task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 state = {**self._state(), **slots}
-                store = partial(self._store, places=self._places())
+                store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
                     task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads,
+                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads, watch,
                 )  # fmt: skip
                 if epochs:
                     training.prepare(state)
@@ -196,7 +198,8 @@ class Model(Stateful):
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
             raise UsageError("validation is a fraction of the rows, or a pair (x, y), or (x, y, lengths)")
         assert judged is not None
-        return data, self._data(judged, validation[1], loss)
+        even = None if data.weight is None else np.ones(judged.rows)  # the same programs serve both
+        return data, self._data(judged, validation[1], loss, even)
 
     def _judged(self, inputs: Inputs, validation: Any) -> tuple[Inputs, Inputs | None]:
         """Inputs for training, and those for validation if they are given. One program takes both, so sequences in them are made to
@@ -274,11 +277,11 @@ class Model(Stateful):
         chosen = self._known_loss(loss, "evaluate")
         inputs = self._inputs(x, lengths, mask)
         data = self._data(inputs, y, chosen, sample_weight)
-        task = self._task(chosen, data.target, data.weight is not None, inputs=inputs)
-        programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
-        value, scores = evaluate(backends[backend].session(programs, self._state()), data)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
-        return {"loss": value, **measured(measures, task, scores, data)}
+        task = self._task(chosen, data.target, data.weight is not None, inputs=inputs, metrics=measures)
+        programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
+        value, measured = evaluate(backends[backend].session(programs, self._state()), data, measures, task)
+        return {"loss": value, **measured}
 
     def _known_loss(self, loss: Any, what: str) -> Loss:
         if loss is None and self._loss is None:
@@ -444,7 +447,7 @@ def _squares(gradient: Array) -> Array:
 _NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Options:
     """Run options, checked before anything is changed."""
 

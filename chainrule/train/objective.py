@@ -1,8 +1,9 @@
 """The programs of a network: what it gives, what it costs, and how it learns.
 
-In: a network (seen only through `Forward`), a loss, an optimizer. Out: `Program`s with entries "forward" (scores), "evaluate" (scores
-and summed loss), "gradient" (by each parameter), "update" (from given gradients), "accumulate" (add to the running sums), "step"
-(gradient and update in one) and "observed" (a step that also gives the norm of each gradient).
+In: a network (seen only through `Forward`), a loss, an optimizer, metrics. Out: `Program`s with entries "forward" (scores), "evaluate"
+(scores and summed loss), "gradient" (by each parameter), "update" (from given gradients), "accumulate" (add to the running sums), "step"
+(gradient and update in one) and "observed" (a step that also gives the norm of each gradient). What evaluates or learns also gives the
+sums that metrics are made of.
 
 The objective of a batch is Σ w l / divisor over the elements l of the loss, where the divisor, a run-time number, is the sum of the
 weights of all rows that one update is made of. So a short batch and a sum over several batches are exact. Where a loss is taken at
@@ -12,7 +13,6 @@ each step of sequences that differ in length, the weight of a row is that of all
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -22,9 +22,11 @@ from ..errors import ShapeError, UsageError
 from ..graph.node import Array, Graph, Type
 from ..graph.trace import located
 from ..losses import Loss
+from ..metrics import Metric
 from ..ops.random import fold_in
 from ..optim import Optimizer, apply_update, penalty
 from ..program import Input, Program, ProgramBuilder, Variable, differentiate
+from ..records import record
 
 TARGET, WEIGHT, DIVISOR, SEED, STEP, RATE = "target", "weight", "divisor", "seed", "step", "learning_rate"
 
@@ -35,7 +37,7 @@ class Forward(Protocol):
     def __call__(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool, /) -> tuple[Any, dict[str, Any]]: ...
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Task:
     """Everything that a program depends on, but for the number of rows."""
 
@@ -50,6 +52,12 @@ class Task:
     weighted: bool = False
     optimizer: Optimizer | None = None
     steps: str | None = None  # the lengths of the sequences whose steps have a loss each
+    metrics: tuple[Metric, ...] = ()  # those that are sums over rows
+
+
+def sums_name(metric: Metric) -> str:
+    """What entries call the sums that a metric is made of."""
+    return f"metric.{metric.name}"
 
 
 def slot_name(parameter: str, slot: str) -> str:
@@ -100,11 +108,17 @@ def _mean_of_steps(loss: Loss, elements: Any, shape: tuple[int, int], weight: An
             f"the loss {loss.name} returns shape {np.shape(elements)}; with sequences of different length its first axes must be rows "
             f"and steps, {shape}, so that steps beyond a sequence's end can be left out"
         ))  # fmt: skip
-    each = weight / np.maximum(lengths, 1).astype(elements.dtype)
+    within, each = _steps(lengths, weight, shape[1])
     rest = (1,) * (elements.ndim - 2)
-    within = np.reshape(np.less(np.arange(shape[1]), lengths[:, None]), (*shape, *rest))
-    weighted = np.where(within, elements * np.reshape(each, (shape[0], 1, *rest)), np.zeros((), elements.dtype))
-    return np.sum(weighted) / (divisor * prod(elements.shape[2:]))
+    weighted = elements * np.reshape(each, (shape[0], 1, *rest))
+    counted = np.where(np.reshape(within, (*shape, *rest)), weighted, np.zeros((), elements.dtype))
+    return np.sum(counted) / (divisor * prod(elements.shape[2:]))
+
+
+def _steps(lengths: Any, weight: Any, steps: int) -> tuple[Any, Any]:
+    """Which steps count, (rows, steps), and what one of a row weighs, (rows, 1). weight: that of all steps of a row together."""
+    each = weight / np.maximum(lengths, 1).astype(weight.dtype)
+    return np.less(np.arange(steps), lengths[:, None]), each[:, None]
 
 
 def batch_type(row: Type, rows: int) -> Type:
@@ -175,9 +189,21 @@ def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
         return {
             "loss": _mean(task, rows, scores, given),
             "scores": scores,
+            **_sums(task, scores, given),
         }, {}
 
     return entry
+
+
+def _sums(task: Task, scores: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics are made of: sums over the rows, or over all steps of them that count."""
+    assert task.loss is not None
+    weight = given.get(WEIGHT)
+    if task.steps is not None and task.metrics:
+        within, each = _steps(given[task.steps], weight, scores.shape[1])
+        weight = np.where(within, each, np.zeros((), each.dtype))
+    sums = {sums_name(m): m.sums(task.loss, scores, given[TARGET], weight) for m in task.metrics}
+    return sums if task.steps is None else {name: np.sum(each, axis=0) for name, each in sums.items()}
 
 
 def objective(
@@ -244,7 +270,8 @@ def _accumulate(task: Task, rows: int) -> Callable[..., Any]:
     def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         value, scores, statistics, gradients = _differentiated(task, rows, state, given)
         sums = {slot_name(n, "sum"): state[slot_name(n, "sum")] + gradients[n] for n in task.trainable}
-        return {"loss": value, "scores": scores, "penalty": np.zeros_like(given[DIVISOR])}, {**statistics, **sums}
+        results = {"loss": value, "scores": scores, "penalty": np.zeros_like(given[DIVISOR]), **_sums(task, scores, given)}
+        return results, {**statistics, **sums}
 
     return entry
 
@@ -258,7 +285,7 @@ def _step(task: Task, rows: int, *, observed: bool) -> Callable[..., Any]:
             gradients = {n: state[slot_name(n, "sum")] + g for n, g in gradients.items()}
             cleared = {slot_name(n, "sum"): np.zeros_like(g) for n, g in gradients.items()}
         added, writes = _apply(task, state, given, gradients)
-        results = {"loss": value, "scores": scores, "penalty": added}
+        results = {"loss": value, "scores": scores, "penalty": added, **_sums(task, scores, given)}
         if observed:
             results |= {f"norm.{n}": np.sqrt(np.sum(g * g)) for n, g in gradients.items()}
         return results, {**statistics, **writes, **cleared}

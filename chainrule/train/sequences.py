@@ -7,7 +7,6 @@ while a network is traced, an answer to the question which axis of a value is ti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from ..errors import DataError, ShapeError, UsageError
 from ..graph.node import OPS, Array, Graph, Node, Rows
 from ..graph.trace import Trace, Tracer, located
+from ..records import record
 
 _LENGTHS = "lengths of "  # the name of a program's input begins so; the names of the inputs that it measures follow
 
@@ -161,21 +161,23 @@ def inside(lengths: Array, steps: int) -> Array:
     return np.asarray(np.arange(steps) < np.asarray(lengths)[:, None])
 
 
-def counted(lengths: Array | None, scores: Array, target: Array, weight: Array | None) -> tuple[Array, Array, Array | None]:
-    """Scores and targets of all steps that count, one after the other, with their weights, for metrics. weight: that of all steps of
+def counted(
+    lengths: Array | None, target: Array, weight: Array | None, scores: Array | None
+) -> tuple[Array, Array | None, Array | None]:
+    """Targets of all steps that count, one after the other, with their weights and scores, for metrics. weight: that of all steps of
     a row together. Without lengths: what was given."""
     if lengths is None:
-        return scores, target, weight
+        return target, weight, scores
     assert weight is not None
     within = inside(lengths, target.shape[1])
     each = weight / np.maximum(lengths, 1)
-    return scores[within], target[within], np.broadcast_to(each[:, None], within.shape)[within]
+    return target[within], np.broadcast_to(each[:, None], within.shape)[within], scores if scores is None else scores[within]
 
 
 # ---- while tracing -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Clock:
     """Inputs of one time, and the lengths of their rows, traced, if there are any. `axes`: where values have this time, as far as
     anyone has asked; `mixed`: for values in which its steps are mixed, the node that did it."""

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ from ..errors import BusyError, DataError, NotBuiltError, ShapeError, UnknownNam
 from ..graph.node import Array, Graph, Node, Type
 from ..graph.trace import Tracer, build
 from ..losses import Loss
+from ..metrics import Metric
 from ..optim import Optimizer
 from ..program import Kind, Program
+from ..records import record
 from ..registry import nearest
+from ..run.backend import Kept
 from .data import Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
 from .scope import Scope, initial
@@ -31,10 +34,11 @@ from .sequences import Times, measured_by
 
 _STATE = threading.RLock()  # held for moments only: while state is read as a whole, or replaced
 OWN = {  # attributes of a layer that are not its own affair
-    *("_values", "_kinds", "_built", "_slots", "_optimizer", "_loss", "_counters", "_schedule_state"),
+    *("_now", "_later", "_kinds", "_built", "_slots_now", "_optimizer", "_loss", "_counters", "_schedule_state"),
     *("_lock", "_owner", "_programs", "_config", "_fresh", "_fitted"),
 }
 _KEPT_PROGRAMS = 32
+_Places = Sequence[tuple[Any, Mapping[str, str]]]
 
 LENGTHS = np.dtype(np.int32)  # what programs read lengths as
 
@@ -59,10 +63,12 @@ class Stateful(ABC):
 
     # ---- state ---------------------------------------------------------------------------------------------------------------
     # Each layer keeps its arrays in `_values` (name -> array) and what they are in `_kinds` (name -> Kind). The network that is
-    # trained keeps the rest: dtype, input types, optimizer slots, counters.
+    # trained keeps the rest: dtype, input types, optimizer slots, counters. What a training has learnt is fetched from it when
+    # somebody looks: see `_Later`.
 
     def _init_state(self) -> None:
-        self._values: dict[str, Array] = {}
+        self._now: dict[str, Array] = {}
+        self._later: _Later | None = None
         self._kinds: dict[str, Kind] = {}
         self._lock = threading.Lock()
         self._owner = 0  # the thread that holds the lock
@@ -71,7 +77,7 @@ class Stateful(ABC):
     def _forget(self) -> None:
         """What a network knows beside its arrays, as at first."""
         self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, seed, and what `_Seen` says
-        self._slots: dict[str, Array] = {}
+        self._slots_now: dict[str, Array] = {}
         self._optimizer: Optimizer | None = None
         self._loss: Loss | None = None
         self._counters = {"steps": 0, "updates": 0, "epochs": 0}
@@ -81,6 +87,7 @@ class Stateful(ABC):
         self._fitted: Any = None  # what the last fit ran, for `compiled`
 
     def __getstate__(self) -> dict[str, Any]:
+        self._settle()
         state = dict(vars(self))
         state.pop("_lock", None)
         state["_programs"], state["_owner"], state["_fitted"] = OrderedDict(), 0, None
@@ -89,6 +96,32 @@ class Stateful(ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._lock = threading.Lock()
+
+    @property
+    def _values(self) -> dict[str, Array]:
+        self._settle()
+        return self._now
+
+    @_values.setter
+    def _values(self, values: dict[str, Array]) -> None:
+        self._settle()
+        self._now = values
+
+    @property
+    def _slots(self) -> dict[str, Array]:
+        self._settle()
+        return self._slots_now
+
+    @_slots.setter
+    def _slots(self, slots: dict[str, Array]) -> None:
+        self._settle()
+        self._slots_now = slots
+
+    def _settle(self) -> None:
+        """Fetch what has been learnt and not been looked at."""
+        later = self._later
+        if later is not None:
+            later.settle()
 
     @property
     def built(self) -> bool:
@@ -133,19 +166,22 @@ class Stateful(ABC):
                 if layer._kinds[name] == kind
             }
 
-    def _places(self) -> list[tuple[str, Any, str]]:
-        """Full name, layer and own name of each array."""
+    def _places(self) -> _Places:
+        """Each layer, and the full name of each of its arrays."""
         layers = self._layers().items()
-        return [(f"{path}.{name}" if path else name, layer, name) for path, layer in layers for name in layer._values]
+        return [(layer, {name: f"{path}.{name}" if path else name for name in layer._values}) for path, layer in layers]
 
-    def _store(self, state: Mapping[str, Array], places: Sequence[tuple[str, Any, str]] | None = None) -> None:
-        """Put new values of parameters, statistics and slots in place, all at once for those who look. places: what `_places` said,
-        for one who stores often."""
+    def _store(self, state: Mapping[str, Array]) -> None:
+        """Put new values of parameters, statistics and slots in place, all at once for those who look."""
+        self._store_later(Kept(state), self._places())
+        self._settle()
+
+    def _store_later(self, state: Kept, places: _Places) -> None:
+        """As `_store`, when somebody looks. places: what `_places` said."""
+        later = _Later(state, self, places)
         with _STATE:
-            for full, layer, name in self._places() if places is None else places:
-                if full in state and name in layer._values:
-                    layer._values[name] = state[full]
-            self._slots = {n: v for n, v in state.items() if n.startswith("slot/")}
+            for layer, _ in places:
+                layer._later = later
 
     def _frozen_paths(self) -> Callable[[str], bool]:
         frozen = [path for path, layer in self._layers().items() if not layer.trainable]
@@ -376,7 +412,7 @@ class Stateful(ABC):
         return self._inputs(x)
 
     def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
-              dtype: Any = None, inputs: Inputs | None = None) -> Task:  # fmt: skip
+              dtype: Any = None, inputs: Inputs | None = None, metrics: Sequence[Metric] = ()) -> Task:  # fmt: skip
         """inputs: those of which the shapes are to be taken; None: shapes that the network was built for."""
         kind = np.dtype(dtype) if dtype is not None else self._built["dtype"]
 
@@ -394,6 +430,7 @@ class Stateful(ABC):
         return Task(
             self._forward, typed(self._arrays("parameter")), tuple(self._trainable()), typed(self._arrays("statistic")),
             given, kind, loss, target_type, weighted, optimizer, steps,
+            tuple(dict.fromkeys(m for m in metrics if loss is not None and m.is_summed(loss))),
         )  # fmt: skip
 
     def _steps(self, inputs: Inputs) -> str | None:
@@ -426,6 +463,25 @@ class Stateful(ABC):
             (path, type(layer), tuple((k, _mark(v, paths, identity)) for k, v in sorted(vars(layer).items()) if k not in OWN))
             for path, layer in layers.items()
         )
+
+
+class _Later:
+    """A state that a network has and nobody has looked at yet. To fetch it takes longer than a step of a large network, and mostly
+    the next epoch has another one."""
+
+    def __init__(self, state: Kept, network: Stateful, places: _Places) -> None:
+        self._state, self._network, self._places = state, network, places
+
+    def settle(self) -> None:
+        """Put it into all layers that have not got a newer one since."""
+        with _STATE:
+            waiting = [(layer, names) for layer, names in self._places if layer._later is self]
+            state = self._state.arrays() if waiting else {}
+            for layer, names in waiting:
+                layer._now = {n: state.get(names.get(n, ""), v) for n, v in layer._now.items()}
+                if layer is self._network:
+                    layer._slots_now = {n: v for n, v in state.items() if n.startswith("slot/")}
+                layer._later = None  # last, so that an interrupt leaves what can be done again
 
 
 def _mark(value: Any, paths: Mapping[int, str], identity: bool) -> Any:
@@ -470,7 +526,7 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class _Seen:
     """What a network does with rows of certain shapes.
 
@@ -492,7 +548,7 @@ class _Seen:
         return cls(**{f.name: built[f.name] for f in fields(cls)})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class IndexUse:
     """How an integer input is used as an index: `layer` reads places `low` to `high` with it (None: the values are changed before, so
     nobody can say yet which are allowed)."""

@@ -1,0 +1,47 @@
+"""How a matrix lies in memory: row by row, or in panels, each of which holds some columns of all rows in one piece.
+
+In: shapes and arrays. Out: the shape under which native code has them, and arrays in it and back. It follows from shape and target
+alone, so that all entries of all programs agree about their state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .target import Target
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def panel(columns: int, target: Target) -> int:
+    """The columns of a panel; 0 if a matrix of so many lies row by row.
+
+    >>> from chainrule.compiler.target import narrowed
+    >>> [panel(n, narrowed("sse2")) for n in (10, 32, 64, 96, 100, 128)]
+    [0, 0, 32, 48, 0, 64]
+    """
+    return next((p for p in target.panels if columns > p and columns % p == 0), 0)
+
+
+def physical(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:
+    """The shape under which an array lies in memory row by row.
+
+    >>> from chainrule.compiler.target import narrowed
+    >>> physical((30, 128), narrowed("sse2")), physical((128,), narrowed("sse2"))
+    ((2, 30, 64), (128,))
+    """
+    size = panel(shape[1], target) if len(shape) == 2 else 0
+    return (shape[1] // size, shape[0], size) if size else shape
+
+
+def laid_out(array: Array, target: Target) -> Array:
+    """An array as native code has it."""
+    shape = physical(array.shape, target)
+    return array if len(shape) == array.ndim else array.reshape(shape[1], shape[0], shape[2]).swapaxes(0, 1)
+
+
+def logical(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array as everybody else has it."""
+    return array if array.ndim == len(shape) else array.swapaxes(0, 1).reshape(shape)

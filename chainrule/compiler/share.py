@@ -1,0 +1,179 @@
+"""What threads share out: one axis of each kernel, and sums over such an axis in parts.
+
+In: kernels. Out: kernels with their unit axes. Cut into blocks of rows, a batch goes through all layers without waiting, but each
+thread then reads all weights, half of which another has just written, and such memory comes slowly. Cut into the units of a hidden
+layer, weights stay with their thread, and what goes around are sums over the units: a kernel that sums over the axis is cut into a fixed
+number of partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the
+machine; it may not depend on how many threads there are, since the order of sums depends on it.
+
+Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from math import prod
+
+from .affine import Affine, Axis, of
+from .fuse import Names
+from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
+from .phases import accesses, levels, local
+from .schedule import BARRIER, FOREIGN, MOST_PARTS, OPERATIONS, units
+from .target import Target
+
+Class = frozenset[Axis]
+
+
+def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: Target, names: Names) -> list[Item]:
+    """The items, each with its unit axis, in the cheapest of a few ways; copies of the state are put off to the end of a step.
+
+    panels: the axes that count panels of matrices, which are what can be cut beside rows.
+    """
+    best: list[Item] = [replace(i) if isinstance(i, Kernel) else i for i in items]
+    put_off(best, state)
+    if not all(isinstance(i, Kernel) for i in items):
+        return best  # the kernels of a loop go on without waiting only if all are cut along the same rows
+    kernels = [i for i in items if isinstance(i, Kernel)]
+    cost = _cost(best, target)
+    found = _classes(kernels, panels)
+    for chosen in [[c] for c in found] + ([found] if len(found) > 1 else []):
+        made: list[Item] = [part for k in kernels for part in _cut(k, frozenset().union(*chosen), names)]
+        put_off(made, state)
+        if (other := _cost(made, target)) < cost:
+            best, cost = made, other
+    return best
+
+
+# ---- classes -----------------------------------------------------------------------------------------------------------------
+
+
+def _classes(kernels: Sequence[Kernel], panels: set[Axis]) -> list[Class]:
+    """The classes of panels that can be cut: free in some kernel and summed over in another, and never twice in one."""
+    leader: dict[object, object] = {}
+
+    def find(x: object) -> object:
+        while (above := leader.setdefault(x, x)) is not x:
+            x = above
+        return x
+
+    for kernel in kernels:
+        for place, index in _places(kernel):
+            axis = next(iter(index.axes), None)
+            if axis is not None and index == of(axis):
+                leader[find(axis)] = find(place)
+    classes: dict[object, set[Axis]] = {}
+    for axis in dict.fromkeys(a for k in kernels for a in (*k.domain, *k.reduced) if a in panels):
+        classes.setdefault(find(axis), set()).add(axis)
+    return [frozenset(c) for c in classes.values() if _can_be_cut(c, kernels)]
+
+
+def _places(kernel: Kernel) -> Iterator[tuple[object, Affine]]:
+    """Each dimension of a buffer that the kernel touches, and the index there."""
+    for a in accesses(kernel):
+        for d, i in enumerate(a.index):
+            if isinstance(i, Affine):
+                yield (a.buffer, a.view, d), i
+
+
+def _can_be_cut(c: set[Axis], kernels: Sequence[Kernel]) -> bool:
+    once = all(len(c & {*k.domain, *k.reduced}) <= 1 for k in kernels)
+    both = any(c & set(k.domain) and k.reduced for k in kernels) and any(c & set(k.reduced) for k in kernels)
+    return once and both and max(a.extent for a in c) <= MOST_PARTS
+
+
+# ---- cutting -----------------------------------------------------------------------------------------------------------------
+
+
+def _cut(kernel: Kernel, chosen: Class, names: Names) -> list[Kernel]:
+    """The kernel with one of the chosen axes as its unit; if it sums over one, as partial sums and their sum."""
+    if kernel.sequential:
+        return [replace(kernel)]
+    units = [a for a in kernel.domain if a in chosen]
+    if units:
+        return [replace(kernel, unit=units[-1])]
+    summed = [a for a in kernel.reduced if a in chosen]
+    return _in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
+
+
+def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
+    """A sum for each value of the axis, and a kernel that adds these up."""
+    over = tuple(a for a in kernel.reduced if a is not axis)
+    index = tuple(of(a) for a in kernel.domain)
+    added = Axis(names("r"), axis.extent)
+    stores: list[Store] = []
+    sums: dict[Value, Value] = {}
+    for v in kernel.values():
+        if v.op == "reduce":
+            buffer = Buffer(names("t"), (axis.extent, *(a.extent for a in kernel.domain)), v.dtype)
+            stores.append(Store(buffer, (of(axis), *index), reduce(v.attrs["how"], v.args[0], over) if over else v.args[0]))
+            sums[v] = reduce(v.attrs["how"], load(buffer, (of(added), *index)), (added,))
+    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, origin=kernel.origin[:1])
+    table = rebuilt([s.value for s in kernel.stores], sums)
+    rest = [replace(s, value=table[s.value]) for s in kernel.stores]
+    return [first, Kernel(kernel.name, kernel.domain, (added,), rest, kernel.unit, origin=kernel.origin)]
+
+
+# ---- what it costs -----------------------------------------------------------------------------------------------------------
+
+
+def _cost(items: Sequence[Item], target: Target) -> float:
+    """About how many seconds a step takes as many threads as the machine has processors: arithmetic by the thread that has most of it,
+    barriers, and memory that another thread has written."""
+    ends = [i for i in items if isinstance(i, Kernel) and (i.late or any(s.buffer.space == "state" for s in i.stores))]
+    order = [*(i for i in items if i not in ends), *ends]
+    threads = target.cores
+    phases = 1 + max(levels(order, threads).values(), default=0)
+    return sum(_busy(k, threads) for k in kernels_of(order)) + BARRIER * phases + FOREIGN * sum(_foreign(order, threads).values())
+
+
+def _busy(kernel: Kernel, threads: int) -> float:
+    """Seconds of the thread that has the largest part."""
+    operations = sum(prod(a.extent for a in (v.args[0] if v.op == "reduce" else v).axes) for v in kernel.values())
+    count, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 1)
+    share = length / kernel.unit.extent if kernel.unit is not None and count > 1 else 1.0
+    return operations * share / OPERATIONS
+
+
+def _foreign(items: Sequence[Item], threads: int) -> dict[Buffer, float]:
+    """For each buffer the bytes that a thread reads and another has written."""
+    writes = {a.buffer: a for item in items for a in accesses(item) if a.write}
+    found: dict[Buffer, float] = {}
+    for a in (a for item in items for a in accesses(item) if not a.write):
+        if a.buffer in writes and not local(a, writes[a.buffer], threads):
+            cut = a.unit is not None and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index)
+            part = 1 / threads if cut else 1.0
+            found[a.buffer] = max(found.get(a.buffer, 0.0), a.buffer.bytes * part * (1 - 1 / threads))
+    return found
+
+
+# ---- copies of the state -------------------------------------------------------------------------------------------------------
+
+
+def put_off(items: Sequence[Item], state: set[Buffer]) -> None:
+    """Copies of the state in another order of memory are made at the end of a step, for the next, where each thread still has what it
+    has just written; so no step begins by waiting for them."""
+    kernels = [i for i in items if isinstance(i, Kernel)]
+    writers: dict[Buffer, int] = {}
+    for item in items:
+        for a in accesses(item):
+            if a.write:
+                writers[a.buffer] = writers.get(a.buffer, 0) + 1
+    for kernel in kernels:
+        loads = list(kernel.loads())
+        if not loads or kernel.reduced or kernel.sequential or not kernel.domain:
+            continue
+        plain = all(v.buffer in state and not any(isinstance(i, Value) for i in v.index) for v in loads)
+        if plain and all(s.buffer.space == "scratch" and writers[s.buffer] == 1 for s in kernel.stores):
+            kernel.late = True
+            kernel.unit = _unit_of_writer(kernels, loads[0]) or kernel.unit
+
+
+def _unit_of_writer(kernels: Iterable[Kernel], read: Value) -> Axis | None:
+    """The axis of the copy that runs along the one whose parts the writer's threads share out."""
+    for kernel in kernels:
+        for store in kernel.stores:
+            if store.buffer is read.buffer and kernel.unit is not None and of(kernel.unit) in store.index:
+                place = read.index[store.index.index(of(kernel.unit))]
+                return next((a for a in read.axes if place == of(a)), None)
+    return None

@@ -1,0 +1,191 @@
+"""What threads share out, and matrices in panels: plans of known networks by hand; values and bits of all kinds of networks with panels
+so small that every matrix lies in some, and for machines of few and many processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import test_native as plain
+from hypothesis import given
+from hypothesis import strategies as st
+from native import SMALL, Threaded, registered
+from same import assert_same
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.compiler.kernels import Kernel, kernels_of
+from chainrule.compiler.layout import laid_out, logical, physical
+from chainrule.compiler.target import host
+from chainrule.run.backend import backends
+
+Array = np.ndarray
+CORES = (1, 2, 16)
+
+
+@pytest.fixture(params=CORES, ids=lambda n: f"{n} cores")
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native backend with small panels, for a machine of so many processors."""
+    monkeypatch.setattr(backends["native"], "_target", replace(host(), panels=SMALL, cores=request.param))
+
+
+# ---- layout ------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 9), max_size=3).map(tuple), st.sampled_from([SMALL, (64, 48, 32), (1,)]))
+def test_there_and_back(shape: tuple[int, ...], panels: tuple[int, ...]) -> None:
+    target = replace(host(), panels=panels)
+    array = np.random.default_rng(0).normal(size=shape)
+    inside = laid_out(array, target)
+    assert inside.shape == physical(shape, target)
+    np.testing.assert_array_equal(logical(inside.copy(), shape), array)
+
+
+def test_a_panel_holds_some_columns_of_all_rows() -> None:
+    array = np.arange(12.0).reshape(2, 6)
+    inside = laid_out(array, replace(host(), panels=(3,)))
+    np.testing.assert_array_equal(inside, [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]])
+
+
+# ---- plans -------------------------------------------------------------------------------------------------------------------
+
+
+def kernels(net: nn.Module, inputs: int, classes: int, rows: int, cores: int, threads: int = 2) -> list[list[Kernel]]:
+    """The kernels of a training step, phase by phase."""
+    backend = Threaded(threads, target=replace(host(), cores=cores))
+    x, y = np.ones((rows, inputs), np.float32), np.arange(rows) % classes
+    with registered(backend) as name:
+        net.fit(x, y, loss="cross_entropy", optimizer=cr.Adam(), batch_size=rows, backend=name, threads=threads)
+        code = net.compiled._request("step", None).code(threads)
+    return [list(kernels_of(items)) for items in code.plan.phases]
+
+
+def digits() -> nn.Module:
+    return nn.Sequential(nn.Dense(128, "relu"), nn.Dense(10))
+
+
+def unit_of(kernel: Kernel, buffer: str) -> int | None:
+    """The dimension of the buffer that this kernel shares out, where it writes it."""
+    (store,) = (s for s in kernel.stores if s.buffer.name == buffer)
+    found = [d for d, i in enumerate(store.index) if kernel.unit in getattr(i, "axes", ())]
+    return found[0] if found else None
+
+
+def writer(phases: Sequence[Sequence[Kernel]], buffer: str) -> Kernel:
+    (found,) = (k for items in phases for k in items if any(s.buffer.name == buffer for s in k.stores))
+    return found
+
+
+def test_a_small_network_is_cut_along_its_hidden_units() -> None:
+    phases = kernels(digits(), 64, 10, 32, cores=2)
+    assert len(phases) == 3  # the hidden layer and partial sums; scores and loss; backward and update
+    update = writer(phases, "0.weight")
+    assert unit_of(update, "0.weight") == 0  # its panels
+    readers = [k for items in phases for k in items if any(v.buffer and v.buffer.name == "0.weight" for v in k.loads())]
+    for kernel in readers:  # each thread reads those weights only that it writes
+        (index,) = {v.index for v in kernel.loads() if v.buffer and v.buffer.name == "0.weight"}
+        assert kernel.unit in index[0].axes
+
+
+def test_rows_are_cut_where_there_are_more_processors_than_panels() -> None:
+    phases = kernels(nn.Sequential(nn.Dense(256, "relu"), nn.Dense(128, "relu"), nn.Dense(10)), 784, 10, 512, cores=32)
+    first = next(k for items in phases for k in items if k.reduced and k.reduced[-1].extent == 784)
+    assert first.unit is not None
+    assert first.unit.extent == 512
+
+
+def test_without_a_second_processor_sums_stay_whole() -> None:
+    phases = kernels(digits(), 64, 10, 32, cores=1)
+    assert {a.extent for a in writer(phases, "out/scores").reduced} == {2, 64}  # panels of the hidden layer, all in one kernel
+
+
+# ---- values ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "example"), plain.LAYER_CASES, ids=plain.LAYER_IDS)
+@pytest.mark.parametrize("small", [2], indirect=True)
+def test_every_layer(small: None, name: str, example: dict[str, Any]) -> None:
+    plain.test_every_layer(name, example)
+
+
+@pytest.mark.parametrize(("name", "options"), plain.OPTIMIZERS[::3])
+@pytest.mark.parametrize("small", [2], indirect=True)
+def test_epochs_with_optimizers(small: None, name: str, options: dict[str, Any]) -> None:
+    plain.test_epochs_with_every_optimizer(name, options)
+
+
+class Odd(nn.Module):
+    """Reads a weight in ways that fit no panel: every second column, another shape, looked-up columns, from behind, transposed."""
+
+    def __call__(self, x: Any) -> Any:
+        w = self.parameter("w", (6, 12), "glorot_uniform")
+        picked = np.take(w, np.array([1, 5, 1, 11, 0, 7]), axis=1)
+        return x @ w[:, ::2] + x @ w.reshape(12, 6)[:6] + x @ picked + x @ w[:, ::-1][:, 3:9] + x @ w.T[:6, :6] + x @ w[:, 2:8]
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "odd": lambda: nn.Sequential(Odd(), nn.Dense(3)),
+    "norm": lambda: nn.Sequential(nn.Dense(12, "tanh"), nn.BatchNorm(), nn.Dropout(0.3), nn.Dense(8, "relu"), nn.Dense(3)),
+    "table": lambda: nn.Sequential(nn.Embedding(6, 8), nn.Flatten(), nn.Dense(12, "gelu"), nn.LayerNorm(), nn.Dense(3)),
+}
+
+
+def data(kind: str, rows: int) -> tuple[Array, Array]:
+    r = np.random.default_rng(rows)
+    x = r.integers(0, 6, (rows, 6)) if kind == "table" else r.normal(size=(rows, 6)).astype(np.float32)
+    return x, r.normal(size=(rows, 3)).astype(np.float32)
+
+
+def learnt(kind: str, backend: str, **options: Any) -> dict[str, Array]:
+    x, y = data(kind, 45)
+    net = NETS[kind]()
+    run = net.fit(x, y, epochs=2, batch_size=16, optimizer=cr.SGD(0.05, momentum=0.9), backend=backend, verbose=False, **options)
+    found = {**net.parameters, "loss": np.array(run.loss), "scores": net.predict(x, backend=backend)}
+    return {**found, **net.gradients(x[:9], y[:9], backend=backend)} if kind != "norm" else found
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_networks_as_by_the_reference(small: None, kind: str) -> None:
+    got, want = (learnt(kind, backend, dtype="float64") for backend in ("native", "reference"))
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-9, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("cores", CORES)
+def test_any_number_of_threads_gives_the_same_bits(kind: str, cores: int) -> None:
+    target = replace(host(), panels=SMALL, cores=cores)
+    runs = []
+    for threads in (1, 2, 3, 5):
+        with registered(Threaded(threads, target=target)) as name:
+            runs.append(learnt(kind, name))
+    for other in runs[1:]:
+        assert_same(other, runs[0])
+
+
+@pytest.mark.parametrize("sizes", [(128, 10), (256, 1), (96, 64, 3)])
+def test_the_same_bits_with_whole_panels(sizes: tuple[int, ...]) -> None:
+    """Networks of the widths that panels are made for, cut along hidden units."""
+    r = np.random.default_rng(1)
+    x, y = r.normal(size=(100, 20)).astype(np.float32), r.normal(size=(100, sizes[-1])).astype(np.float32)
+    runs = []
+    for threads in (1, 2, 3, 4):
+        with registered(Threaded(threads, target=replace(host(), cores=2))) as name:
+            net = nn.Sequential(*(nn.Dense(n, "tanh") for n in sizes))
+            net.fit(x, y, epochs=3, batch_size=32, backend=name, verbose=False)
+            runs.append(net.parameters)
+    for other in runs[1:]:
+        assert_same(other, runs[0])
+
+
+def test_state_goes_in_and_comes_out_as_it_is_seen(small: None) -> None:
+    net = nn.Dense(12)
+    net.fit(np.ones((4, 6)), np.ones((4, 12)), epochs=0)
+    weight = np.arange(72, dtype=np.float32).reshape(6, 12)
+    net.load_parameters({"weight": weight, "bias": np.zeros(12)})
+    net.fit(np.zeros((4, 6)), np.zeros((4, 12)), epochs=1, optimizer=cr.SGD(0.1))
+    np.testing.assert_array_equal(net.parameters["weight"], weight)
+    np.testing.assert_array_equal(net.predict(np.eye(6)), weight)
