@@ -166,20 +166,11 @@ def test_rows_that_are_cast_are_copied_first():
 
 
 def test_a_loop_counts_each_turn():
-    net = fitted(
-        nn.Sequential(nn.RNN(7), nn.Dense(2)) if hasattr(nn, "RNN") else Turns(), x=np.ones((6, 9, 4), np.float32), batch_size=6
-    )
+    net = fitted(nn.Sequential(nn.RNN(7), nn.Dense(3)), x=np.ones((6, 9, 4), np.float32), batch_size=6)
     (loop,) = [i for i in items_of(net, "forward") if isinstance(i, cost.Loop)]
     inner = [cost.work(k, frozenset({loop.axis})) for k in loop.items]
     assert cost.work(loop).flops == 9 * sum(w.flops for w in inner)
     assert cost.sizes(loop).startswith("9 times ")
-
-
-class Turns(nn.Module):
-    def __call__(self, x):
-        w = self.parameter("w", (4, 4))
-        h, _ = cr.scan(lambda h, x: (np.tanh(h @ w + x), None), np.zeros((len(x), 4), np.float32), np.swapaxes(x, 0, 1))
-        return h
 
 
 def test_predicted_is_the_larger_of_two():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recurrent_oracle
 from differences import assert_gradient
 
 import chainrule as cr
@@ -101,6 +102,31 @@ def embedding(x: Array, p: Named, s: Named, training: bool, entries: int, units:
     return np.array([p["weight"][i] for i in x.ravel()]).reshape(*x.shape, units)
 
 
+def recurrent(kind: str) -> Callable[..., Array]:
+    """RNN takes its activation as second argument, the others whether all outputs are asked for."""
+
+    def equation(x: Array, p: Named, s: Named, training: bool, units: int, second: Any = None) -> Array:
+        if kind == "RNN":
+            return np.asarray(recurrent_oracle.layer("RNN", p, x, units, activation=second or "tanh"))
+        return np.asarray(recurrent_oracle.layer(kind, p, x, units, bool(second)))
+
+    return equation
+
+
+def around(x: Array, p: Named, s: Named, training: bool, layer: nn.Module) -> Array:
+    """A layer around a recurrent one, which says by how it prints itself what it is."""
+    found = re.fullmatch(r"(\w+)\((\d+)(, True)?\)", repr(layer))
+    assert found, f"write the equation of {layer!r} here"
+    kind, units, sequences = found[1], int(found[2]), bool(found[3])
+    if p and "forward.bias" in p:
+        return np.asarray(recurrent_oracle.layer(kind, p, x, units, sequences, both=True))
+    if "cell.bias" in p:
+        return np.asarray(recurrent_oracle.layer(kind, inner(p, "cell"), x, units))
+    flat = np.reshape(x, (-1, *x.shape[2:]))
+    y = np.asarray(recurrent_oracle.layer(kind, inner(p, "layer"), flat, units, sequences))
+    return np.reshape(y, (*x.shape[:2], *y.shape[1:]))
+
+
 # Dropout is random in training: its equation there has tests of its own.
 EQUATIONS: dict[str, Callable[..., Array]] = {
     "Dense": dense,
@@ -113,6 +139,8 @@ EQUATIONS: dict[str, Callable[..., Array]] = {
     "Embedding": embedding,
     "Residual": residual,
     "Sequential": sequential,
+    **{kind: recurrent(kind) for kind in ("RNN", "LSTM", "GRU")},
+    **dict.fromkeys(("Recurrent", "Bidirectional", "TimeDistributed"), around),
 }
 
 

@@ -16,22 +16,30 @@ from .layers import (
     Sequential,
 )
 from .module import Module
+from .recurrent import GRU, LSTM, RNN, Bidirectional, Recurrent, TimeDistributed, torch_parameters
 from .saving import layers, load
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Activation",
     "BatchNorm",
+    "Bidirectional",
     "Dense",
     "Dropout",
     "Embedding",
     "Flatten",
     "LayerNorm",
     "Module",
+    "Recurrent",
     "Reshape",
     "Residual",
     "Sequential",
+    "TimeDistributed",
     "layers",
     "load",
+    "torch_parameters",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours

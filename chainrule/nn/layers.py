@@ -101,9 +101,7 @@ class Dropout(Module):
     examples = ({"args": (0.5,), "input": (4, 6)},)
 
     def __init__(self, rate: float) -> None:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise UsageError(f"Dropout: the rate must be at least 0 and less than 1, not {rate!r}")
-        self.rate = float(rate)
+        self.rate = rate_of(rate, "Dropout: the rate")
 
     def __call__(self, x: Any) -> Any:
         if not self.training or self.rate == 0:
@@ -265,7 +263,7 @@ class Residual(Module):
     examples = ({"args": (Dense(5, "tanh"),), "input": (3, 5)},)
 
     def __init__(self, layer: Module) -> None:
-        self.layer = _layer(layer, "Residual")
+        self.layer = layer_of(layer, "Residual")
 
     def __call__(self, x: Any) -> Any:
         y = self.layer(x)
@@ -289,7 +287,7 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module | Callable[[Any], Any]) -> None:
         parts: Iterable[Any] = layers[0] if len(layers) == 1 and isinstance(layers[0], (list, tuple)) else layers
-        self.layers = [_layer(part, "Sequential") if not _is_function(part) else Activation(part) for part in parts]
+        self.layers = [layer_of(part, "Sequential") if not _is_function(part) else Activation(part) for part in parts]
 
     def _children(self) -> Iterator[tuple[str, Module]]:
         return ((str(i), layer) for i, layer in enumerate(self.layers))
@@ -313,9 +311,20 @@ def _is_function(part: Any) -> bool:
     return callable(part) and not isinstance(part, (Module, type))
 
 
-def _layer(part: Any, where: str) -> Module:
+def layer_of(part: Any, where: str) -> Module:
+    """A layer to be held by another one.
+
+    Raises: `UsageError` for anything else.
+    """
     if isinstance(part, type) and issubclass(part, Module):
         raise UsageError(f"{where} got the class {part.__name__}, not a layer: write {part.__name__}(...)")
     if not isinstance(part, Module):
         raise UsageError(f"{where} takes layers, not {part!r}")
     return part
+
+
+def rate_of(value: Any, what: str) -> float:
+    """A share of elements to be dropped."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UsageError(f"{what} must be at least 0 and less than 1, not {value!r}")
+    return float(value)

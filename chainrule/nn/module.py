@@ -185,7 +185,7 @@ def _traced_call(call: Callable[..., Any]) -> Callable[..., Any]:
             return self.predict(named if named else inputs if len(inputs) > 1 else inputs[0])
         values = {**self._arrays("parameter"), **self._arrays("statistic")}
         names = {id(layer): path for path, layer in self._layers().items()}
-        with Scope(names, values, training=False).active():
+        with Scope(names, values, training=False, dtype=self._built["dtype"]).active():
             return wrapped(self, *inputs, **named)
 
     return wrapped

@@ -19,12 +19,11 @@ import numpy as np
 from .. import initializers, losses, optim
 from ..errors import ChainruleError, FileFormatError, UsageError
 from ..graph.node import Array, Type
-from ..graph.trace import FUNCTIONS, build
+from ..graph.trace import FUNCTIONS
 from ..ops.activations import activations
 from ..registry import Registry, nearest
 from ..train.model import Model
 from ..train.objective import initial_slots
-from ..train.state import IndexUse, index_uses
 
 FORMAT, VERSION = "chainrule network", 1
 
@@ -217,7 +216,7 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
     net._loss = losses.from_config(record["loss"]) if record["loss"] else None
     net._optimizer = optim.from_config(record["optimizer"]) if record["optimizer"] else None
     _check_slots(net)
-    net._built["index"] = _check_whole(net)
+    _check_whole(net)
 
 
 def _check_slots(net: Model) -> None:
@@ -238,21 +237,16 @@ def _check_slots(net: Model) -> None:
             )
 
 
-def _check_whole(net: Model) -> dict[str, list[IndexUse]]:
-    """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for. Returns what inputs that are
-    indices may hold."""
-    inputs: dict[str, Type] = net._built["inputs"]
-    state = net._state()
-    asked = build(
-        lambda *values: [net._forward(state, dict(zip(inputs, values, strict=True)), False)[0]],
-        [Type((2, *t.shape), t.dtype) for t in inputs.values()],
+def _check_whole(net: Model) -> None:
+    """Trace the forward pass once: every parameter must be there, in the shape that the layers ask for. What the network does with
+    its inputs is seen on the way, and need not stand in the file."""
+    built = net._built
+    seen = net._look(
+        {n: Type((2, *t.shape), t.dtype) for n, t in built["inputs"].items()}, built["keys"], net._state(), built["dtype"]
     )
-    if asked.outputs[0].shape[1:] != net._built["outputs"]:
-        raise FileFormatError(
-            f"the network gives rows of shape {asked.outputs[0].shape[1:]}, the file says {net._built['outputs']}"
-        )
-    nodes = zip(inputs.items(), asked.inputs, strict=False)
-    return {name: index_uses(asked, node) for (name, t), node in nodes if t.dtype.kind == "i"}
+    if seen.outputs != built["outputs"]:
+        raise FileFormatError(f"the network gives rows of shape {seen.outputs}, the file says {built['outputs']}")
+    built.update(seen.kept())
 
 
 # ---- layers as plain values --------------------------------------------------------------------------------------------------

@@ -1,31 +1,40 @@
 """From what a user passes to the arrays that a program reads.
 
 In: arrays, lists, tables; one input, a tuple of several or a dict of named ones. Out: a flat mapping from input name to array, with
-all lengths equal and all numbers finite.
+one number of rows and all numbers finite; and how long the sequences in them are, if they differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, ShapeError
+from ..errors import DataError, ShapeError, UsageError
 from ..graph.node import Array
 from ..records import record
+from .sequences import checked_lengths, cleared, is_ragged, lengths_name, measured_by, padded, stretched
 
 
 @record(frozen=True)
 class Inputs:
-    """The network's inputs by name. `keys`: "" for one array, positions for a tuple, names for a dict."""
+    """The network's inputs by name. `keys`: "" for one array, positions for a tuple, names for a dict. `lengths`: by the name of
+    `lengths_name`, how many steps of each row count; inputs of the same lengths share them."""
 
     arrays: Mapping[str, Array]
     keys: tuple[Any, ...]
+    lengths: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @property
+    def all(self) -> dict[str, Array]:
+        """Inputs and lengths: all that a program reads of a row."""
+        return {**self.arrays, **self.lengths}
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the network's call."""
@@ -39,10 +48,12 @@ def name_of(key: Any) -> str:
     return "x" if key == "" else f"x.{key}"
 
 
-def inputs_of(x: Any) -> Inputs:
-    """`x` as named arrays: a tuple or a dict holds several inputs, anything else is one.
+def inputs_of(x: Any, lengths: Any = None, mask: Any = None) -> Inputs:
+    """`x` as named arrays: a tuple or a dict holds several inputs, anything else is one. A list of sequences of different length
+    becomes an array, padded. What lies beyond the end of a sequence is set to 0, whatever it was.
 
-    Raises: `DataError` for what is not numeric, empty or not finite, `ShapeError` for different lengths.
+    Args: lengths, mask: of the sequences; for several inputs a dict or tuple like x, with None or nothing for those without.
+    Raises: `DataError` for what is not numeric, empty or not finite, `ShapeError` for different numbers of rows.
     """
     if isinstance(x, Inputs):
         return x
@@ -53,9 +64,72 @@ def inputs_of(x: Any) -> Inputs:
         not isinstance(k, (str, int)) or (isinstance(x, dict) and (not isinstance(k, str) or not k.isidentifier())) for k in parts
     ):
         raise DataError(f"the keys of x name the arguments of the network's call, so they must be words: {list(parts)}")
-    arrays = {name_of(k): numeric(v, name_of(k)) for k, v in parts.items()}
+    lengths, masks = _by_input(lengths, parts, "lengths"), _by_input(mask, parts, "mask")
+    arrays, measured = {}, {}
+    for key, value in parts.items():
+        name = name_of(key)
+        arrays[name], found = _sequences(value, name, lengths.get(key), masks.get(key))
+        if found is not None:
+            measured[name] = found
     same_length(arrays)
-    return Inputs(arrays, tuple(parts))
+    return Inputs(arrays, tuple(parts), _grouped(measured))
+
+
+def _by_input(given: Any, parts: Mapping[Any, Any], what: str) -> dict[Any, Any]:
+    """Lengths or masks by the key of the input that they belong to."""
+    if given is None or list(parts) == [""]:
+        return {} if given is None else {"": given}
+    if isinstance(given, tuple):
+        given = dict(enumerate(given))
+    if not isinstance(given, dict) or not set(given) <= set(parts):
+        keys = ", ".join(map(repr, parts))
+        raise UsageError(
+            f"x holds several inputs, so {what} must say whose they are: {what}={{{next(iter(parts))!r}: ...}} of {keys}"
+        )
+    return given
+
+
+def _sequences(value: Any, name: str, lengths: Any, mask: Any) -> tuple[Array, Array | None]:
+    """One input as an array, and the lengths of its rows."""
+    if is_ragged(value):
+        if lengths is not None or mask is not None:
+            raise UsageError(f"{name} is a list of sequences, which says how long they are: leave lengths and mask out")
+        array, found = padded(value, name)
+        return numeric(array, name), found
+    array = as_array(value, name)
+    measured = checked_lengths(lengths, mask, array, name)
+    return numeric(array if measured is None else cleared(array, measured), name), measured
+
+
+def _grouped(lengths: Mapping[str, Array]) -> dict[str, Array]:
+    """Inputs of equal lengths together."""
+    groups: dict[bytes, list[str]] = {}
+    for name, values in lengths.items():
+        groups.setdefault(values.tobytes(), []).append(name)
+    return {lengths_name(names): lengths[names[0]] for names in groups.values()}
+
+
+def aligned(one: Inputs, other: Inputs, names: Sequence[str]) -> tuple[Inputs, Inputs]:
+    """Two sets of rows in one form: the sequences of these names, and others with lengths, with as many steps in both, and with
+    lengths in both or none."""
+    names = list(dict.fromkeys([*names, *(n for i in (one, other) for lengths in i.lengths for n in measured_by(lengths))]))
+    steps = {n: max(one.arrays[n].shape[1], other.arrays[n].shape[1]) for n in names}
+    if set(one.lengths) == set(other.lengths) and all(i.arrays[n].shape[1] == k for i in (one, other) for n, k in steps.items()):
+        return one, other
+    measured = {n: np.concatenate([_measured(one, n), _measured(other, n)]) for n in names}
+    both = _grouped(measured)
+
+    def formed(inputs: Inputs, lengths: dict[str, Array]) -> Inputs:
+        arrays = {n: stretched(a, steps[n]) if n in steps else a for n, a in inputs.arrays.items()}
+        return Inputs(arrays, inputs.keys, lengths)
+
+    return formed(one, {n: v[: one.rows] for n, v in both.items()}), formed(other, {n: v[one.rows :] for n, v in both.items()})
+
+
+def _measured(inputs: Inputs, name: str) -> Array:
+    """How long the sequences of this input are."""
+    found = next((v for n, v in inputs.lengths.items() if name in measured_by(n)), None)
+    return np.full(inputs.rows, inputs.arrays[name].shape[1], np.int64) if found is None else found
 
 
 def numeric(value: Any, name: str) -> Array:

@@ -27,6 +27,7 @@ from .epochs import Behind, Data, Epochs, Pace, lasting
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, Task, make_program, sums_name
 from .progress import Progress
+from .sequences import counted
 
 EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
 MOST_STEPS, MOST_ROWS = 2**18, 2**21  # of one call, if it takes several epochs: some tens of MB of numbers and results
@@ -205,7 +206,8 @@ class Training:
         elif count:
             self._commit(state, count, epochs, updates)
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
-            data = Data({}, self.data.target, self.data.weight)
+            lengths = {n: self.data.inputs[n] for n in [self.task.steps] if n is not None}
+            data = Data(lengths, self.data.target, self.data.weight)
             data = data.take(steps.order.reshape(-1)) if self._looks_at_scores else data
             seen = self._measured_as_seen(taken, data, 1)
             seen |= {k: [v] for k, v in self.judged(session).items()}
@@ -384,16 +386,20 @@ def wanted(metrics: Sequence[Metric], task: Task) -> list[str]:
 def measured(
     metrics: Sequence[Metric], task: Task, results: Mapping[str, Array], data: Data, epochs: int = 1
 ) -> dict[str, list[float]]:
-    """All metrics over the rows of each epoch, from the `wanted` results of the steps that saw them. Only sums tell epochs apart."""
+    """All metrics over the rows of each epoch, or over all steps of them that count, from the `wanted` results of the steps that saw
+    them. Only sums tell epochs apart."""
     assert task.loss is not None
+    lengths = data.inputs[task.steps] if task.steps is not None else None
+    target, weight, scores = counted(lengths, data.target, data.weight, results.get("scores"))
     values = {}
     for m in metrics:
         if m in task.metrics:
             steps = results[sums_name(m)]
             sums = steps.reshape(epochs, -1, *steps.shape[1:]).sum(axis=1)
-            values[m.name] = [m.finished(each, data.target, data.weight) for each in sums]
+            values[m.name] = [m.finished(each, target, weight) for each in sums]
         else:
-            values[m.name] = [m(task.loss, results["scores"], data.target, data.weight)]
+            assert scores is not None
+            values[m.name] = [m(task.loss, scores, target, weight)]
     return values
 
 

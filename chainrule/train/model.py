@@ -28,13 +28,15 @@ from ..run.batches import split_rows, step_sizes
 from ..run.interrupt import Watch
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
-from .data import Inputs, as_array, fits_into, row_weights, same_length
+from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length
 from .epochs import Data
 from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
-from .objective import DIVISOR, SEED, STEP, TARGET, Task, initial_slots, make_program, objective, slot_name
+from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, batch_type, initial_slots, make_program, objective, slot_name
 from .recipe import recipe
+from .scope import TAP
+from .sequences import cleared, is_ragged, padded, refilled
 from .state import Stateful, dtype_of
 
 
@@ -65,6 +67,8 @@ class Model(Stateful):
         batch_size: int = 32,
         shuffle: bool = True,
         validation: float | tuple[Any, Any] | None = None,
+        lengths: Any = None,
+        mask: Any = None,
         sample_weight: Any = None,
         class_weight: Mapping[Any, float] | str | None = None,
         metrics: Sequence[Any] = (),
@@ -80,7 +84,8 @@ class Model(Stateful):
         """Train by backpropagation. Called again, it goes on where it ended.
 
         Args:
-            x: inputs, rows first; a tuple of arrays for several inputs, a dict for named ones.
+            x: inputs, rows first; a tuple of arrays for several inputs, a dict for named ones. Sequences are (rows, time, ...), or a
+                list of arrays (time, ...) of different length.
             y: targets, one row for each row of x. `cross_entropy` takes class numbers 0..C-1 or rows of probabilities.
             loss: a name, a `Loss` with options (`cr.losses.huber(2.0)`), or a function (scores, target) -> elements; None is the
                 loss of the last call, at first "mse".
@@ -88,7 +93,11 @@ class Model(Stateful):
             epochs: passes over the data; 0 only builds the network.
             batch_size: rows of a step; the last one may be shorter and is exact. `LBFGS` takes all rows at once.
             shuffle: take the rows of each epoch in a new order.
-            validation: a fraction of the rows, chosen at random by the seed (the last rows without shuffle), or (x, y).
+            validation: a fraction of the rows, chosen at random by the seed (the last rows without shuffle), or (x, y), or
+                (x, y, lengths).
+            lengths: (rows,), how many steps of each sequence count; what lies beyond changes nothing, and losses of single steps are
+                averaged over those that count. mask: the same as (rows, time) of True, and False at the end. For several inputs a
+                dict or tuple like x.
             sample_weight: (rows,), each row's weight in the loss. class_weight: class -> weight, or "balanced".
             metrics: names ("accuracy", "r2", "rmse", "mae", "auc", "log_loss") or functions (prediction, target) -> number.
             callbacks: functions of the `Run`, called after each epoch; `run.stop()` ends it.
@@ -124,10 +133,13 @@ class Model(Stateful):
                     f"callbacks is a list of functions of the run, such as [lambda run: print(run)], not {callbacks!r}"
                 )
             with self._undone_if_it_fails():
-                inputs = self._ready(x, options.seed, dtype)
-                data, held = self._split(inputs, y, chosen, validation, sample_weight, class_weight, shuffle, options.seed)
+                inputs = self._ready(x, options.seed, dtype, lengths, mask)
+                inputs, judged = self._judged(inputs, validation)
+                data, held = self._split(
+                    inputs, y, judged, chosen, validation, sample_weight, class_weight, shuffle, options.seed
+                )
                 slots, schedule_state = self._optimizer_state(rule)
-                task = self._task(chosen, data.target, data.weight is not None, rule, metrics=measures)
+                task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 state = {**self._state(), **slots}
                 store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
@@ -170,12 +182,10 @@ class Model(Stateful):
         goes_on = same and before is not None and before.schedule == rule.schedule and self._schedule_state
         return slots, dict(self._schedule_state) if goes_on else rule.schedule.start()
 
-    def _split(self, inputs: Inputs, y: Any, loss: Loss, validation: Any, sample_weight: Any, class_weight: Any, shuffle: bool,
-               seed: int) -> tuple[Data, Data | None]:  # fmt: skip
+    def _split(self, inputs: Inputs, y: Any, judged: Inputs | None, loss: Loss, validation: Any, sample_weight: Any,
+               class_weight: Any, shuffle: bool, seed: int) -> tuple[Data, Data | None]:  # fmt: skip
         """Checked data for training and for validation."""
-        target = self._target(inputs, y, loss)
-        weight = row_weights(inputs.rows, sample_weight, class_weight, target, loss.is_classification)
-        data = Data(inputs.arrays, target, weight)
+        data = self._data(inputs, y, loss, sample_weight, class_weight)
         if validation is None or (isinstance(validation, (int, float, np.number)) and validation == 0):
             return data, None
         if isinstance(validation, (int, float, np.number)):
@@ -185,41 +195,68 @@ class Model(Stateful):
                 )
             train, held = split_rows(inputs.rows, float(validation), shuffle=shuffle, seed=seed)
             return data.take(train), data.take(held)
-        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
-            raise UsageError("validation is a fraction of the rows, or a pair (x, y)")
-        other = self._inputs(validation[0])
-        even = None if weight is None else np.ones(other.rows)  # the same programs serve both
-        return data, Data(other.arrays, self._target(other, validation[1], loss), even)
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise UsageError("validation is a fraction of the rows, or a pair (x, y), or (x, y, lengths)")
+        assert judged is not None
+        even = None if data.weight is None else np.ones(judged.rows)  # the same programs serve both
+        return data, self._data(judged, validation[1], loss, even)
+
+    def _judged(self, inputs: Inputs, validation: Any) -> tuple[Inputs, Inputs | None]:
+        """Inputs for training, and those for validation if they are given. One program takes both, so sequences in them are made to
+        have as many steps."""
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            return inputs, None
+        return aligned(inputs, self._inputs(validation[0], *validation[2:]), self._built["sequences"])
+
+    def _data(self, inputs: Inputs, y: Any, loss: Loss, sample_weight: Any = None, class_weight: Any = None) -> Data:
+        """Rows with their targets and weights. Where each step has a loss, a row weighs as much as its steps together."""
+        target = self._target(inputs, y, loss)
+        weight = row_weights(inputs.rows, sample_weight, class_weight, target, loss.is_classification)
+        steps = self._steps(inputs)
+        if steps is not None:
+            weight = (np.ones(inputs.rows) if weight is None else weight) * inputs.lengths[steps]
+        return Data(inputs.all, target, weight)
 
     def _target(self, inputs: Inputs, y: Any, loss: Loss) -> Array:
         if y is None:
             raise DataError(f"the loss {loss.name} needs a target y")
+        steps = self._steps(inputs)
+        y, own = padded(y, "y") if is_ragged(y) else (y, None)
+        if own is not None and (steps is None or not np.array_equal(own, inputs.lengths[steps])):
+            reason = "its sequences have not the lengths of those of x" if steps else "the outputs of this network do not"
+            raise DataError(f"the rows of y differ in length, but {reason}")
         given = as_array(y, "y")
         if given.ndim == 0:
             raise DataError("y is a single number; it needs one target for each row of x")
         same_length({**inputs.arrays, "y": given})
-        target = loss.check_target(y if given.dtype != object else given, self._built["outputs"])
+        outputs = self._seen(inputs).outputs
+        if steps is not None and given.ndim > 1:
+            given = y = refilled(given, inputs.lengths[steps], outputs[0])
+        target = loss.check_target(y if given.dtype != object else given, outputs)
         fits_into(target, self._built["dtype"], "y")
         return target
 
     # ---- using ---------------------------------------------------------------------------------------------------------------
 
-    def predict(self, x: Any, *, backend: str = DEFAULT_BACKEND) -> Array:
+    def predict(self, x: Any, *, lengths: Any = None, mask: Any = None, backend: str = DEFAULT_BACKEND) -> Array:
         """Raw outputs (scores) for each row of x, in evaluation mode: (rows, *outputs).
 
-        Raises: `NotBuiltError` before the first fit; `ShapeError` for rows of another shape.
+        lengths, mask: as in `fit`; outputs of steps beyond a sequence's end are 0.
+        Raises: `NotBuiltError` before the first fit; `ShapeError` for rows of another shape. Sequences that recurrent layers read may
+        have any number of steps.
         """
         self._require_built("predict")
-        inputs = self._inputs(x)
+        inputs = self._inputs(x, lengths, mask)
         sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
-        programs = {n: self._forward_program(n) for n in dict.fromkeys(sizes)}
+        programs = {n: self._forward_program(n, inputs) for n in dict.fromkeys(sizes)}
         session = backends[backend].session(programs, self._state())
-        taken = session.run(Steps(["forward"] * len(sizes), inputs.arrays, np.arange(inputs.rows), sizes, {}, ("scores",)))
+        taken = session.run(Steps(["forward"] * len(sizes), inputs.all, np.arange(inputs.rows), sizes, {}, ("scores",)))
         if taken.interrupted:
             raise KeyboardInterrupt
-        return taken.results["scores"]
+        scores, steps = taken.results["scores"], self._steps(inputs)
+        return scores if steps is None else cleared(scores, inputs.lengths[steps])
 
-    def predict_proba(self, x: Any) -> Array:
+    def predict_proba(self, x: Any, *, lengths: Any = None, mask: Any = None) -> Array:
         """Probabilities by the output link of the last loss: (rows, classes); for one sigmoid output two columns, [1 - p, p].
 
         Raises: `UsageError` if the network was not trained as a classifier.
@@ -229,19 +266,19 @@ class Model(Stateful):
             raise UsageError(
                 "predict_proba: the last loss gives no probabilities; train with cross_entropy or binary_cross_entropy"
             )
-        p = loss.apply_link(self.predict(x))
+        p = loss.apply_link(self.predict(x, lengths=lengths, mask=mask))
         return np.concatenate([1 - p, p], axis=1) if p.ndim == 2 and p.shape[1] == 1 and loss.link == "sigmoid" else p
 
-    def evaluate(self, x: Any, y: Any, *, loss: Any = None, metrics: Sequence[Any] = (), sample_weight: Any = None,
-                 backend: str = DEFAULT_BACKEND) -> dict[str, float]:  # fmt: skip
-        """Loss and metrics over all rows: {"loss": ..., "accuracy": ...}. loss None: that of the last fit."""
+    def evaluate(self, x: Any, y: Any, *, lengths: Any = None, mask: Any = None, loss: Any = None, metrics: Sequence[Any] = (),
+                 sample_weight: Any = None, backend: str = DEFAULT_BACKEND) -> dict[str, float]:  # fmt: skip
+        """Loss and metrics over all rows: {"loss": ..., "accuracy": ...}. loss None: that of the last fit. lengths, mask: as in `fit`;
+        only the steps that they count are judged."""
         self._require_built("evaluate")
         chosen = self._known_loss(loss, "evaluate")
-        inputs = self._inputs(x)
-        target = self._target(inputs, y, chosen)
-        data = Data(inputs.arrays, target, row_weights(inputs.rows, sample_weight, None, target, chosen.is_classification))
+        inputs = self._inputs(x, lengths, mask)
+        data = self._data(inputs, y, chosen, sample_weight)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
-        task = self._task(chosen, target, data.weight is not None, metrics=measures)
+        task = self._task(chosen, data.target, data.weight is not None, inputs=inputs, metrics=measures)
         programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
         value, measured = evaluate(backends[backend].session(programs, self._state()), data, measures, task)
         return {"loss": value, **measured}
@@ -251,42 +288,82 @@ class Model(Stateful):
             raise UsageError(f'{what}: this network has not been trained, so name the loss: loss="mse"')
         return losses.resolve(loss) if loss is not None else self._loss  # type: ignore[return-value]  # one of the two is there
 
-    def gradients(self, x: Any, y: Any, *, loss: Any = None, training: bool = True, seed: int = 0, dtype: Any = None,
-                  backend: str | None = None, memory: str | int | None = None) -> dict[str, Array]:  # fmt: skip
+    def gradients(self, x: Any, y: Any, *, lengths: Any = None, mask: Any = None, loss: Any = None, training: bool = True,
+                  seed: int = 0, dtype: Any = None, backend: str | None = None, memory: str | int | None = None,
+                  through_time: bool = False) -> dict[str, Array]:  # fmt: skip
         """The gradient of the mean loss over these rows by every trainable parameter: full name -> array.
 
-        Args: loss None: that of the last fit; training: with batch statistics and the dropout of `seed` (running statistics stay
-        untouched), else in evaluation mode; dtype: "float64" for another precision than the network's.
+        Args: lengths, mask: as in `fit`; loss None: that of the last fit; training: with batch statistics and the dropout of `seed`
+        (running statistics stay untouched), else in evaluation mode; dtype: "float64" for another precision than the network's.
+        through_time: instead, how much gradient reaches each time step of each recurrent layer: the norm of ∂L/∂h_t over all rows and
+        units, (T,), for each array of the state, such as "0.hidden" and "0.cell" of an LSTM. h_t is the state that step t leaves, and
+        all that depends on it counts, later steps too. A norm that falls towards the beginning shows a gradient that vanishes, one
+        that grows towards it a gradient that explodes.
+
+        >>> import numpy as np
+        >>> from chainrule import nn
+        >>> net = nn.Sequential(nn.RNN(8), nn.Dense(1))
+        >>> x, y = np.ones((4, 20, 2)), np.ones((4, 1))
+        >>> _ = net.fit(x, y, epochs=0)
+        >>> norms = net.gradients(x, y, loss="mse", through_time=True)["0.hidden"]
+        >>> norms.shape, bool(norms[0] < norms[-1])
+        ((20,), True)
         """
         if memory is not None:
             raise UsageError(_NO_MEMORY)
-        o = self._objective(x, y, loss, training=training, seed=seed, dtype=dtype, backend=backend or DEFAULT_BACKEND)
-        return {n.removeprefix("gradient."): v for n, v in o.items() if n.startswith("gradient.")}
-
-    def _objective(self, x: Any, y: Any, loss: Any, *, training: bool, seed: int, dtype: Any, backend: str) -> dict[str, Array]:
         chosen = self._known_loss(loss, "gradients")
-        inputs = self._ready(x, seed, None)
-        target = self._target(inputs, y, chosen)
-        task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
-        if not training:
+        inputs = self._ready(x, seed, None, lengths, mask)
+        data = self._data(inputs, y, chosen)
+        task = self._task(
+            chosen, data.target, data.weight is not None, dtype=None if dtype is None else dtype_of(dtype), inputs=inputs
+        )
+        state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()}
+        if through_time:
+            task, taps = self._tapped(task, data, training)
+            state |= taps
+        elif not training:
             task = replace(task, forward=lambda state, given, _: self._forward(state, given, False))
         program = make_program(task, inputs.rows, ("gradient",))
-        state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()}
-        session = backends[backend].session({inputs.rows: program}, state)
-        numbers = {DIVISOR: np.asarray(inputs.rows), SEED: key_of(seed), STEP: np.asarray(0)}
-        return session.call(inputs.rows, "gradient", {**inputs.arrays, TARGET: target, **numbers})
+        session = backends[backend or DEFAULT_BACKEND].session({inputs.rows: program}, state)
+        numbers = {DIVISOR: np.asarray(data.total(np.arange(data.rows))), SEED: key_of(seed), STEP: np.asarray(0)}
+        results = session.call(inputs.rows, "gradient", {**data.arrays(), **numbers})
+        found = {n.removeprefix("gradient."): v for n, v in results.items() if n.startswith("gradient.")}
+        return {n.removeprefix(TAP): np.sqrt(_squares(v)) for n, v in found.items()} if through_time else found
+
+    def _tapped(self, task: Task, data: Data, training: bool) -> tuple[Task, dict[str, Array]]:
+        """The task with zeros added to the states of recurrent layers, by which it is differentiated in place of the parameters."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        fixed = {**task.parameters, **task.statistics}
+
+        def forward(
+            state: Mapping[str, Any], given: Mapping[str, Any], _: bool, watched: Any = None
+        ) -> tuple[Any, dict[str, Any]]:
+            return self._forward(state, given, training, watched)
+
+        def look(*values: Any) -> list[Any]:
+            given = dict(zip(task.inputs, values[len(fixed) :], strict=True))
+            return [forward(dict(zip(fixed, values, strict=False)), given, training, shapes)[0]]
+
+        build(look, [*fixed.values(), *(batch_type(t, data.rows) for t in task.inputs.values())], key=lambda: key_of(0))
+        if not shapes:
+            raise UsageError("through_time: this network has no recurrent layer")
+        taps = {n: np.zeros(shape, task.dtype) for n, shape in shapes.items()}
+        parameters = {**task.parameters, **{n: Type(v.shape, v.dtype) for n, v in taps.items()}}
+        return replace(task, forward=forward, parameters=parameters, trainable=tuple(taps)), taps
 
     def check_gradients(
-        self, x: Any, y: Any, *, loss: Any = None, seed: int = 0, tolerance: float = 1e-6, most: int = 50
-    ) -> GradientReport:
+        self, x: Any, y: Any, *, lengths: Any = None, mask: Any = None, loss: Any = None, seed: int = 0, tolerance: float = 1e-6,
+        most: int = 50,
+    ) -> GradientReport:  # fmt: skip
         """Compare every gradient of this network with central differences in float64, in training and in evaluation mode.
 
-        Args: x, y a few rows (the cost is two forward passes for each element checked); most: elements checked of each parameter.
+        Args: x, y a few rows (the cost is two forward passes for each element checked); lengths, mask: as in `fit`; most: elements
+        checked of each parameter.
         Returns: a report to print. Raises: `GradientMismatch` if a gradient is wrong.
         """
         reports = []
         for training in (True, False):
-            o = self._explained(x, y, loss, seed=seed, training=training, dtype="float64")
+            o = self._explained(x, y, loss, seed=seed, training=training, dtype="float64", lengths=lengths, mask=mask)
             graph = Graph(o.graph.inputs, o.graph.outputs[:1], o.graph.captures)
             label = "training" if training else "evaluation"
             names = [f"{o.names[i]} ({label})" for i in o.wrt]
@@ -294,19 +371,23 @@ class Model(Stateful):
         return GradientReport([c for r in reports for c in r.comparisons], tolerance)
 
     def _explained(
-        self, x: Any, y: Any, loss: Any = None, *, seed: int = 0, training: bool = True, dtype: Any = None
-    ) -> Objective:
+        self, x: Any, y: Any, loss: Any = None, *, seed: int = 0, training: bool = True, dtype: Any = None, lengths: Any = None,
+        mask: Any = None,
+    ) -> Objective:  # fmt: skip
         """The objective as a graph: outputs [objective, scores], inputs named, with their values."""
         chosen = self._known_loss(loss, "explain")
-        inputs = self._ready(x, seed, None)
-        target = self._target(inputs, y, chosen)
-        task = self._task(chosen, target, dtype=None if dtype is None else dtype_of(dtype))
+        inputs = self._ready(x, seed, None, lengths, mask)
+        data = self._data(inputs, y, chosen)
+        task = self._task(
+            chosen, data.target, data.weight is not None, dtype=None if dtype is None else dtype_of(dtype), inputs=inputs
+        )
         rows = inputs.rows
         state = self._state()
-        target_type = target.dtype if target.dtype.kind == "i" else task.dtype
-        given: dict[str, Array] = {n: np.asarray(a, task.inputs[n].dtype) for n, a in inputs.arrays.items()}
-        given |= {TARGET: np.asarray(target, target_type), DIVISOR: np.asarray(rows, task.dtype), SEED: key_of(seed)}
-        given[STEP] = np.asarray(0, np.uint32)
+        target_type = data.target.dtype if data.target.dtype.kind == "i" else task.dtype
+        given: dict[str, Array] = {n: np.asarray(a, task.inputs[n].dtype) for n, a in inputs.all.items()}
+        given |= {WEIGHT: np.asarray(data.weight, task.dtype)} if data.weight is not None else {}
+        given |= {TARGET: np.asarray(data.target, target_type), SEED: key_of(seed), STEP: np.asarray(0, np.uint32)}
+        given[DIVISOR] = np.asarray(data.total(np.arange(rows)), task.dtype)
         names = [*state, *given]
         values = [*(np.asarray(v, task.dtype) for v in state.values()), *given.values()]
         at: dict[str, Any] = {}
@@ -355,6 +436,12 @@ class Model(Stateful):
             f"{total:,} parameters, {frozen_total:,} of them frozen; a row of input: {inputs}; of output: {self._built.get('outputs', '-')}"
         )
         return "\n".join(lines)
+
+
+def _squares(gradient: Array) -> Array:
+    """Σ g² over all but the first axis, the time."""
+    wide = gradient.astype(np.float64)
+    return np.asarray(np.sum(wide * wide, axis=tuple(range(1, wide.ndim))))
 
 
 _NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"

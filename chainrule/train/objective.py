@@ -6,7 +6,8 @@ In: a network (seen only through `Forward`), a loss, an optimizer, metrics. Out:
 sums that metrics are made of.
 
 The objective of a batch is Σ w l / divisor over the elements l of the loss, where the divisor, a run-time number, is the sum of the
-weights of all rows that one update is made of. So a short batch and a sum over several batches are exact.
+weights of all rows that one update is made of. So a short batch and a sum over several batches are exact. Where a loss is taken at
+each step of sequences that differ in length, the weight of a row is that of all its steps together, and only these count.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Task:
     target: Type | None = None  # of one row
     weighted: bool = False
     optimizer: Optimizer | None = None
+    steps: str | None = None  # the lengths of the sequences whose steps have a loss each
     metrics: tuple[Metric, ...] = ()  # those that are sums over rows
 
 
@@ -72,12 +74,16 @@ def initial_slots(optimizer: Optimizer, parameters: Mapping[str, Array], dtype: 
     return slots
 
 
-def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: Any, rows: int) -> Any:
+def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: Any, rows: int, lengths: Any = None) -> Any:
     """Σ w l / divisor, where `divisor` counts rows; the mean over the elements of a row is taken as well.
 
-    Raises: `ShapeError` if the loss returns neither one number nor an array with the rows first.
+    lengths: of the sequences (rows, time) that have a loss at each step; then `weight` is that of all steps of a row, and `divisor`
+    their sum: steps beyond a sequence's end do not count.
+    Raises: `ShapeError` if the loss returns neither one number nor an array with the rows (and the steps) first.
     """
     elements = loss(scores, target)
+    if lengths is not None:
+        return _mean_of_steps(loss, elements, scores.shape[:2], weight, divisor, lengths)
     if not hasattr(elements, "ndim"):
         raise UsageError(f"the loss {loss.name} returns {elements!r}, not an array of losses; perhaps a `return` is missing")
     if elements.ndim == 0:
@@ -94,6 +100,25 @@ def weighted_mean(loss: Loss, scores: Any, target: Any, weight: Any, divisor: An
         elements = elements * np.reshape(weight, (rows, *(1,) * (elements.ndim - 1)))
     each = prod(elements.shape[1:])
     return np.sum(elements) / (divisor * each if each != 1 else divisor)
+
+
+def _mean_of_steps(loss: Loss, elements: Any, shape: tuple[int, int], weight: Any, divisor: Any, lengths: Any) -> Any:
+    if np.shape(elements)[:2] != shape:
+        raise ShapeError(located(
+            f"the loss {loss.name} returns shape {np.shape(elements)}; with sequences of different length its first axes must be rows "
+            f"and steps, {shape}, so that steps beyond a sequence's end can be left out"
+        ))  # fmt: skip
+    within, each = _steps(lengths, weight, shape[1])
+    rest = (1,) * (elements.ndim - 2)
+    weighted = elements * np.reshape(each, (shape[0], 1, *rest))
+    counted = np.where(np.reshape(within, (*shape, *rest)), weighted, np.zeros((), elements.dtype))
+    return np.sum(counted) / (divisor * prod(elements.shape[2:]))
+
+
+def _steps(lengths: Any, weight: Any, steps: int) -> tuple[Any, Any]:
+    """Which steps count, (rows, steps), and what one of a row weighs, (rows, 1). weight: that of all steps of a row together."""
+    each = weight / np.maximum(lengths, 1).astype(weight.dtype)
+    return np.less(np.arange(steps), lengths[:, None]), each[:, None]
 
 
 def batch_type(row: Type, rows: int) -> Type:
@@ -161,9 +186,8 @@ def _forward(task: Task) -> Callable[..., Any]:
 def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
     def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
         scores, _ = task.forward(state, given, False)
-        assert task.loss is not None
         return {
-            "loss": weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows),
+            "loss": _mean(task, rows, scores, given),
             "scores": scores,
             **_sums(task, scores, given),
         }, {}
@@ -172,8 +196,14 @@ def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
 
 
 def _sums(task: Task, scores: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics are made of: sums over the rows, or over all steps of them that count."""
     assert task.loss is not None
-    return {sums_name(m): m.sums(task.loss, scores, given[TARGET], given.get(WEIGHT)) for m in task.metrics}
+    weight = given.get(WEIGHT)
+    if task.steps is not None and task.metrics:
+        within, each = _steps(given[task.steps], weight, scores.shape[1])
+        weight = np.where(within, each, np.zeros((), each.dtype))
+    sums = {sums_name(m): m.sums(task.loss, scores, given[TARGET], weight) for m in task.metrics}
+    return sums if task.steps is None else {name: np.sum(each, axis=0) for name, each in sums.items()}
 
 
 def objective(
@@ -181,8 +211,13 @@ def objective(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """While tracing: the objective of a batch (without penalties), the scores, and the new statistics."""
     scores, statistics = task.forward(state, given, training)
+    return _mean(task, rows, scores, given), scores, statistics
+
+
+def _mean(task: Task, rows: int, scores: Any, given: Mapping[str, Any]) -> Any:
     assert task.loss is not None
-    return weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows), scores, statistics
+    lengths = given[task.steps] if task.steps is not None else None
+    return weighted_mean(task.loss, scores, given[TARGET], given.get(WEIGHT), given[DIVISOR], rows, lengths)
 
 
 def _differentiated(

@@ -32,7 +32,7 @@ def recipe(network: Stateful, task: Task) -> tuple[Any, ...] | None:
     types = tuple(tuple(t.items()) for t in (task.parameters, task.statistics, task.inputs))
     try:
         return (
-            user_line(), types, tuple(task.trainable), task.dtype, task.target, task.weighted, network._built["keys"],
+            user_line(), types, tuple(task.trainable), task.dtype, task.target, task.weighted, task.steps, network._built["keys"],
             tuple(_layer(path, layer, paths) for path, layer in layers.items()),
             _value(task.loss, paths), _value(task.optimizer, paths), tuple(m.name for m in task.metrics),
         )  # fmt: skip

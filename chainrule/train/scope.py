@@ -19,7 +19,9 @@ from ..graph.node import Array
 from ..graph.trace import Tracer, here, located
 from ..program import Kind
 from ..run.batches import INITIALIZE, generator
+from .sequences import Times
 
+TAP = "tap/"
 _current: ContextVar[Scope | None] = ContextVar("chainrule_scope", default=None)
 
 
@@ -27,7 +29,9 @@ class Scope:
     """One tracing of a network.
 
     names: the dotted path of each layer, by identity. state: what to hand out under a full name. training: whether layers behave as
-    in training. create: called for a name that `state` lacks, while building; otherwise such a name is an error.
+    in training. create: called for a name that `state` lacks, while building; otherwise such a name is an error. dtype: that of the
+    network's numbers. times: which axis of a value is time, and how long sequences are. watched: collects the values that `tap` is
+    asked for.
     """
 
     def __init__(
@@ -36,15 +40,22 @@ class Scope:
         state: Mapping[str, Any],
         *,
         training: bool,
+        dtype: Any,
         frozen: Callable[[str], bool] = lambda path: False,
         create: Callable[[Any, str, str, Kind, tuple[int, ...], Any], Array] | None = None,
+        times: Times | None = None,
+        watched: dict[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.names = names
         self.state = state
         self.training = training
         self.frozen = frozen
         self.updates: dict[str, Any] = {}
+        self.dtype = np.dtype(dtype)
+        self.times = times
+        self.held: dict[Any, Any] = {}  # what a layer's loop holds for its steps
         self._create = create
+        self._watched = watched
 
     @staticmethod
     def current() -> Scope | None:
@@ -90,6 +101,13 @@ class Scope:
         trace = here(full)
         return Tracer(trace.lift(value), trace)
 
+    def tap(self, layer: Any, name: str, shape: tuple[int, ...]) -> Any:
+        """Zeros to be added to a value of this layer, by which the objective can be differentiated; None if nobody wants to."""
+        full = tap_name(self.path(layer), name)
+        if self._watched is not None:
+            self._watched[full] = shape
+        return self.state.get(full)
+
     def update(self, layer: Any, name: str, value: Any) -> None:
         """The new value of a statistic; kept only in training, and not in a frozen layer."""
         path = self.path(layer)
@@ -105,6 +123,11 @@ class Scope:
             )
         if self.training and not self.frozen(path):
             self.updates[full] = value if getattr(value, "dtype", None) == kept.dtype else np.asanyarray(value).astype(kept.dtype)
+
+
+def tap_name(path: str, name: str) -> str:
+    """The name in the state of what `tap` gives; no parameter's, for it is no word."""
+    return f"{TAP}{path}.{name}" if path else f"{TAP}{name}"
 
 
 def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype: Any) -> Array:

@@ -30,6 +30,7 @@ from ..run.backend import Kept
 from .data import Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
 from .scope import Scope, initial
+from .sequences import Times, measured_by
 
 _STATE = threading.RLock()  # held for moments only: while state is read as a whole, or replaced
 OWN = {  # attributes of a layer that are not its own affair
@@ -38,6 +39,8 @@ OWN = {  # attributes of a layer that are not its own affair
 }
 _KEPT_PROGRAMS = 32
 _Places = Sequence[tuple[Any, Mapping[str, str]]]
+
+LENGTHS = np.dtype(np.int32)  # what programs read lengths as
 
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("f4"), "float64": np.dtype("f8")}
 
@@ -73,7 +76,7 @@ class Stateful(ABC):
 
     def _forget(self) -> None:
         """What a network knows beside its arrays, as at first."""
-        self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, outputs, seed
+        self._built: dict[str, Any] = {}  # dtype, inputs (name -> Type of one row), keys, seed, and what `_Seen` says
         self._slots_now: dict[str, Array] = {}
         self._optimizer: Optimizer | None = None
         self._loss: Loss | None = None
@@ -242,15 +245,26 @@ class Stateful(ABC):
 
     # ---- building ------------------------------------------------------------------------------------------------------------
 
-    def _forward(self, state: Mapping[str, Any], given: Mapping[str, Any], training: bool) -> tuple[Any, dict[str, Any]]:
-        """Scores and new statistics, while tracing."""
+    def _forward(
+        self,
+        state: Mapping[str, Any],
+        given: Mapping[str, Any],
+        training: bool,
+        watched: dict[str, tuple[int, ...]] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Scores and new statistics, while tracing. watched: see `Scope`."""
         names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
         inputs = Inputs({}, self._built["keys"])
         args, named = inputs.arguments(given)
-        scope = Scope(names, state, training=training, frozen=self._frozen_paths())
+        times = Times(given, list(self._built["inputs"]), list(state.values()))
+        dtype = next((v.dtype for v in state.values()), self._built["dtype"])
+        scope = Scope(names, state, training=training, frozen=self._frozen_paths(), dtype=dtype, times=times, watched=watched)
         with scope.active():
             scores = self._scores(*args, **named)
         self._check_scores(scores)
+        if times.limited:
+            times.of_scores(scores)
+            times.check(scope.updates)
         return scores, scope.updates
 
     def _check_scores(self, scores: Any) -> None:
@@ -260,7 +274,6 @@ class Stateful(ABC):
     def _build(self, x: Inputs, seed: int, dtype: Any, *, create: bool = True) -> None:
         """Create parameters by tracing the forward pass once on the data's shapes. Layers that have theirs from another network keep
         them; without `create` all of them must."""
-        names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
         known: dict[str, Any] = self._state()
         kind = self._common_dtype(known, dtype)
 
@@ -271,38 +284,51 @@ class Stateful(ABC):
             self._fresh.append((layer, name))
             return value
 
-        def run(*values: Any) -> list[Any]:
-            scope = Scope(names, known, training=False, create=make if create else None)
-            args, named = x.arguments(dict(zip(x.arrays, values, strict=True)))
-            with scope.active():
-                scores = self._scores(*args, **named)
-            self._check_scores(scores)
-            return [scores]
-
         def types(index: Sequence[str]) -> dict[str, Type]:
             return {n: Type((2, *a.shape[1:]), np.dtype(np.int64) if n in index else kind) for n, a in x.arrays.items()}
+
+        def look(index: Sequence[str]) -> _Seen:
+            return self._look(types(index), x.keys, known, kind, make if create else None)
 
         self._fresh = []
         with self._undone_if_it_fails():
             whole = [n for n, a in x.arrays.items() if a.dtype.kind in "iu"]
-            graph = build(run, list(types(whole).values()))
-            uses = {n: index_uses(graph, node) for n, node in zip(x.arrays, graph.inputs, strict=False) if n in whole}
-            index = [n for n in whole if uses[n]]
-            if index != whole:
-                graph = build(run, list(types(index).values()))
-            if graph.outputs[0].shape[:1] != (2,):
-                raise ShapeError(
-                    f"the network must keep the rows of a batch on the first axis; it turned 2 rows into shape {graph.outputs[0].shape}"
-                )
+            seen = look(whole)
+            index = [n for n in whole if seen.index[n]]
+            seen = seen if index == whole else look(index)
         self._built = {
             "dtype": kind,
             "inputs": {n: Type(t.shape[1:], t.dtype) for n, t in types(index).items()},
             "keys": x.keys,
-            "outputs": graph.outputs[0].shape[1:],
             "names": list(self._state()),
-            "index": {n: uses[n] for n in index},
             "seed": seed,
+            **seen.kept(),
         }
+
+    def _look(self, types: Mapping[str, Type], keys: tuple[Any, ...], state: Mapping[str, Any], dtype: Any,
+              create: Callable[..., Array] | None = None) -> _Seen:  # fmt: skip
+        """Trace the forward pass once, in evaluation mode, on two rows of these types, and look at what it does."""
+        names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
+        clock: list[tuple[Times, tuple[str, ...]]] = []
+
+        def run(*values: Any) -> list[Any]:
+            given = dict(zip(types, values, strict=True))
+            times = Times(given, list(types), ())
+            args, named = Inputs({}, keys).arguments(given)
+            with Scope(names, state, training=False, create=create, dtype=dtype, times=times).active():
+                scores = self._scores(*args, **named)
+            self._check_scores(scores)
+            clock.append((times, times.of_scores(scores)))
+            return [scores]
+
+        graph = build(run, list(types.values()))
+        shape = graph.outputs[0].shape
+        if shape[:1] != (2,):
+            raise ShapeError(f"the network must keep the rows of a batch on the first axis; it turned 2 rows into shape {shape}")
+        nodes = zip(types.items(), graph.inputs, strict=False)
+        index = {n: index_uses(graph, node) for (n, t), node in nodes if t.dtype.kind == "i"}
+        ((times, stepwise),) = clock
+        return _Seen(shape[1:], index, tuple(sorted(times.reached)), stepwise)
 
     def _common_dtype(self, known: Mapping[str, Array], wanted: Any) -> np.dtype[Any]:
         """The type to build in: the one asked for, else that of layers which have parameters already, else float32."""
@@ -329,9 +355,28 @@ class Stateful(ABC):
                 self._fresh, self._built = [], {}
             raise
 
-    def _inputs(self, x: Any) -> Inputs:
+    def _takes(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether an input may have rows of this shape: that which the network was built for, or, for sequences that recurrent layers
+        read, another number of steps."""
+        built = self._built["inputs"][name].shape
+        return shape == built or (name in self._built["sequences"] and len(shape) == len(built) and shape[1:] == built[1:])
+
+    def _seen(self, inputs: Inputs) -> _Seen:
+        """What the network does with rows of these shapes."""
+        built: dict[str, Type] = self._built["inputs"]
+        shapes = {n: a.shape[1:] for n, a in inputs.arrays.items()}
+        if all(shapes[n] == t.shape for n, t in built.items()):
+            return _Seen.of(self._built)
+        known: dict[Any, _Seen] = self._built["others"]
+        key = tuple(shapes.items())
+        if key not in known:
+            types = {n: Type((2, *shapes[n]), t.dtype) for n, t in built.items()}
+            known[key] = self._look(types, inputs.keys, self._state(), self._built["dtype"])
+        return known[key]
+
+    def _inputs(self, x: Any, lengths: Any = None, mask: Any = None) -> Inputs:
         """Data checked against what the network was built for."""
-        inputs = inputs_of(x)
+        inputs = inputs_of(x, lengths, mask)
         expected: dict[str, Type] = self._built["inputs"]
         missing = sorted(set(self._built["names"]) - set(self._state()))
         if missing:
@@ -340,8 +385,14 @@ class Stateful(ABC):
             )
         if set(inputs.arrays) != set(expected):
             raise ShapeError(f"this network takes the inputs {', '.join(expected)}; got {', '.join(inputs.arrays)}")
+        known = {*self._built["sequences"], *self._built["stepwise"]}
+        for name in {n for lengths in inputs.lengths for n in measured_by(lengths)} - known:
+            raise DataError(
+                f"{name}: its rows differ in length, and no layer of this network knows where a sequence ends (RNN, LSTM, GRU do): "
+                "pad them or pass arrays of one shape"
+            )
         for name, array in inputs.arrays.items():
-            if array.shape[1:] != expected[name].shape:
+            if not self._takes(name, array.shape[1:]):
                 raise ShapeError(
                     f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
                     "net.reset() lets it be built anew"
@@ -351,16 +402,18 @@ class Stateful(ABC):
             fits_into(array, expected[name].dtype, name)
         return inputs
 
-    def _ready(self, x: Any, seed: int, dtype: Any) -> Inputs:
+    def _ready(self, x: Any, seed: int, dtype: Any, lengths: Any = None, mask: Any = None) -> Inputs:
         """Build if needed; the inputs, checked. dtype None: what the network has."""
+        x = inputs_of(x, lengths, mask)
         if not self.built:
-            self._build(inputs_of(x), seed, dtype)
+            self._build(x, seed, dtype)
         elif dtype is not None and dtype_of(dtype) != self._built["dtype"]:
             raise UsageError(f"this network was built as {self._built['dtype']}; net.reset() lets it be built as {dtype}")
         return self._inputs(x)
 
     def _task(self, loss: Loss | None = None, target: Array | None = None, weighted: bool = False, optimizer: Optimizer | None = None,
-              dtype: Any = None, metrics: Sequence[Metric] = ()) -> Task:  # fmt: skip
+              dtype: Any = None, inputs: Inputs | None = None, metrics: Sequence[Metric] = ()) -> Task:  # fmt: skip
+        """inputs: those of which the shapes are to be taken; None: shapes that the network was built for."""
         kind = np.dtype(dtype) if dtype is not None else self._built["dtype"]
 
         def typed(types: Mapping[str, Any]) -> dict[str, Type]:
@@ -369,16 +422,27 @@ class Stateful(ABC):
         target_type = None
         if target is not None:
             target_type = Type(target.shape[1:], kind if target.dtype.kind == "f" else np.dtype(np.int64))
+        given, steps = typed(self._built["inputs"]), None
+        if inputs is not None:
+            given = {n: Type(inputs.arrays[n].shape[1:], t.dtype) for n, t in given.items()}
+            given |= {n: Type((), LENGTHS) for n in inputs.lengths}
+            steps = self._steps(inputs) if target is not None else None
         return Task(
             self._forward, typed(self._arrays("parameter")), tuple(self._trainable()), typed(self._arrays("statistic")),
-            typed(self._built["inputs"]), kind, loss, target_type, weighted, optimizer,
+            given, kind, loss, target_type, weighted, optimizer, steps,
             tuple(dict.fromkeys(m for m in metrics if loss is not None and m.is_summed(loss))),
         )  # fmt: skip
 
-    def _forward_program(self, rows: int) -> Program:
+    def _steps(self, inputs: Inputs) -> str | None:
+        """The name of the lengths by which a loss counts the steps of scores; None where scores are no sequences, or all count."""
+        wanted = self._seen(inputs).stepwise
+        return next((n for n in inputs.lengths if set(wanted) & set(measured_by(n))), None)
+
+    def _forward_program(self, rows: int, inputs: Inputs) -> Program:
         """The program of `predict`, kept for the next call. It is recorded anew when an attribute of a layer changes."""
-        key = (rows, str(self._built["dtype"]), self.fingerprint(identity=True))
-        return self._kept_program(key, lambda: make_program(self._task(), rows, ("forward",)))
+        task = self._task(inputs=inputs)
+        key = (rows, str(self._built["dtype"]), tuple(task.inputs.items()), self.fingerprint(identity=True))
+        return self._kept_program(key, lambda: make_program(task, rows, ("forward",)))
 
     def _kept_program(self, key: Any, record: Callable[[], Program]) -> Program:
         """The program that is kept under this key, recorded if there is none."""
@@ -460,6 +524,28 @@ def dtype_of(dtype: Any) -> np.dtype[Any]:
     if found is None:
         raise UsageError(f'dtype is "float32" or "float64", not {dtype!r}')
     return found
+
+
+@record(frozen=True)
+class _Seen:
+    """What a network does with rows of certain shapes.
+
+    outputs: the shape of a row of scores. index: for each integer input, what its values may be. sequences: inputs whose second axis
+    is the time of layers that read lengths. stepwise: inputs whose time the scores have as their second axis.
+    """
+
+    outputs: tuple[int, ...]
+    index: Mapping[str, Sequence[IndexUse]]
+    sequences: tuple[str, ...]
+    stepwise: tuple[str, ...]
+
+    def kept(self) -> dict[str, Any]:
+        """As part of what a network knows of itself; `others` is for rows of other shapes."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "others": {}}
+
+    @classmethod
+    def of(cls, built: Mapping[str, Any]) -> _Seen:
+        return cls(**{f.name: built[f.name] for f in fields(cls)})
 
 
 @record(frozen=True)
