@@ -37,10 +37,10 @@ def backend_of(width: str | None = None, level: int = 2, panels: tuple[int, ...]
     """The backend for a narrower processor, emulated if this one is of another family; None: the host itself. panels: of matrices, in
     place of its own."""
     target = host() if width is None else narrowed(width)
-    if target.family != host().family:
-        return Emulated(level, **options)
     if panels is not None:
         target = replace(target, panels=panels)
+    if target.family != host().family:
+        return Emulated(level, target=target, **options)
     return NativeBackend(target, level, **options)
 
 

@@ -2,8 +2,8 @@
 
 In: kernels. Out: kernels that index matrices of state and of the step's own as (panel, row, column inside). A panel lies in one piece,
 so a thread that has some of the columns shares no memory with its neighbours (a processor fetches lines that follow those it is asked
-for, also where they are another's), and what a tile reads lies together. How a matrix is laid out follows from its shape alone,
-so all entries of a program agree about their state (layout.py).
+for, also where they are another's), and what a tile reads lies together. How a matrix is laid out follows from its shape and the target
+alone, so all entries of a program agree about their state (layout.py).
 """
 
 from __future__ import annotations
