@@ -28,7 +28,7 @@ test: lint ## ruff and mypy, then the tests with fixed seeds (minutes)
 test-all: lint ## everything: the slow tests too, and more and random samples
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "slow or not slow" --hypothesis-profile=all
 
-test-aarch64: $(READY) ## machine code for AArch64, run by an emulator: needs Debian's qemu-user and binutils-aarch64-linux-gnu (1 min)
+test-aarch64: $(READY) ## machine code for AArch64, run by an emulator: needs Debian's qemu-user and binutils-aarch64-linux-gnu (minutes)
 	@for tool in qemu-aarch64 aarch64-linux-gnu-as; do command -v $$tool >/dev/null || { \
 	  echo "chainrule: no $$tool. On Debian and Ubuntu: apt-get install qemu-user binutils-aarch64-linux-gnu (16 MB)" >&2; exit 1; }; done
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "slow or not slow" tests/test_aarch64.py
