@@ -32,11 +32,11 @@ def graph_key(graph: Graph) -> tuple[Any, ...]:
     for node in (*graph.inputs, *graph.nodes()):
         if node not in number:
             number[node] = len(number)
-            lines.append(_node_key(node, tuple(number[a] for a in node.args)))
+            lines.append(node_key(node, tuple(number[a] for a in node.args)))
     return (*lines, tuple(number[o] for o in graph.outputs))
 
 
-def _node_key(node: Node, args: tuple[int, ...]) -> tuple[Any, ...]:
+def node_key(node: Node, args: tuple[int, ...]) -> tuple[Any, ...]:
     attrs = () if node.op == "input" else tuple((k, _value_key(v)) for k, v in sorted(node.attrs.items()) if k != "derivative")
     return (node.op, args, attrs, tuple((t.shape, t.dtype.str, t.weak) for t in node.types))
 
@@ -60,7 +60,7 @@ def _share(graph: Graph) -> Graph:
         args = tuple(table[a] for a in node.args)
         attrs = {k: normalize(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
         new = _fold(_strong(rebuilt(node, args, attrs)))
-        key = _node_key(new, tuple(number.setdefault(a, len(number)) for a in new.args))
+        key = node_key(new, tuple(number.setdefault(a, len(number)) for a in new.args))
         table[node] = known.setdefault(key, new)
     return Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
 

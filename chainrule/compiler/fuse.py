@@ -42,12 +42,18 @@ DEEPEST = 40  # elementwise nodes computed one inside the other, before one is p
 
 @dataclass(frozen=True)
 class Sink:
-    """Where an output goes: a buffer, and indices that stand before its own (the time of a loop). carried: others still read there
-    what the step before has left."""
+    """Where a node goes: a buffer, and indices that stand before its own (the time of a loop). carried: others still read there
+    what the step before has left; axis, first: it is the part of a longer array that begins at that place of that axis."""
 
     buffer: Buffer
     before: Index = ()
     carried: bool = False
+    axis: int = 0
+    first: int = 0
+
+    def at(self, index: Index) -> Index:
+        moved = (i + self.first if d == self.axis else i for d, i in enumerate(index))
+        return (*self.before, *(moved if self.first else index))
 
 
 @dataclass(eq=False)
@@ -132,6 +138,8 @@ class _Fusion:
                 must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
                 must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
+            if n.op == "concatenate":
+                must |= {a for a in n.args if a.op not in {*VIRTUAL, "input"} and OPS[a.op].elementwise}
             if n.op == "scan":
                 whole = _seen_whole(n.attrs["body"])
                 inputs = zip(n.args, n.attrs["body"].inputs, strict=True)
@@ -273,7 +281,7 @@ class _Fusion:
         index = tuple(of(a) for a in domain)
         row = self.rows.get(node)
         unit = _unit(domain, row if isinstance(row, int) else None)
-        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, (*sink.before, *index), self.sources[node](index))], unit)
+        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, sink.at(index), self.sources[node](index))], unit)
 
     def _ask(self, node: Node) -> None:
         asked = self.asked.setdefault(self.home[node], [])
@@ -284,7 +292,11 @@ class _Fusion:
         """Where a node is in memory; asks its group to put it there."""
         if node not in self.stored:
             places = self.sinks.get(node, ())
-            plain = [s.buffer for s in places if s.buffer.space == "result" and not s.before and not s.carried]
+            plain = [
+                s.buffer
+                for s in places
+                if s.buffer.space == "result" and not s.before and not s.carried and s.buffer.shape == node.shape
+            ]
             self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype)
             if node.op != "output":
                 self._ask(node)
@@ -308,7 +320,7 @@ class _Fusion:
             value = former.at(node, index)
             places = [Sink(self.stored[node])] if node in self.stored else []
             places += [s for s in self.sinks.get(node, ()) if not places or s.buffer is not places[0].buffer]
-            stores += [Store(p.buffer, (*p.before, *index), value) for p in places]
+            stores += [Store(p.buffer, p.at(index), value) for p in places]
         rows = {self.rows.get(n) for n in asked}
         row = next((r for r in rows if isinstance(r, int)), None)
         return [Kernel(self.names("k"), domain, former.reduced, stores, _unit(domain, row))]
@@ -333,7 +345,7 @@ class _Fusion:
     def copy(self, source: Buffer, sink: Sink) -> Kernel:
         domain = self._axes(source.shape)
         index = tuple(of(a) for a in domain)
-        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, (*sink.before, *index), load(source, index))])
+        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, sink.at(index), load(source, index))])
 
     def _part(
         self, group: Group, target: Buffer, shape: tuple[int, ...], value: Callable[[Former, Index], Value],
@@ -348,8 +360,14 @@ class _Fusion:
         return Kernel(self.names("k"), domain, former.reduced, [Store(target, place(index), made, mode)], unit, sequential)
 
     def _concatenate(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """Each part is stored in its place by the group that computes it; others are copied."""
         axis, at, kernels = node.attrs["axis"], 0, []
         for arg in node.args:
+            if arg in self.home and self.home[arg].open and self.home[arg].shape == arg.shape:
+                self.sinks.setdefault(arg, []).append(Sink(target, axis=axis, first=at))
+                self._ask(arg)
+                at += arg.shape[axis]
+                continue
 
             def place(i: Index, at: int = at) -> Index:
                 return (*i[:axis], i[axis] + at, *i[axis + 1 :])

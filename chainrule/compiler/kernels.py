@@ -111,13 +111,15 @@ class Kernel:
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step."""
+    """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step; meets: the
+    kernels are not all cut alike, so threads meet in each turn, as they do between phases."""
 
     name: str
     axis: Axis
     reverse: bool
     items: list[Kernel | Loop]
     states: list[Buffer]
+    meets: bool = False
 
 
 Item = Kernel | Loop
@@ -254,7 +256,7 @@ def kernels_text(items: Sequence[Item], indent: str = "") -> str:
 
 def _item_text(item: Item, indent: str) -> str:
     if isinstance(item, Loop):
-        head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{' descending' if item.reverse else ''}"
+        head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{' descending' if item.reverse else ''}{', in phases' if item.meets else ''}"
         return f"{head}\n{kernels_text(item.items, indent + '    ')}"
     axes = " ".join(f"{a.name}<{a.extent}{'*' if a is item.unit else ''}" for a in item.domain)
     over = " ".join(f"{a.name}<{a.extent}" for a in item.reduced)

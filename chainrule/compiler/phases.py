@@ -32,11 +32,12 @@ class Access:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """Phases in order; `inner`: the kernels of each loop in order; `units`: what each item shares out, by its extent; `late`: copies
-    of the state, made before the first step."""
+    """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
+    `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
+    meeting: dict[Loop, list[list[Item]]]
     units: dict[Item, int | None]
     late: list[Kernel]
 
@@ -53,9 +54,14 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: 
         units.update({i: _extent(i, inner, threads) for i in inner[loop]})
     level = _levels(ordered, units, {}, threads)
     level = _levels(ordered, units, _after_checks(ordered, level, set(state)), threads)
-    count = max(level.values(), default=-1) + 1
     units.update({k: _extent(k, inner, threads) for k in late})
-    return Plan([[i for i in ordered if level[i] == n] for n in range(count)], inner, units, late)
+    meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in ordered if isinstance(i, Loop) and i.meets}
+    return Plan(_by_level(ordered, level), inner, meeting, units, late)
+
+
+def _by_level(items: Sequence[Item], level: dict[Item, int]) -> list[list[Item]]:
+    count = max(level.values(), default=-1) + 1
+    return [[i for i in items if level[i] == n] for n in range(count)]
 
 
 def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inner: dict[Loop, list[Item]]) -> list[Item]:
@@ -223,11 +229,16 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
                 if level[before] >= first:
                     alone = units[before] is None, units[item] is None
                     near = all(alone) or (not any(alone) and local(a, b, threads))
+                    near = near and not _meets(before) and not _meets(item)
                     first = level[before] + (0 if near else 1)
         for b in touched:
             (written if b.write else read).setdefault(b.buffer, []).append((item, b))
         level[item] = first
     return level
+
+
+def _meets(item: Item) -> bool:
+    return isinstance(item, Loop) and item.meets
 
 
 def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Buffer]) -> dict[Item, int]:

@@ -7,7 +7,7 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,13 +22,15 @@ from .alike import Likeness, adapted, counterparts, likeness
 from .cost import work
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
-from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
+from .gather import gathered
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, verify
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
+from .scans import improve
 from .schedule import TINY, Schedule, block, packs, schedule, units
 from .share import share
 from .simplify import simplify
@@ -76,11 +78,11 @@ def compile_graph(
     caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel.
     """
     names = Names()
-    graph = simplify(graph)
+    graph = improve(simplify(graph))
     items, sources = _gathered(inputs, graph, names)
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
-    items = share(items, panels, set(state), target, names)
+    items = share(gathered(items, names), panels, set(state), target, names)
     verify(items)
     planned = plan(items, list(state), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
@@ -96,10 +98,10 @@ def compile_graph(
         module.add(f)
     for item, (like, one, other) in first.items():
         module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
-    prepare = Plan([list(planned.late)], planned.inner, planned.units, [])
+    prepare = Plan([list(planned.late)], {}, {}, planned.units, [])
     entries = [
-        _entry(name, planned, threads, module, set(state), timed),
-        _entry(f"{name}_prepare", prepare, threads, module, set()),
+        _Entry(planned, threads, module, set(state), timed).text(name),
+        _Entry(prepare, threads, module, set()).text(f"{name}_prepare"),
     ]
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
@@ -190,6 +192,8 @@ def _functions(
         return [lower(item, schedules[item], threads, target, variables)]
     inside = (*variables, item.axis)
     made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, inside)]
+    if item.meets:
+        return made  # the entry holds the loop
     alone = planned.units[item] is None
     calls: list[Statement] = [
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
@@ -204,78 +208,118 @@ def _count(item: Item, planned: Plan, threads: int) -> int:
     return 1 if extent is None else units(extent, threads)[0]
 
 
-def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Buffer], timed: bool = False) -> str:
+class _Entry:
     """`i32 name(table, thread, threads, barrier)`: 1 if an index was out of range, before any state is written."""
-    lines: list[str] = []
-    clock = count()
-    numbers = count()
 
-    def line(text: str) -> str:
-        register = f"%p{next(numbers)}"
-        lines.append(f"  {register} = {text}")
+    def __init__(self, planned: Plan, threads: int, module: Module, state: set[Buffer], timed: bool = False) -> None:
+        self.planned, self.threads, self.module, self.state, self.timed = planned, threads, module, state, timed
+        self.lines: list[str] = []
+        self.numbers, self.clock = count(), count()
+        self.pointers: dict[Buffer | str, str] = {}
+        self.label = "entry"
+
+    def text(self, name: str) -> str:
+        phases = self.planned.phases
+        inside = [i for turn in self.planned.meeting.values() for items in turn for i in items]
+        called = [i for items in phases for i in items if i not in self.planned.meeting] + inside
+        for item in called:
+            for buffer in self.module.known[item.name].buffers:
+                self.module.pointer(buffer, self._line, self.pointers)
+        self.shares = self._shares(called)
+        tested = not self.module.checks
+        for at, items in enumerate(phases):
+            if at:
+                self._meet()
+            writes = any(a.write and a.buffer in self.state for i in items for a in accesses(i))
+            if not tested and writes:
+                self._test_report()
+                tested = True
+            for item in items:
+                self._item(item)
+        if not tested:
+            self._test_report()
+        head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
+        return "\n".join([head, "entry:", *self.lines, "  ret i32 0", "}"])
+
+    def _line(self, text: str) -> str:
+        register = f"%p{next(self.numbers)}"
+        self.lines.append(f"  {register} = {text}")
         return register
 
-    pointers: dict[Any, str] = {}
-    for items in planned.phases:
-        for item in items:
-            for buffer in module.known[item.name].buffers:
-                module.pointer(buffer, line, pointers)
-    shares: dict[int, tuple[str, str]] = {}
-    if threads > 1:
-        lines.append("  %after = add i64 %thread, 1")
-        for n in sorted({_count(i, planned, threads) for items in planned.phases for i in items}):
+    def _start(self, label: str) -> None:
+        self.lines.append(f"{label}:")
+        self.label = label
+
+    def _shares(self, called: Sequence[Item]) -> dict[int, tuple[str, str]]:
+        """For each number of units, those of this thread."""
+        if self.threads == 1:
+            return {}
+        shares: dict[int, tuple[str, str]] = {}
+        self.lines.append("  %after = add i64 %thread, 1")
+        for n in sorted({_count(i, self.planned, self.threads) for i in called}):
             for which, t in (("lo", "%thread"), ("hi", "%after")):
-                lines += [f"  %{which}m{n} = mul i64 {t}, {n}", f"  %{which}{n} = udiv i64 %{which}m{n}, %threads"]
+                self.lines += [f"  %{which}m{n} = mul i64 {t}, {n}", f"  %{which}{n} = udiv i64 %{which}m{n}, %threads"]
             shares[n] = (f"%lo{n}", f"%hi{n}")
-    tested = not module.checks
-    for at, items in enumerate(planned.phases):
-        if at and threads > 1:
-            lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
-        writes = any(a.write and a.buffer in state for i in items for a in accesses(i))
-        if not tested and writes:
-            lines += _test_report(at)
-            tested = True
-        for item in items:
-            n = _count(item, planned, threads)
-            lo, hi = shares.get(n, ("0", str(n)))
-            callee = module.known[item.name]
-            buffers = "".join(f", ptr {pointers[b]}" for b in callee.buffers)
-            call = f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{buffers})"
-            if timed:
-                lines += _clocked(call, next(clock), line)
-            else:
-                lines.append(call)
-    if not tested:
-        lines += _test_report(len(planned.phases))
-    head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
-    return "\n".join([head, "entry:", *lines, "  ret i32 0", "}"])
+        return shares
 
+    def _meet(self) -> None:
+        if self.threads > 1:
+            self.lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
 
-def _clocked(call: str, number: int, line: Callable[[str], str]) -> list[str]:
-    """The call, and the cycles it takes added to its place behind the report."""
-    place = f"%clock{number}"
-    return [
-        f"  {place}s = getelementptr ptr, ptr %table, i64 {REPORT}",
-        f"  {place}r = load ptr, ptr {place}s, align 8",
-        f"  {place} = getelementptr i64, ptr {place}r, i64 {CLOCKS + number}",
-        f"  {place}b = call i64 @llvm.readcyclecounter()",
-        call,
-        f"  {place}e = call i64 @llvm.readcyclecounter()",
-        f"  {place}d = sub i64 {place}e, {place}b",
-        f"  {place}o = load i64, ptr {place}, align 8",
-        f"  {place}n = add i64 {place}o, {place}d",
-        f"  store i64 {place}n, ptr {place}, align 8",
-    ]
+    def _item(self, item: Item) -> None:
+        before = self._clock() if self.timed else ""
+        if item in self.planned.meeting:
+            assert isinstance(item, Loop)
+            self._loop(item)
+        else:
+            self._call(item)
+        if self.timed:
+            self._clocked(before, next(self.clock))
 
+    def _call(self, item: Item, variables: str = "") -> None:
+        n = _count(item, self.planned, self.threads)
+        lo, hi = self.shares.get(n, ("0", str(n)))
+        callee = self.module.known[item.name]
+        buffers = "".join(f", ptr {self.pointers[b]}" for b in callee.buffers)
+        self.lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{variables}{buffers})")
 
-def _test_report(at: int) -> list[str]:
-    return [
-        f"  %place{at} = getelementptr ptr, ptr %table, i64 {REPORT}",
-        f"  %report{at} = load ptr, ptr %place{at}, align 8",
-        f"  %word{at} = load i64, ptr %report{at}, align 8",
-        f"  %bad{at} = icmp ne i64 %word{at}, 0",
-        f"  br i1 %bad{at}, label %stop{at}, label %go{at}",
-        f"stop{at}:",
-        "  ret i32 1",
-        f"go{at}:",
-    ]
+    def _loop(self, loop: Loop) -> None:
+        """A loop in which threads meet: after each phase of a turn, and so before the next one."""
+        number, before = next(self.numbers), self.label
+        self.lines.append(f"  br label %turn{number}")
+        self._start(f"turn{number}")
+        self.lines.append(f"  %count{number} = phi i64 [ 0, %{before} ], [ %next{number}, %turn{number} ]")
+        variable = f"%count{number}"
+        if loop.reverse:
+            variable = self._line(f"sub nsw i64 {loop.axis.extent - 1}, {variable}")
+        for items in self.planned.meeting[loop]:
+            for item in items:
+                self._call(item, f", i64 {variable}")
+            self._meet()
+        self.lines += [
+            f"  %next{number} = add nuw nsw i64 %count{number}, 1",
+            f"  %again{number} = icmp slt i64 %next{number}, {loop.axis.extent}",
+            f"  br i1 %again{number}, label %turn{number}, label %done{number}",
+        ]
+        self._start(f"done{number}")
+
+    def _clock(self) -> str:
+        return self._line("call i64 @llvm.readcyclecounter()")
+
+    def _clocked(self, before: str, number: int) -> None:
+        """The cycles since then are added to their place behind the report."""
+        spent = self._line(f"sub i64 {self._clock()}, {before}")
+        report = self._line(f"load ptr, ptr {self._report()}, align 8")
+        place = self._line(f"getelementptr i64, ptr {report}, i64 {CLOCKS + number}")
+        total = self._line(f"add i64 {self._line(f'load i64, ptr {place}, align 8')}, {spent}")
+        self.lines.append(f"  store i64 {total}, ptr {place}, align 8")
+
+    def _report(self) -> str:
+        return self._line(f"getelementptr ptr, ptr %table, i64 {REPORT}")
+
+    def _test_report(self) -> None:
+        number = next(self.numbers)
+        report = self._line(f"load ptr, ptr {self._report()}, align 8")
+        bad = self._line(f"icmp ne i64 {self._line(f'load i64, ptr {report}, align 8')}, 0")
+        self.lines += [f"  br i1 {bad}, label %stop{number}, label %go{number}", f"stop{number}:", "  ret i32 1"]
+        self._start(f"go{number}")

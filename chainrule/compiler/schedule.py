@@ -26,6 +26,7 @@ PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
 PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
+CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4

@@ -73,4 +73,35 @@ def _contract(node: Node) -> Node:
     return make("contract", tuple(args), {"spec": f"{words[0]},{words[1]}->{out}"}, node.source, node.scope)
 
 
-RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "contract": _contract}
+def _add(node: Node) -> Node:
+    """A sum of arrays that are zero but for their own part of one axis is these parts, one after the other: so come the gradients of
+    slices."""
+    parts = _parts(node)
+    if parts is None:
+        return node
+    axis, pieces = parts
+    at = 0
+    for start, piece in sorted(pieces, key=lambda p: p[0]):
+        if start != at:
+            return node
+        at += piece.shape[axis]
+    if at != node.shape[axis]:
+        return node
+    args = tuple(piece for _, piece in sorted(pieces, key=lambda p: p[0]))
+    return make("concatenate", args, {"axis": axis}, node.source, node.scope)
+
+
+def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
+    """The axis and (first place, part) for each part, if a node is the sum of such parts and 0 elsewhere."""
+    if node.op == "add":
+        one, other = (_parts(a) for a in node.args)
+        return (one[0], one[1] + other[1]) if one and other and one[0] == other[0] else None
+    if node.op != "pad" or node.args[1].op != "constant" or node.args[1].attrs["value"] != 0:
+        return None
+    padded = [d for d, amounts in enumerate(node.attrs["amounts"]) if amounts != (0, 0, 0)]
+    if len(padded) != 1 or node.attrs["amounts"][padded[0]][2] or min(node.attrs["amounts"][padded[0]]) < 0:
+        return None
+    return padded[0], [(node.attrs["amounts"][padded[0]][0], node.args[0])]
+
+
+RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "contract": _contract, "add": _add}
