@@ -37,6 +37,7 @@ def graph_key(graph: Graph) -> tuple[Any, ...]:
 
 
 def node_key(node: Node, args: tuple[int, ...]) -> tuple[Any, ...]:
+    """What a node computes of its arguments, which are told by numbers."""
     attrs = () if node.op == "input" else tuple((k, _value_key(v)) for k, v in sorted(node.attrs.items()) if k != "derivative")
     return (node.op, args, attrs, tuple((t.shape, t.dtype.str, t.weak) for t in node.types))
 

@@ -33,19 +33,27 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.flops + other.flops, self.read + other.read, self.written + other.written)
 
-    def times(self, count: int) -> Work:
+    def times(self, count: float) -> Work:
         """So many times this."""
-        return Work(self.flops * count, self.read * count, self.written * count)
+        return Work(round(self.flops * count), round(self.read * count), round(self.written * count))
 
 
 def work(item: Item, around: frozenset[Axis] = frozenset()) -> Work:
     """What an item costs. around: the axes of the loops that it stands in, each turn of which is counted by the loop."""
     if isinstance(item, Loop):
-        inside = (work(i, around | {item.axis}) for i in item.items)
-        return sum(inside, Work(0, 0, 0)).times(item.axis.extent)
+        inside = [work(i, around | {item.axis}).times(n) for i, n in zip(item.items, repetitions(item), strict=True)]
+        return sum(inside, Work(0, 0, 0))
     read, written = traffic(item, around)
     flops = sum(_operations(v, around) for v in item.values())
     return Work(flops, sum(read.values()), sum(written.values()))
+
+
+def repetitions(loop: Loop) -> list[float]:
+    """How often each of its items runs; a loop of which single turns are run, in parts of all its turns."""
+    if not loop.turns:
+        return [loop.axis.extent] * len(loop.items)
+    parts = [i.axis.extent if isinstance(i, Loop) else 1 for i in loop.items]
+    return [sum(which == n for which, _ in loop.turns) / part for n, part in enumerate(parts)]
 
 
 def traffic(kernel: Kernel, around: frozenset[Axis] = frozenset()) -> tuple[dict[Buffer, int], dict[Buffer, int]]:
@@ -72,7 +80,8 @@ def seconds(item: Item, peak: float, near: float, far: float) -> float:
 
 def _moved(item: Item, near: float, far: float, around: frozenset[Axis]) -> float:
     if isinstance(item, Loop):
-        return item.axis.extent * sum(_moved(i, near, far, around | {item.axis}) for i in item.items)
+        inside = zip(item.items, repetitions(item), strict=True)
+        return sum(n * _moved(i, near, far, around | {item.axis}) for i, n in inside)
     both = traffic(item, around)
     return sum(n / (near if b.space == "scratch" else far) for part in both for b, n in part.items())
 

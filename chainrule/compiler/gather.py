@@ -7,8 +7,9 @@ the nearest cache, and the gradients of weights are large matrix products.
 
     sum += Σ over a chunk's steps (Σ over rows (term)),        chunks in the order of the loop, steps and rows ascending inside
 
-Chunks are aligned at step 0 and of one length, the last of what is left; the length follows from the number of rows alone. So the order
-of a sum depends neither on threads, nor on which chunks' states were kept and which computed again.
+Chunks are aligned at the step with which the loop ends (a backward loop: where the forward loop began) and of one length, but for the
+one that it begins with; the length follows from the number of rows alone. So the order of a sum depends neither on threads, nor on which
+states were kept and which computed again (replay.py).
 """
 
 from __future__ import annotations
@@ -29,9 +30,18 @@ def gathered(items: Sequence[Item], names: Names) -> list[Item]:
     """The items with such loops cut into chunks. Only loops that stand in no other are looked at."""
     made: list[Item] = []
     for item in items:
-        sums = _sums(item, items) if isinstance(item, Loop) else []
+        sums = _sums(item, items) if isinstance(item, Loop) and not item.meets else []
         made += _Chunks(item, sums, names).items() if sums and isinstance(item, Loop) else [item]
     return made
+
+
+def chunk(loop: Loop) -> tuple[int, int]:
+    """The steps of a chunk (1 if the loop gathers no sums), and the bytes that are kept until its end."""
+    sums = _sums(loop, [loop])
+    if not sums:
+        return 1, 0
+    made = _Chunks(loop, sums, Names())
+    return made.length, sum(b.bytes for b in made.kept.values())
 
 
 # ---- which kernels are such sums ---------------------------------------------------------------------------------------------
@@ -131,15 +141,13 @@ class _Chunks:
         self.kept = {b: Buffer(names("t"), (self.length, *b.shape), b.dtype) for b in kept if b is not None}
 
     def items(self) -> list[Item]:
-        """The last, shorter chunk, and a loop over the others; in the order of the steps."""
+        """The chunk that the loop begins with, if it is shorter, and a loop over the others."""
         time = self.loop.axis
         whole, rest = divmod(time.extent, self.length)
-        chunk = Axis(time.name + "c", whole)
-        many = self._chunk(of(chunk) * self.length, self.length)
-        parts: list[list[Item]] = [many if whole == 1 else [Loop(self.names("loop"), chunk, self.loop.reverse, many, [], True)]]
-        if rest:
-            parts.append(self._chunk(Affine(whole * self.length), rest))
-        return [i for part in (reversed(parts) if self.loop.reverse else parts) for i in part]
+        turn = Axis(time.name + "c", whole)
+        many = self._chunk(of(turn) * self.length + (0 if self.loop.reverse else rest), self.length)
+        first = self._chunk(Affine(whole * self.length if self.loop.reverse else 0), rest) if rest else []
+        return [*first, *(many if whole == 1 else [Loop(self.names("loop"), turn, self.loop.reverse, many, [], True)])]
 
     def _chunk(self, first: Affine, length: int) -> list[Item]:
         step = Axis(self.loop.axis.name + "s", length)
@@ -181,7 +189,8 @@ class _Chunks:
         stores = []
         for s in self._stores(kernel, {self.loop.axis: first + of(step)}, of(step)):
             old, term = _old(s), _term(s)
-            assert old is not None and term is not None
+            assert old is not None
+            assert term is not None
             inner = term.args[0] if term.op == "reduce" else term
             total = reduce("sum", inner, reduced) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))

@@ -112,7 +112,8 @@ class Kernel:
 @dataclass(slots=True, eq=False)
 class Loop:
     """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step; meets: the
-    kernels are not all cut alike, so threads meet in each turn, as they do between phases."""
+    kernels are not all cut alike, so threads meet in each turn, as they do between phases. turns: if there are any, each turn runs one
+    of the items, which are loops, once: (which, the value of its axis)."""
 
     name: str
     axis: Axis
@@ -120,6 +121,7 @@ class Loop:
     items: list[Kernel | Loop]
     states: list[Buffer]
     meets: bool = False
+    turns: tuple[tuple[int, int], ...] = ()
 
 
 Item = Kernel | Loop
@@ -256,7 +258,9 @@ def kernels_text(items: Sequence[Item], indent: str = "") -> str:
 
 def _item_text(item: Item, indent: str) -> str:
     if isinstance(item, Loop):
-        head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{' descending' if item.reverse else ''}{', in phases' if item.meets else ''}"
+        how = " descending" * item.reverse + ", in phases" * (item.meets and not item.turns)
+        how += ", one of these at a time: " * bool(item.turns) + " ".join(f"{which}@{at}" for which, at in item.turns)
+        head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{how}"
         return f"{head}\n{kernels_text(item.items, indent + '    ')}"
     axes = " ".join(f"{a.name}<{a.extent}{'*' if a is item.unit else ''}" for a in item.domain)
     over = " ".join(f"{a.name}<{a.extent}" for a in item.reduced)

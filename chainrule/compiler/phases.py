@@ -55,7 +55,7 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: 
     level = _levels(ordered, units, {}, threads)
     level = _levels(ordered, units, _after_checks(ordered, level, set(state)), threads)
     units.update({k: _extent(k, inner, threads) for k in late})
-    meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in ordered if isinstance(i, Loop) and i.meets}
+    meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in inner if i.meets}
     return Plan(_by_level(ordered, level), inner, meeting, units, late)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
@@ -30,6 +31,7 @@ from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
+from .replay import replayed
 from .scans import improve
 from .schedule import TINY, Schedule, block, packs, schedule, units
 from .share import share
@@ -51,7 +53,8 @@ class Given:
 
 @dataclass(eq=False)
 class Code:
-    """One entry, ready to be made machine code. `slots`: names of the caller's buffers, in the order of the table of pointers."""
+    """One entry, ready to be made machine code. `slots`: names of the caller's buffers, in the order of the table of pointers;
+    `plans`: what is kept of each loop that another goes through backward, if there is a budget."""
 
     name: str
     graph: Graph
@@ -60,6 +63,7 @@ class Code:
     functions: list[Function]
     slots: dict[Buffer, int]
     text: str
+    plans: list[Checkpoints]
 
     def stage(self, stage: str) -> str:
         """The text of a stage: "kernels" or "loops"."""
@@ -71,17 +75,23 @@ class Code:
 def compile_graph(
     name: str, graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], slots: Mapping[str, int],
     rows: Sequence[Rows], target: Target, *, threads: int = 1, guard: int = 0, barrier: str = "", timed: bool = False,
+    memory: int | None = None,
 ) -> Code:  # fmt: skip
     """All passes.
 
     Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
-    caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel.
+    caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel;
+    memory: so many bytes may be kept between forward and backward pass, copies of data not counted.
     """
     names = Names()
     graph = improve(simplify(graph))
     items, sources = _gathered(inputs, graph, names)
+    data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
+    plans: list[Checkpoints] = []
+    if memory is not None:
+        items, plans = replayed(items, memory, data, names)
     items = share(gathered(items, names), panels, set(state), target, names)
     verify(items)
     planned = plan(items, list(state), names, threads)
@@ -89,11 +99,11 @@ def compile_graph(
     schedules, first = _scheduled(every, target)
     for k, made in schedules.items():
         _set_aside(k, made, names, threads, target)
-    memory = arena(planned.phases, planned.late, guard)
+    places = arena(planned.phases, planned.late, guard)
     functions = [f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
-    module = Module(Layout(table, memory.offsets), target, inline=tiny)
+    module = Module(Layout(table, places.offsets), target, inline=tiny)
     for f in functions:
         module.add(f)
     for item, (like, one, other) in first.items():
@@ -106,7 +116,7 @@ def compile_graph(
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
-    return Code(name, graph, planned, memory, functions, table, text)
+    return Code(name, graph, planned, places, functions, table, text, plans)
 
 
 def _scheduled(
@@ -217,11 +227,12 @@ class _Entry:
         self.numbers, self.clock = count(), count()
         self.pointers: dict[Buffer | str, str] = {}
         self.label = "entry"
+        self.heads: dict[int, tuple[str, int]] = {}
 
     def text(self, name: str) -> str:
         phases = self.planned.phases
         inside = [i for turn in self.planned.meeting.values() for items in turn for i in items]
-        called = [i for items in phases for i in items if i not in self.planned.meeting] + inside
+        called = [i for i in [*(i for items in phases for i in items), *inside] if i not in self.planned.meeting]
         for item in called:
             for buffer in self.module.known[item.name].buffers:
                 self.module.pointer(buffer, self._line, self.pointers)
@@ -235,7 +246,10 @@ class _Entry:
                 self._test_report()
                 tested = True
             for item in items:
+                before = self._clock() if self.timed else ""
                 self._item(item)
+                if self.timed:
+                    self._clocked(before, next(self.clock))
         if not tested:
             self._test_report()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
@@ -266,39 +280,74 @@ class _Entry:
         if self.threads > 1:
             self.lines.append("  call void @barrier(ptr %barrier, i64 %threads)")
 
-    def _item(self, item: Item) -> None:
-        before = self._clock() if self.timed else ""
-        if item in self.planned.meeting:
-            assert isinstance(item, Loop)
-            self._loop(item)
-        else:
-            self._call(item)
-        if self.timed:
-            self._clocked(before, next(self.clock))
+    def _item(self, item: Item, variables: tuple[str, ...] = ()) -> None:
+        if item not in self.planned.meeting:
+            self._call(item, variables)
+        elif isinstance(item, Loop) and item.turns:
+            self._replay(item, variables)
+        elif isinstance(item, Loop):
+            self._loop(item, variables)
 
-    def _call(self, item: Item, variables: str = "") -> None:
+    def _call(self, item: Item, variables: tuple[str, ...]) -> None:
         n = _count(item, self.planned, self.threads)
         lo, hi = self.shares.get(n, ("0", str(n)))
         callee = self.module.known[item.name]
-        buffers = "".join(f", ptr {self.pointers[b]}" for b in callee.buffers)
-        self.lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{variables}{buffers})")
+        more = "".join([f", i64 {v}" for v in variables] + [f", ptr {self.pointers[b]}" for b in callee.buffers])
+        self.lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{more})")
 
-    def _loop(self, loop: Loop) -> None:
-        """A loop in which threads meet: after each phase of a turn, and so before the next one."""
-        number, before = next(self.numbers), self.label
-        self.lines.append(f"  br label %turn{number}")
-        self._start(f"turn{number}")
-        self.lines.append(f"  %count{number} = phi i64 [ 0, %{before} ], [ %next{number}, %turn{number} ]")
+    def _loop(self, loop: Loop, variables: tuple[str, ...]) -> None:
+        """A loop in which threads meet."""
+        number = self._turns()
         variable = f"%count{number}"
         if loop.reverse:
             variable = self._line(f"sub nsw i64 {loop.axis.extent - 1}, {variable}")
+        self._turn(loop, (*variables, variable))
+        self._next(number, loop.axis.extent)
+
+    def _turn(self, loop: Loop, variables: tuple[str, ...]) -> None:
+        """Threads meet after each phase, and so before the next turn."""
         for items in self.planned.meeting[loop]:
             for item in items:
-                self._call(item, f", i64 {variable}")
+                self._item(item, variables)
             self._meet()
+
+    def _replay(self, loop: Loop, variables: tuple[str, ...]) -> None:
+        """A loop that runs one of its items in each turn: a table says which, and where."""
+        number = self._turns()
+        table, kind = f"@{loop.name}_turns", f"[{2 * len(loop.turns)} x i64]"
+        words = ", ".join(f"i64 {word}" for turn in loop.turns for word in turn)
+        self.module.declarations.add(f"{table} = internal constant {kind} [{words}]")
+        place = self._line(f"getelementptr [2 x i64], ptr {table}, i64 %count{number}")
+        which = self._line(f"load i64, ptr {place}, align 8")
+        where = self._line(f"load i64, ptr {self._line(f'getelementptr i64, ptr {place}, i64 1')}, align 8")
+        cases = [i for i, _ in enumerate(loop.items)]
+        labels = " ".join(f"i64 {i}, label %case{number}_{i}" for i in cases[1:])
+        self.lines.append(f"  switch i64 {which}, label %case{number}_0 [ {labels} ]")
+        for i, item in zip(cases, loop.items, strict=True):
+            assert isinstance(item, Loop)
+            self._start(f"case{number}_{i}")
+            self._turn(item, (*variables, f"%count{number}", where))
+            self.lines.append(f"  br label %after{number}")
+        self._start(f"after{number}")
+        self._next(number, len(loop.turns))
+
+    def _turns(self) -> int:
+        """The head of a loop; its number, by which its counter is called."""
+        number = next(self.numbers)
+        self.lines.append(f"  br label %turn{number}")
+        before = self.label
+        self._start(f"turn{number}")
+        self.heads[number] = before, len(self.lines)
+        self.lines.append("")
+        return number
+
+    def _next(self, number: int, extent: int) -> None:
+        """The end of a loop."""
+        before, line = self.heads[number]
+        self.lines[line] = f"  %count{number} = phi i64 [ 0, %{before} ], [ %next{number}, %{self.label} ]"
         self.lines += [
             f"  %next{number} = add nuw nsw i64 %count{number}, 1",
-            f"  %again{number} = icmp slt i64 %next{number}, {loop.axis.extent}",
+            f"  %again{number} = icmp slt i64 %next{number}, {extent}",
             f"  br i1 %again{number}, label %turn{number}, label %done{number}",
         ]
         self._start(f"done{number}")
