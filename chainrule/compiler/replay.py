@@ -1,0 +1,262 @@
+"""Loops whose inner values are not all kept: a few states are, and what lies between is computed again when the backward loop needs it.
+
+In: items, and a budget of bytes. Out: items whose scratch buffers fit it. A forward loop stacks the state that each step begins with and
+what else the backward loop reads of a step: its tape. Where that is too much, the forward loop goes through units of steps without
+tape and leaves states in slots; the backward loop takes unit after unit from the last to the first, each of them once more, with a tape
+that is as long as a unit (derive/checkpoint.py says in which order).
+
+    advance u    the steps of unit u, without tape               save p       state -> slot p
+    back u       its steps with tape, and the backward loop's    restore p    slot p -> state
+
+The last unit comes first and its steps are taken once only: what is computed from the last state stands between them and their
+backward steps. Units are aligned at the step with which the forward loop begins, and are whole numbers of the chunks in which sums
+over steps are gathered (gather.py), so every sum has the same order whatever the plan: gradients have the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..derive.checkpoint import BACKWARD, Checkpoints, choose
+from ..errors import UsageError
+from .affine import Affine, Axis, of
+from .fuse import Names
+from .gather import chunk, gathered
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt
+
+Index = tuple[Affine | Value, ...]
+SAVE, RESTORE, ADVANCE, BACK = range(4)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A forward loop, the backward loop that reads its tape, and the buffers of the tape."""
+
+    forward: Loop
+    back: Loop
+    tape: tuple[Buffer, ...]
+
+    @property
+    def steps(self) -> int:
+        return self.forward.axis.extent
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole tape."""
+        return sum(b.bytes for b in self.tape)
+
+    @property
+    def taped(self) -> int:
+        """Bytes of one step on the tape."""
+        return self.bytes // self.steps
+
+    @property
+    def state(self) -> int:
+        """Bytes of one state."""
+        return max(1, sum(b.bytes for b in self.forward.states))
+
+
+def replayed(items: Sequence[Item], memory: int, data: set[Buffer], names: Names) -> tuple[list[Item], list[Checkpoints]]:
+    """The items with their loops planned such that all scratch buffers but those in `data` fit `memory` bytes, and the plans.
+
+    Raises: `UsageError` with the least budget, if there is no such plan.
+    """
+    pairs = list(_pairs(items))
+    taped = {b for p in pairs for b in p.tape}
+    others = {b for k in kernels_of(items) for b in _buffers(k) if b.space == "scratch"} - taped - data
+    gathering = sum(2 * chunk(i)[1] for i in items if isinstance(i, Loop))  # for the last unit, and for the others
+    least = sum(b.bytes for b in others) + gathering + sum(map(_least, pairs))
+    if memory < least:
+        raise UsageError(
+            f"memory={memory:,} bytes is too little: at least {least:,} bytes have to be kept between forward and backward pass. Give "
+            "that much, or train on fewer rows at a time or on shorter sequences"
+        )
+    whole = sum(p.bytes for p in pairs)
+    made, plans = list(items), []
+    for pair in pairs:
+        share = _least(pair) + (memory - least) * pair.bytes // whole
+        plans.append(choose(pair.steps, share, state=pair.state, taped=pair.taped, chunk=_chunk(pair), fixed=pair.state))
+        if plans[-1].units > 1:
+            made = _Replay(pair, plans[-1], names).items(made)
+    return made, plans
+
+
+def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
+    loops = [i for i in items if isinstance(i, Loop)]
+    for at, forward in enumerate(loops):
+        for back in loops[at + 1 :]:
+            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse:
+                tape = _tape(forward, back, items)
+                if tape:
+                    yield Pair(forward, back, tape)
+                    break
+
+
+def _tape(forward: Loop, back: Loop, items: Sequence[Item]) -> tuple[Buffer, ...]:
+    """The scratch buffers that one loop writes at each time, and only the other reads, at the same time."""
+    outside = {b for k in kernels_of([i for i in items if i not in (forward, back)]) for b in _buffers(k)}
+    found: dict[Buffer, bool] = {}
+    for loop in (forward, back):
+        for kernel in kernels_of([loop]):
+            uses = [(v.buffer, v.index, v.shape, False) for v in kernel.loads()]
+            uses += [(s.buffer, s.index, s.view, True) for s in kernel.stores]
+            for buffer, index, view, writes in uses:
+                assert buffer is not None
+                by_time = bool(index) and index[0] == of(loop.axis) and view == buffer.shape
+                by_time = by_time and not any(isinstance(i, Affine) and loop.axis in i.axes for i in index[1:])
+                fits = by_time and writes == (loop is forward) and buffer.space == "scratch" and buffer not in outside
+                found[buffer] = found.get(buffer, True) and fits
+    written = {s.buffer for k in kernels_of([forward]) for s in k.stores}
+    return tuple(b for b, fits in found.items() if fits and b in written)
+
+
+def _buffers(kernel: Kernel) -> Iterable[Buffer]:
+    return [*(v.buffer for v in kernel.loads() if v.buffer is not None), *(s.buffer for s in kernel.stores)]
+
+
+# ---- what to keep ------------------------------------------------------------------------------------------------------------
+
+
+def _chunk(pair: Pair) -> int:
+    """The steps over which sums are gathered at a time."""
+    return chunk(pair.back)[0]
+
+
+def _least(pair: Pair) -> int:
+    """Bytes of the smallest plan: a chunk on the tape, or all of it; the start, the state it begins with and the one at hand."""
+    return pair.state + min(pair.bytes + pair.state, _chunk(pair) * pair.taped + 2 * pair.state)
+
+
+# ---- the loops anew ----------------------------------------------------------------------------------------------------------
+
+
+class _Replay:
+    """One pair of loops, by a plan of several units."""
+
+    def __init__(self, pair: Pair, plan: Checkpoints, names: Names) -> None:
+        self.pair, self.plan, self.names = pair, plan, names
+        self.full = plan.units - 1  # units of full length; the last one may be shorter
+        self.unit = Axis(names("unit"), self.full)
+        self.place = Axis(names("place"), plan.slots + 1)
+        self.tape = {b: Buffer(names("t"), (plan.segment, *b.shape[1:]), b.dtype) for b in pair.tape}
+        self.states = {b: Buffer(names("h"), b.shape, b.dtype) for b in pair.forward.states}
+        self.slots = {b: Buffer(names("t"), (plan.slots + 1, *b.shape), b.dtype) for b in pair.forward.states}
+        self.outside: set[Buffer] = set()  # what anything but the forward loop touches
+
+    def items(self, items: Sequence[Item]) -> list[Item]:
+        """All items with the two loops replaced. The state that the loop ends with is copied to where others expect it."""
+        self.outside = {b for k in kernels_of([i for i in items if i is not self.pair.forward]) for b in _buffers(k)}
+        turns = list(self._turns())
+        last = turns.index((BACK, self.full))
+        rest = self.pair.steps - self.full * self.plan.segment
+        step, where = self._steps(rest, None)
+        made: list[Item] = []
+        for item in items:
+            if item is self.pair.forward:
+                made += [
+                    self._replay(turns[:last]),
+                    self._loop(self.pair.forward, step, where, True),
+                    *(self._copy(self.states[b], (), b, ()) for b in self.states),
+                ]
+            elif item is self.pair.back:
+                made += [*gathered([self._loop(self.pair.back, step, where, True)], self.names), self._replay(turns[last + 1 :])]
+            elif isinstance(item, Kernel) and any(s.buffer in self.states for s in item.stores):
+                made.append(replace(item, stores=[replace(s, buffer=self.states.get(s.buffer, s.buffer)) for s in item.stores]))
+            else:
+                made.append(item)
+        return made
+
+    def _turns(self) -> Iterator[tuple[int, int]]:
+        """What to do turn after turn, and at which place or unit."""
+        yield SAVE, 0
+        current = 0  # the place that holds the state at hand
+        for start, goal, first, end in self.plan.actions().tolist():
+            if start != current:
+                yield RESTORE, start
+            units = range(first // self.plan.segment, -(-end // self.plan.segment))
+            if goal == BACKWARD:
+                yield BACK, units[0]
+                current = BACKWARD
+            else:
+                yield from ((ADVANCE, u) for u in units)
+                yield SAVE, goal
+                current = goal
+
+    def _replay(self, turns: Sequence[tuple[int, int]]) -> Loop:
+        """A loop over turns, each of which runs one of four parts."""
+        step, where = self._steps(self.plan.segment, self.unit)
+        place, forward, back = of(self.place), self.pair.forward, self.pair.back
+        taped = [self._loop(forward, step, where, True), *gathered([self._loop(back, step, where, True)], self.names)]
+        parts: list[tuple[Axis, list[Item]]] = [
+            (self.place, [self._copy(self.states[b], (), s, (place,)) for b, s in self.slots.items()]),
+            (self.place, [self._copy(s, (place,), self.states[b], ()) for b, s in self.slots.items()]),
+            (self.unit, [self._loop(forward, step, where, False)]),
+            (self.unit, taped),
+        ]
+        loops: list[Kernel | Loop] = [Loop(self.names("loop"), axis, False, items, [], True) for axis, items in parts]
+        turn = Axis(self.names("turn"), len(turns))
+        return Loop(self.names("loop"), turn, False, loops, [], True, tuple(turns))
+
+    def _steps(self, length: int, unit: Axis | None) -> tuple[Axis, Mapping[Axis, Affine]]:
+        """The axis over the steps of a unit (None: the last one), and what time is in terms of it."""
+        step = Axis(self.names("step"), length)
+        size, total = self.plan.segment, self.pair.steps
+        if self.pair.forward.reverse:
+            first = Affine(0) if unit is None else of(unit) * -size + (total - size)
+        else:
+            first = Affine(self.full * size) if unit is None else of(unit) * size
+        return step, {self.pair.forward.axis: first + of(step), self.pair.back.axis: first + of(step)}
+
+    def _loop(self, loop: Loop, step: Axis, where: Mapping[Axis, Affine], taped: bool) -> Loop:
+        """One of the two loops over the steps of a unit."""
+        items = [self._moved(i, where, of(step), taped) for i in loop.items]
+        if not taped:
+            items = self._needed(items)
+        return Loop(self.names("loop"), step, loop.reverse, items, [self.states.get(b, b) for b in loop.states])
+
+    def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
+        if isinstance(item, Loop):
+            inside = [self._moved(i, where, step, taped) for i in item.items]
+            return Loop(self.names("loop"), item.axis, item.reverse, inside, item.states)
+        roots = [v for s in item.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
+        table = rebuilt(roots, {}, where, lambda v: self._loaded(v, step))
+        stores = []
+        for s in item.stores:
+            index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+            new = replace(s, index=index, value=table[s.value], buffer=self.states.get(s.buffer, s.buffer))
+            if s.buffer in self.tape:
+                new = replace(new, buffer=self.tape[s.buffer], index=(step, *index[1:]), shape=())
+            stores.append(new)
+        return replace(item, name=self.names("k"), stores=stores)
+
+    def _loaded(self, v: Value, step: Affine) -> Value:
+        if v.op != "load" or v.buffer is None:
+            return v
+        if v.buffer in self.tape:
+            return load(self.tape[v.buffer], (step, *v.index[1:]))
+        return replace(v, buffer=self.states[v.buffer]) if v.buffer in self.states else v
+
+    def _needed(self, items: Sequence[Item]) -> list[Item]:
+        """The items without stores to the tape, and without what is then computed for nobody."""
+        kept = {*self.states.values(), *self.outside}
+        while True:
+            read = {v.buffer for k in kernels_of(items) for v in k.loads()}
+            stores = {k: [s for s in k.stores if s.buffer in kept or s.buffer in read] for k in kernels_of(items)}
+            if all(len(stores[k]) == len(k.stores) for k in stores):
+                return list(items)
+            items = [i for i in items if isinstance(i, Loop) or stores[i]]
+            for kernel in kernels_of(items):
+                kernel.stores = stores[kernel]
+                kernel.reduced = tuple(a for a in kernel.reduced if any(a in v.attrs.get("over", ()) for v in kernel.values()))
+
+    def _copy(self, source: Buffer, before: Index, target: Buffer, place: Index) -> Kernel:
+        """A state to or from a slot, cut as the loop's kernels that write it are."""
+        (own,) = {source, target} & set(self.states.values())
+        state = next(b for b, other in self.states.items() if other is own)
+        domain = tuple(Axis(self.names("i"), n) for n in own.shape)
+        index = tuple(of(a) for a in domain)
+        writer, store = next((k, s) for k in kernels_of([self.pair.forward]) for s in k.stores if s.buffer is state)
+        cut = [d for d, i in enumerate(store.index) if writer.unit is not None and i == of(writer.unit)]
+        stores = [Store(target, (*place, *index), load(source, (*before, *index)))]
+        return Kernel(self.names("k"), domain, (), stores, domain[cut[0]] if cut and store.view == own.shape else None)
