@@ -64,13 +64,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Entries over one state, for batches of `rows` rows."""
+    """Entries over one state, for batches of `rows` rows. memory: so many bytes may be kept between forward and backward pass."""
 
     state: Mapping[str, Variable]
     inputs: Mapping[str, Input]
     entries: Mapping[str, Entry]
     rows: int
     key: tuple[Any, ...] = field(default=(), compare=False)
+    memory: int | None = None
 
     def text(self) -> str:
         """All entries, readable."""
@@ -88,13 +89,13 @@ class Program:
 class ProgramBuilder:
     """Collects entries over one state.
 
-    Args: state: the variables; inputs: all inputs that any entry may take; rows: rows of a batch.
+    Args: state: the variables; inputs: all inputs that any entry may take; rows: rows of a batch; memory: see `Program`.
     """
 
-    def __init__(self, state: Sequence[Variable], inputs: Sequence[Input], rows: int) -> None:
+    def __init__(self, state: Sequence[Variable], inputs: Sequence[Input], rows: int, memory: int | None = None) -> None:
         self.state = {v.name: v for v in state}
         self.inputs = {i.name: i for i in inputs}
-        self.rows = rows
+        self.rows, self.memory = rows, memory
         self.entries: dict[str, Entry] = {}
 
     def entry(self, name: str, function: Callable[..., tuple[Mapping[str, Any], Mapping[str, Any]]], inputs: Sequence[str],
@@ -150,7 +151,8 @@ class ProgramBuilder:
         )
         state = tuple((v.name, v.type.shape, v.type.dtype.str, v.kind, v.rows) for v in self.state.values())
         inputs = tuple((i.name, i.type.shape, i.type.dtype.str, i.rows) for i in self.inputs.values())
-        return Program(self.state, self.inputs, self.entries, self.rows, (self.rows, state, inputs, entries))
+        key = (self.rows, self.memory, state, inputs, entries)
+        return Program(self.state, self.inputs, self.entries, self.rows, key, self.memory)
 
 
 def _without_patterns(graph: Graph) -> Graph:

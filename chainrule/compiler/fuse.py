@@ -483,7 +483,9 @@ class _Fusion:
             inner = [r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(inner)]
             known = [r if r != "mixed" else None for r in inner]
             made = fuse(body, sources, sinks, known, self.names)
-            items.append(Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None]))
+            items.append(
+                Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None], memory=a.get("memory"))
+            )
         for at, buffer in enumerate(results):
             primary = carried[at] if at < states else buffer
             assert primary is not None

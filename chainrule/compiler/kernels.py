@@ -113,7 +113,8 @@ class Kernel:
 class Loop:
     """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step; meets: the
     kernels are not all cut alike, so threads meet in each turn, as they do between phases. turns: if there are any, each turn runs one
-    of the items, which are loops, once: (which, the value of its axis)."""
+    of the items, which are loops, once: (which, the value of its axis). memory: bytes
+    that may be kept of its steps for a backward loop."""
 
     name: str
     axis: Axis
@@ -122,6 +123,7 @@ class Loop:
     states: list[Buffer]
     meets: bool = False
     turns: tuple[tuple[int, int], ...] = ()
+    memory: int | None = None
 
 
 Item = Kernel | Loop

@@ -63,7 +63,7 @@ class Code:
     functions: list[Function]
     slots: dict[Buffer, int]
     text: str
-    plans: list[Checkpoints]
+    plans: list[tuple[Loop, Checkpoints]]
 
     def stage(self, stage: str) -> str:
         """The text of a stage: "kernels" or "loops"."""
@@ -89,9 +89,7 @@ def compile_graph(
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
-    plans: list[Checkpoints] = []
-    if memory is not None:
-        items, plans = replayed(items, memory, data, names)
+    items, plans = replayed(items, memory, data, names)
     items = share(gathered(items, names), panels, set(state), target, names)
     verify(items)
     planned = plan(items, list(state), names, threads)

@@ -57,29 +57,47 @@ class Pair:
         return max(1, sum(b.bytes for b in self.forward.states))
 
 
-def replayed(items: Sequence[Item], memory: int, data: set[Buffer], names: Names) -> tuple[list[Item], list[Checkpoints]]:
-    """The items with their loops planned such that all scratch buffers but those in `data` fit `memory` bytes, and the plans.
+def replayed(
+    items: Sequence[Item], memory: int | None, data: set[Buffer], names: Names
+) -> tuple[list[Item], list[tuple[Loop, Checkpoints]]]:
+    """The items with their loops planned such that all scratch buffers but those in `data` fit `memory` bytes (None: any number), and
+    the plan of each forward loop that another goes through backward.
 
     Raises: `UsageError` with the least budget, if there is no such plan.
     """
     pairs = list(_pairs(items))
-    taped = {b for p in pairs for b in p.tape}
-    others = {b for k in kernels_of(items) for b in _buffers(k) if b.space == "scratch"} - taped - data
-    gathering = sum(2 * chunk(i)[1] for i in items if isinstance(i, Loop))  # for the last unit, and for the others
-    least = sum(b.bytes for b in others) + gathering + sum(map(_least, pairs))
+    free = [p for p in pairs if p.forward.memory is None]  # those without a budget of their own
+    whole, left = sum(p.bytes for p in free), 0
+    if memory is not None:
+        others = (
+            {b for k in kernels_of(items) for b in _buffers(k) if b.space == "scratch"}
+            - {b for p in pairs for b in p.tape}
+            - data
+        )
+        rest = [i for i in items if isinstance(i, Loop) and i not in (p.back for p in pairs)]
+        fixed = sum(b.bytes for b in others) + sum(2 * chunk(i)[1] for i in rest)
+        left = _left(memory, fixed + sum(map(_least, free)) + sum(p.forward.memory or 0 for p in pairs))
+    made, plans = list(items), list[tuple[Loop, Checkpoints]]()
+    for pair in pairs:
+        own = pair.forward.memory
+        if own is not None:
+            share = _least(pair) + _left(own, _least(pair))
+        else:
+            share = _least(pair) + (left * pair.bytes // whole if memory is not None else 2 * pair.bytes + pair.state)
+        plan = choose(pair.steps, share, state=pair.state, taped=pair.taped, chunk=_chunk(pair)[0], fixed=_fixed(pair))
+        plans.append((pair.forward, plan))
+        if plan.units > 1:
+            made = _Replay(pair, plan, names).items(made)
+    return made, plans
+
+
+def _left(memory: int, least: int) -> int:
     if memory < least:
         raise UsageError(
             f"memory={memory:,} bytes is too little: at least {least:,} bytes have to be kept between forward and backward pass. Give "
-            "that much, or train on fewer rows at a time or on shorter sequences"
+            "that much, or take fewer rows at a time or shorter sequences"
         )
-    whole = sum(p.bytes for p in pairs)
-    made, plans = list(items), []
-    for pair in pairs:
-        share = _least(pair) + (memory - least) * pair.bytes // whole
-        plans.append(choose(pair.steps, share, state=pair.state, taped=pair.taped, chunk=_chunk(pair), fixed=pair.state))
-        if plans[-1].units > 1:
-            made = _Replay(pair, plans[-1], names).items(made)
-    return made, plans
+    return memory - least
 
 
 def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
@@ -118,14 +136,19 @@ def _buffers(kernel: Kernel) -> Iterable[Buffer]:
 # ---- what to keep ------------------------------------------------------------------------------------------------------------
 
 
-def _chunk(pair: Pair) -> int:
-    """The steps over which sums are gathered at a time."""
-    return chunk(pair.back)[0]
+def _chunk(pair: Pair) -> tuple[int, int]:
+    """The steps over which sums are gathered at a time, and the bytes that this takes."""
+    return chunk(pair.back)
+
+
+def _fixed(pair: Pair) -> int:
+    """Bytes of any plan: the state at hand, and what sums are made of, for the last unit and for the others."""
+    return pair.state + 2 * _chunk(pair)[1]
 
 
 def _least(pair: Pair) -> int:
-    """Bytes of the smallest plan: a chunk on the tape, or all of it; the start, the state it begins with and the one at hand."""
-    return pair.state + min(pair.bytes + pair.state, _chunk(pair) * pair.taped + 2 * pair.state)
+    """Bytes of the smallest plan: a chunk on the tape, or all of it; the start, and the state that the chunk begins with."""
+    return _fixed(pair) + min(pair.bytes + pair.state, _chunk(pair)[0] * pair.taped + 2 * pair.state)
 
 
 # ---- the loops anew ----------------------------------------------------------------------------------------------------------

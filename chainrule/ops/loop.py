@@ -21,6 +21,7 @@ from ..graph.interpret import evaluate, plan_of
 from ..graph.node import OPS, Array, Graph, Op, Rows, Type
 from ..graph.rows import propagate_rows
 from ..graph.trace import Trace, Tracer, answers, apply_many, build, here, inline, is_traced, located, type_of
+from ..sizes import bytes_of
 from .elementwise import convert
 from .layout import moveaxis, normal_axes, normal_axis, ravel, reshape, transpose
 from .random import fold_in
@@ -31,7 +32,9 @@ def _split(values: Sequence[Any], states: int, sequences: int) -> tuple[Sequence
     return values[:states], values[states : states + sequences], values[states + sequences :]
 
 
-def _infer(*types: Type, body: Graph, states: int, sequences: int, length: int, reverse: bool) -> tuple[Type, ...]:
+def _infer(
+    *types: Type, body: Graph, states: int, sequences: int, length: int, reverse: bool, memory: int | None = None
+) -> tuple[Type, ...]:
     """Arguments: states, sequences (length, ...), constants. Body: the same with one time step. Results: states, stacked results."""
     first, xs, constants = _split(types, states, sequences)
     if any(not x.shape or x.shape[0] != length for x in xs):
@@ -54,7 +57,9 @@ def _infer(*types: Type, body: Graph, states: int, sequences: int, length: int, 
     )
 
 
-def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int, reverse: bool) -> Any:
+def _value(
+    *arrays: Array, body: Graph, states: int, sequences: int, length: int, reverse: bool, memory: int | None = None
+) -> Any:
     state, xs, constants = (list(v) for v in _split(arrays, states, sequences))
     plan = plan_of(body)
     stacked = [np.empty((length, *o.shape), o.dtype) for o in body.outputs[states:]]
@@ -67,7 +72,7 @@ def _value(*arrays: Array, body: Graph, states: int, sequences: int, length: int
 
 
 def _derivative(need: Sequence[bool], g: Sequence[Any], y: Sequence[Any], *args: Any, body: Graph, states: int, sequences: int,
-                length: int, reverse: bool, sweep: Callable[..., Graph]) -> list[Any]:  # fmt: skip
+                length: int, reverse: bool, sweep: Callable[..., Graph], memory: int | None = None) -> list[Any]:  # fmt: skip
     """Backpropagation through time: from the last step to the first, carrying the gradient of the state and the sums for the
     constants. Each step computes its inner values again from the state it began with, which the forward scan has stacked."""
     by = [i for i, o in enumerate(body.outputs) if o.dtype.kind == "f" and (i < states or g[i] is not None)]
@@ -126,7 +131,7 @@ OPS.add("scan", Op("scan", _infer, _value, _derivative, _rows, _examples))
 
 
 def record_scan(step: Callable[..., Sequence[Any]], first: Sequence[Any], xs: Sequence[Any], constants: Sequence[Any], length: int,
-                reverse: bool) -> list[Any]:  # fmt: skip
+                reverse: bool, memory: int | None = None) -> list[Any]:  # fmt: skip
     """Record a scan of `step(*state, *x, *constants) -> [*state, *results]` on flat lists. The states that steps begin with are
     stacked behind the results, as every scan node has them; they are not among what is returned."""
     trace = here("scan")
@@ -145,9 +150,10 @@ def record_scan(step: Callable[..., Sequence[Any]], first: Sequence[Any], xs: Se
     body = build(with_entry, types, key=None)
     count = len(body.outputs) - len(first)
     closed = Graph(body.inputs, body.outputs)
+    budget = {} if memory is None else {"memory": memory}
     results = apply_many(
         "scan", [*first, *xs, *constants, *body.captures],
-        body=closed, states=len(first), sequences=len(xs), length=length, reverse=reverse,
+        body=closed, states=len(first), sequences=len(xs), length=length, reverse=reverse, **budget,
     )  # fmt: skip
     return results[:count]
 
@@ -157,13 +163,16 @@ def strong(t: Type) -> Type:
 
 
 def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, length: int | None = None, reverse: bool = False
-) -> Any:
+    step: Callable[[Any, Any], tuple[Any, Any]], h0: Any, xs: Any, *, length: int | None = None, reverse: bool = False,
+    memory: str | int | None = None,
+) -> Any:  # fmt: skip
     """A loop over the first axis of `xs`: h, y = step(h, x) for each x. It is recorded as a loop, never unrolled.
 
     Args: step(h, x) -> (h, y), any nests of arrays, written in NumPy; h0 first state; xs nest of arrays with a common first axis
-    T, or None with `length` given; reverse: from the last to the first. Returns: (last state, ys), each y stacked on a first axis T.
-    Raises: `ShapeError` if the state changes its shape or type, `UsageError` if lengths differ.
+    T, or None with `length` given; reverse: from the last to the first; memory: so much ("64MB", or bytes) of the inner values of the
+    steps is kept at most for the backward pass in native code, the rest is computed again: its gradient has the same bits (a
+    budget that cannot be kept is refused when the gradient is compiled). Returns: (last state, ys), each y stacked on a first axis T.
+    Raises: `ShapeError` if the state changes its shape or type, `UsageError` if lengths differ or memory is no amount.
 
     >>> import numpy as np
     >>> h, ys = scan(lambda h, x: (h + x, h * x), np.float64(0), np.arange(4.0))
@@ -178,6 +187,7 @@ def scan(
             located(f"scan needs one number of steps; the first axes of xs and `length` give {sorted(map(str, lengths))}")
         )
     steps = int(next(iter(lengths)))  # type: ignore[arg-type]
+    budget = None if memory is None else bytes_of(memory)
     types = [type_of(x) for x in leaves]
     out: list[Any] = []
 
@@ -204,7 +214,7 @@ def scan(
     if is_traced(*leaves, *x_leaves) or Trace.current() is not None:
         types = _state_types(flat, types, x_leaves)
         first = [convert(s, t.dtype) for s, t in zip(leaves, types, strict=True)]
-        results = record_scan(flat, first, [apply_iota(steps), *x_leaves], [], steps, reverse)
+        results = record_scan(flat, first, [apply_iota(steps), *x_leaves], [], steps, reverse, budget)
     else:
         types = _state_types(flat, types, x_leaves)
         arrays = [np.asarray(s, t.dtype) for s, t in zip(leaves, types, strict=True)]

@@ -583,7 +583,7 @@ class NativeBackend(Backend):
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
         key = ("entry", self.target, self.level, self.guard, self.timed,
                _identity(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes, along,
-               program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
+               program.rows, dtypes, tuple(slots.items()), threads, program.memory)  # fmt: skip
         bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
         return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, threads), self.target, self.level)
 
@@ -612,7 +612,7 @@ class NativeBackend(Backend):
         barrier = barrier_ir(self.target.triple) if threads > 1 else ""
         return compile_graph(
             ENTRY, entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
-            guard=self.guard, barrier=barrier, timed=self.timed,
+            guard=self.guard, barrier=barrier, timed=self.timed, memory=program.memory,
         )  # fmt: skip
 
     def driver(self) -> Driver:

@@ -23,6 +23,7 @@ from ..registry import nearest
 from ..run.backend import Backend, Steps, backends
 from ..run.crew import Crew
 from ..run.native import NativeBackend, NativeSession
+from ..sizes import said
 from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task, make_program
 
 if TYPE_CHECKING:
@@ -114,6 +115,47 @@ class Cost:
         return "\n".join([first, "", aligned[0], rule, *aligned[1:-1], rule, aligned[-1]])
 
 
+@record(frozen=True)
+class LoopPlan:
+    """What is kept of one loop over time until its backward pass.
+
+    Attributes: layer: the layer's name; kind: "all" (the inner values of all steps), "segments" (the state that each segment of
+    steps begins with) or "recursive" (fewer states, some of them computed again several times); steps: T; segment: the inner values of so
+    many steps are kept at a time; states: kept at a time; extra: forward steps that are computed again; bytes: what all this takes.
+    """
+
+    layer: str
+    kind: str
+    steps: int
+    segment: int
+    states: int
+    extra: int
+    bytes: int
+
+    def __str__(self) -> str:
+        again = f"{self.extra:,} of {self.steps:,} steps computed again ({self.extra / self.steps:.2f} forward passes)"
+        kept = f"{self.states:,} states and the inner values of {self.segment:,} steps"
+        what = f"the inner values of all {self.steps:,} steps" if self.kind == "all" else f"{self.kind}: {kept}; {again}"
+        return f"{self.layer or 'loop'}: {what}; {said(self.bytes)}"
+
+
+@record(frozen=True)
+class MemoryPlan:
+    """What an entry keeps between its forward and its backward pass.
+
+    Attributes: loops: one for each loop that a backward pass follows; bytes: all scratch memory, over all threads, copies of
+    data included; budget: what `memory=` allowed, or None.
+    """
+
+    loops: tuple[LoopPlan, ...]
+    bytes: int
+    budget: int | None
+
+    def __str__(self) -> str:
+        allowed = "no budget" if self.budget is None else f"budget {said(self.budget)}"
+        return "\n".join([*map(str, self.loops), f"scratch memory in all: {said(self.bytes)} ({allowed})"])
+
+
 class Compiled:
     """A network's entries as machine code. `net.compiled` is one."""
 
@@ -190,6 +232,31 @@ class Compiled:
         whole, each = request.measured(len(items))
         lines = tuple(_line(i, t, fastest, moved) for i, t in zip(items, each, strict=True))
         return Cost(lines, _total(lines, whole, fastest), entry, request.program.rows, dtype, fastest, moved)
+
+    def plan(self, *, entry: str = "step", rows: int | None = None) -> MemoryPlan:
+        """What the last fit's training step keeps of its loops over time until the backward pass, by its `memory=`.
+
+        Args: see `text`.
+        Returns: a `MemoryPlan`; `print` shows it in words.
+        Raises: as `text`.
+
+        >>> import numpy as np
+        >>> from chainrule import nn
+        >>> net = nn.Sequential(nn.RNN(32), nn.Dense(1))
+        >>> _ = net.fit(np.ones((4, 2000, 2)), np.ones((4, 1)), epochs=1, memory="500kB")
+        >>> (loop,) = net.compiled.plan().loops
+        >>> loop.layer, loop.kind, loop.steps, loop.segment, loop.states
+        ('0', 'segments', 2000, 256, 8)
+        """
+        from ..compiler import cost
+
+        request = self._request(entry, rows)
+        code = request.code(units=1)
+        loops = [
+            LoopPlan(", ".join(cost.layers(loop)), p.kind, p.steps, p.segment, p.states, p.advances, p.bytes)
+            for loop, p in code.plans
+        ]
+        return MemoryPlan(tuple(loops), code.arena.bytes, request.program.memory)
 
     def _request(self, entry: str, rows: int | None) -> _Request:
         if entry not in ENTRIES:

@@ -26,6 +26,7 @@ from ..records import record
 from ..run.backend import Steps, backends
 from ..run.batches import split_rows, step_sizes
 from ..run.interrupt import Watch
+from ..sizes import bytes_of
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length
@@ -103,7 +104,11 @@ class Model(Stateful):
             callbacks: functions of the `Run`, called after each epoch; `run.stop()` ends it.
             early_stopping: a patience in epochs, or `cr.EarlyStopping`; the best weights come back.
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
-            threads: None for as many as pay; results have the same bits whatever their number. memory: not yet of use.
+            threads: None for as many as pay; results have the same bits whatever their number.
+            memory: so much ("64MB", or bytes) is kept at most between forward and backward pass, over all threads, gradients of
+                weights included; data, weights, the optimizer's slots and what is returned do not count. A recurrent network then
+                keeps some states and computes the steps between them again: `net.compiled.plan()` says which. The gradient has the
+                same bits as without. A budget that cannot be kept is refused with the least that can.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
             backend: "native", machine code, or "reference", NumPy one operator at a time.
             verbose: a progress line, if standard error is a terminal.
@@ -121,7 +126,8 @@ class Model(Stateful):
         True
         """
         with self._busy("fit"), Watch() as watch:
-            options = _Options(epochs, batch_size, seed, threads, memory)
+            options = _Options(epochs, batch_size, seed, threads)
+            budget = _budget(memory, backend)
             engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
             chosen = losses.resolve(loss) if loss is not None else self._loss or losses.mse()
@@ -140,6 +146,7 @@ class Model(Stateful):
                 )
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
+                task = replace(task, memory=budget)
                 state = {**self._state(), **slots}
                 store = partial(self._store_later, places=self._places())
                 training = (FullBatch if getattr(rule, "driver", False) else Training)(
@@ -294,7 +301,8 @@ class Model(Stateful):
         """The gradient of the mean loss over these rows by every trainable parameter: full name -> array.
 
         Args: lengths, mask: as in `fit`; loss None: that of the last fit; training: with batch statistics and the dropout of `seed`
-        (running statistics stay untouched), else in evaluation mode; dtype: "float64" for another precision than the network's.
+        (running statistics stay untouched), else in evaluation mode; dtype: "float64" for another precision than the network's;
+        memory: as in `fit`.
         through_time: instead, how much gradient reaches each time step of each recurrent layer: the norm of ∂L/∂h_t over all rows and
         units, (T,), for each array of the state, such as "0.hidden" and "0.cell" of an LSTM. h_t is the state that step t leaves, and
         all that depends on it counts, later steps too. A norm that falls towards the beginning shows a gradient that vanishes, one
@@ -309,14 +317,14 @@ class Model(Stateful):
         >>> norms.shape, bool(norms[0] < norms[-1])
         ((20,), True)
         """
-        if memory is not None:
-            raise UsageError(_NO_MEMORY)
+        budget = _budget(memory, backend or DEFAULT_BACKEND)
         chosen = self._known_loss(loss, "gradients")
         inputs = self._ready(x, seed, None, lengths, mask)
         data = self._data(inputs, y, chosen)
         task = self._task(
             chosen, data.target, data.weight is not None, dtype=None if dtype is None else dtype_of(dtype), inputs=inputs
         )
+        task = replace(task, memory=budget)
         state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()}
         if through_time:
             task, taps = self._tapped(task, data, training)
@@ -444,7 +452,10 @@ def _squares(gradient: Array) -> Array:
     return np.asarray(np.sum(wide * wide, axis=tuple(range(1, wide.ndim))))
 
 
-_NO_MEMORY = "memory= bounds recurrent networks on a compiled backend; the reference backend keeps what it needs, so leave it out"
+def _budget(memory: Any, backend: str) -> int | None:
+    if memory is not None and backend != "native":
+        raise UsageError(f'memory= is kept by the backend "native"; "{backend}" keeps what it needs, so leave it out')
+    return None if memory is None else bytes_of(memory)
 
 
 @record(frozen=True)
@@ -455,7 +466,6 @@ class _Options:
     batch_size: int
     seed_given: int | None
     threads: int | None
-    memory: Any
 
     def __post_init__(self) -> None:
         whole = (("epochs", self.epochs, 0), ("batch_size", self.batch_size, 1), ("threads", self.threads, 1))
@@ -464,8 +474,6 @@ class _Options:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, not {value!r}")
-        if self.memory is not None:
-            raise UsageError(_NO_MEMORY)
         seed = secrets.randbits(32) if self.seed_given is None else self.seed_given
         key_of(seed)
         object.__setattr__(self, "seed_given", int(seed))

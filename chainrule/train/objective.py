@@ -53,6 +53,7 @@ class Task:
     optimizer: Optimizer | None = None
     steps: str | None = None  # the lengths of the sequences whose steps have a loss each
     metrics: tuple[Metric, ...] = ()  # those that are sums over rows
+    memory: int | None = None  # bytes that may be kept between forward and backward pass
 
 
 def sums_name(metric: Metric) -> str:
@@ -142,7 +143,7 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
         state += [Variable(n, Type(v.shape, dtype), "slot") for n, v in _slot_shapes(optimizer, task).items()]
         hyper = [Input(RATE, scalar), *(Input(f"hyper.{n}", scalar) for n in optimizer.hyper())]
         gradients = [Input(f"gradient.{n}", task.parameters[n]) for n in task.trainable]
-    builder = ProgramBuilder(state, [*data, *target, *weight, *numbers, *hyper, *gradients], rows)
+    builder = ProgramBuilder(state, [*data, *target, *weight, *numbers, *hyper, *gradients], rows, task.memory)
     makers: dict[str, tuple[Callable[..., Any], list[Input]]] = {
         "forward": (_forward(task), data),
         "evaluate": (_evaluate(task, rows), [*data, *target, *weight, numbers[0]]),

@@ -34,7 +34,7 @@ def recipe(network: Stateful, task: Task) -> tuple[Any, ...] | None:
         return (
             user_line(), types, tuple(task.trainable), task.dtype, task.target, task.weighted, task.steps, network._built["keys"],
             tuple(_layer(path, layer, paths) for path, layer in layers.items()),
-            _value(task.loss, paths), _value(task.optimizer, paths), tuple(m.name for m in task.metrics),
+            _value(task.loss, paths), _value(task.optimizer, paths), tuple(m.name for m in task.metrics), task.memory,
         )  # fmt: skip
     except _Unknown:
         return None
