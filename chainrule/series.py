@@ -114,8 +114,8 @@ def train_series(
     window = Window(recipe.sequence, recipe.horizon)
     quantity = facts.task == "regression"
     if quantity:
-        spread = float(np.std(window.targets(encoded, parts.training), dtype=np.float64))
-        window = replace(window, change=spread if spread > 1e-12 else 1.0)
+        usual = float(np.sqrt(np.mean(window.targets(encoded, parts.training).astype(np.float64) ** 2)))
+        window = replace(window, change=usual if usual > 1e-12 else 1.0)
     preparation = replace(preparation, window=window)
     features, remarks = preparation.apply(table)
 

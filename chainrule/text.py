@@ -24,7 +24,7 @@ from .report import Report, write_report, write_text
 from .series import CELLS
 from .train.progress import duration
 
-EFFORT = 4_000_000  # characters that are read, epochs together: some minutes
+EFFORT = 10_000_000  # characters that are read, epochs together: about a minute on two cores
 LOSS = "cross_entropy"
 BITS = "bits per character"
 
@@ -63,10 +63,10 @@ class TextRecipe(Recipe):
         return self.batch_size or min(32, max(8, 2 ** int(np.log2(max(rows, 50) / 50))))
 
     def passes(self, rows: int) -> int:
-        """Epochs at most: `epochs`, or 2 to 60, as many as read four million characters.
+        """Epochs at most: `epochs`, or 2 to 60, as many as read ten million characters.
 
         >>> TextRecipe().passes(100), TextRecipe().passes(20_000), TextRecipe().passes(1_000_000)
-        (60, 3, 2)
+        (60, 7, 2)
         """
         return self.epochs or min(60, max(2, EFFORT // (rows * self.sequence)))
 

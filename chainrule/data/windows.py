@@ -27,7 +27,7 @@ class Window:
     Args:
         length: rows that a forecast sees.
         horizon: how many rows after the window's last one the target stands, at least 1.
-        change: the deviation of t[end + horizon] - t[end] over the training windows; 1 for classes.
+        change: the root of the mean square of t[end + horizon] - t[end] over the training windows; 1 for classes.
 
     >>> window = Window(3, 2)
     >>> window.ends(6), window.cut(np.arange(6.0)[:, None], np.array([3]))[0].ravel()
@@ -114,6 +114,7 @@ def spans(rows: int, window: Window, validation: float, test: float) -> Spans:
     if empty:
         raise DataError(
             f"{rows:,} rows are too few: split by time, with windows of {window.length:,} rows and a horizon of {window.horizon:,}, no "
-            f"window is left for {' and '.join(empty)}. Take a smaller --sequence or --horizon, or a longer table"
+            f"window is left for {' and '.join(empty)}. Take a smaller --sequence or --horizon, a longer table, or another --test or "
+            "--validation (0: none)"
         )
     return Spans(training, held, parts["testing"], int(training[-1]) + window.horizon + 1)
