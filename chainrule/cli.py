@@ -22,19 +22,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 try:
     import click
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
 except ImportError as error:
     raise SystemExit(f"chainrule's command line needs {error.name}: pip install 'chainrule[cli]'") from None
 
 
 from .data import Table, read_table
 from .data.read import file_bytes, original_rows
-from .data.understand import Understanding, understand
+from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
-from .report import plain, run_folder, scored, short, write_text
+from .report import plain, run_folder, short, write_text
+from .terminal import SHOWN, say, show_facts, show_results, show_scores
 
 if TYPE_CHECKING:
     from .demo import Result
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from .text import TextOutcome, TextRun
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHOWN = 40  # columns that the table of what was understood lists
 LONGEST = 2_000  # characters of a message: more come from data, such as a name of a megabyte
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -79,11 +76,6 @@ def _fail(message: str) -> NoReturn:
     message = plain(message)
     click.echo(f"chainrule: {message[:LONGEST]}{' ...' if len(message) > LONGEST else ''}", err=True)
     sys.exit(MISTAKE)
-
-
-def _say(console: Console, line: str, style: str = "", *, path: bool = False) -> None:
-    """A line as it is: no markup, no colours guessed; broken between words on a terminal, unless it holds a `path` to copy."""
-    console.print(Text(plain(line), style=style), soft_wrap=path or not console.is_terminal)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -220,7 +212,7 @@ def _train_table(console: Console, data: Path, folder: Path, quiet: bool, option
     else:
         facts = understand(table, target, **columns)
     if not quiet:
-        _show_facts(console, facts)
+        show_facts(console, facts)
     if isinstance(recipe, series.SeriesRecipe):
         outcome = series.train_series(table, facts, recipe, missing=missing, verbose=not quiet)
     else:
@@ -237,7 +229,7 @@ def _train_text(console: Console, data: Path, folder: Path, quiet: bool, options
     recipe = _recipe(text.TextRecipe, options, ())
     content, notes = read_text(data)
     if not quiet:
-        _say(console, f"{short(data.name)}: {len(content):,} characters, {len(set(content)):,} distinct")
+        say(console, f"{short(data.name)}: {len(content):,} characters, {len(set(content)):,} distinct")
     outcome = text.train_text(data.name, content, recipe, notes=notes, verbose=not quiet)
     text.write_text_run(folder, outcome)  # before the samples, which can be interrupted
     outcome = text.sampled(outcome)
@@ -245,8 +237,8 @@ def _train_text(console: Console, data: Path, folder: Path, quiet: bool, options
     title = f"Scores on the last {outcome.characters[1]:,} characters"
     code = _show_outcome(console, outcome, text.summary(outcome)[1:], title, folder, quiet, '--prompt "Once"')
     for heading, written in outcome.samples:
-        _say(console, f"\n{heading}:", "bold")
-        _say(console, written.expandtabs(4))
+        say(console, f"\n{heading}:", "bold")
+        say(console, written.expandtabs(4))
     return code
 
 
@@ -262,17 +254,17 @@ def _show_outcome(
     """What training came to and where it lies; the exit code."""
     if not quiet:
         for name, value in facts:
-            _say(console, f"{name}: {value}")
+            say(console, f"{name}: {value}")
     for note in outcome.notes:
-        _say(console, f"note: {note}")
-    _show_scores(console, title, outcome.scores)
-    _say(console, f"run folder: {folder}, with report.html", path=True)
+        say(console, f"note: {note}")
+    show_scores(console, title, outcome.scores)
+    say(console, f"run folder: {folder}, with report.html", path=True)
     if outcome.failure or outcome.interrupted:
         what = "training diverged" if outcome.failure else "interrupted"
         click.echo(f"chainrule: {what}; what had been learnt until then is saved in {plain(str(folder))}", err=True)
         return MISTAKE if outcome.failure else INTERRUPTED
     if not quiet:
-        _say(console, f"next: chainrule predict {shlex.quote(str(folder))} {use}", path=True)
+        say(console, f"next: chainrule predict {shlex.quote(str(folder))} {use}", path=True)
     return 0
 
 
@@ -389,13 +381,13 @@ def _predict_rows(
     _write_csv(None if printed else out, names, rows, columns)
     console = Console(stderr=printed)
     for line in remarks:
-        _say(console, f"note: {line}")
+        say(console, f"note: {line}")
     if scores:
-        _show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
+        show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
     if not printed:
         window = known.preparation.window
         made = table.rows if window is None else table.rows - window.length + 1
-        _say(console, f"{made:,} predictions: {out}", path=True)
+        say(console, f"{made:,} predictions: {out}", path=True)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -529,99 +521,27 @@ def demo(name: str, out: Path, quiet: bool) -> int:
 
     console = Console()
 
-    def say(line: str) -> None:
+    def announce(line: str) -> None:
         if not quiet:
-            _say(console, line, "bold")
+            say(console, line, "bold")
 
     results: list[Result] = []
     stopped = False
     for one in DEMOS.values() if name == "all" else [DEMOS[name]]:
         try:
-            results.append(run_demo(one, out, say=say, verbose=not quiet))
+            results.append(run_demo(one, out, say=announce, verbose=not quiet))
         except KeyboardInterrupt:
             stopped = True
             break
     if results:
-        _show_results(console, results)
+        show_results(console, results)
     if stopped:
         click.echo("chainrule: interrupted; the run folders of the networks trained until then are kept", err=True)
         return INTERRUPTED
     missed = [result.demo.name for result in results if not result.reached]
     if missed:
-        _say(console, f"not reached: {', '.join(missed)}", "bold red")
+        say(console, f"not reached: {', '.join(missed)}", "bold red")
     return 1 if missed else 0
-
-
-def _show_results(console: Console, results: Sequence[Result]) -> None:
-    """The scores of all demos beside their baselines, and where the runs lie."""
-    grid = _grid(
-        "Scores on held-out rows, beside their baselines", "", "score", "network", "linear", "simplest", "goal", "seconds"
-    )
-    for result in results:
-        metric = result.demo.metric
-        network, *others = (scored(metric, value) for value in list(result.scores.values())[:3])
-        over = f", {len(result.folders)} seeds" if len(result.folders) > 1 else ""
-        goal = f"{'<=' if result.demo.smaller else '>='} {scored(metric, result.demo.reach)}"
-        mark = Text(network, style="bold green" if result.reached else "bold red")
-        grid.add_row(result.demo.name, metric + over, mark, *others, goal, f"{result.seconds:.1f}")
-    console.print()
-    console.print(grid)
-    _say(console, "linear: linear or logistic model; simplest: mean, commonest class, last value")
-    if any(result.demo.everything for result in results):
-        _say(console, "xor is scored on the four rows that it learns: there are no others")
-    _say(console, "\nrun folders, each with the network, its history and a report.html:")
-    for result in results:
-        for folder in result.folders:
-            _say(console, f"  {folder}", path=True)
-
-
-def _grid(title: str, *columns: str, right: int = 2) -> Grid:
-    """A table that is legible without colours and in any encoding; columns from the `right`th on hold numbers."""
-    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        grid.add_column(column, justify="right" if i >= right else "left", overflow="fold")
-    return grid
-
-
-def _show_facts(console: Console, facts: Understanding) -> None:
-    """What was understood, as a short table."""
-    title = f"{short(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
-    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, justify in (("column", "left"), ("kind", "left"), ("missing", "right"), ("distinct", "right"), ("", "left")):
-        grid.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal each
-    for facts_on in facts.columns[:SHOWN]:
-        grid.add_row(
-            Text(short(facts_on.name)),
-            facts_on.kind,
-            f"{facts_on.missing:,}" if facts_on.missing else "",
-            f"{facts_on.distinct:,}" if facts_on.distinct else "",
-            Text(short(facts_on.remark, 200)),
-            style="" if facts_on.used else "dim",
-        )
-    if len(facts.columns) > SHOWN:
-        grid.add_row(f"... {len(facts.columns) - SHOWN:,} more", "", "", "", "")
-    console.print(grid)
-    classes = f": {_listed(facts.classes)}" if facts.classes else ""
-    _say(console, f"target: {short(facts.target)}, {facts.task}, {short(facts.reason, 200)}{classes}")
-    for note in facts.notes:
-        _say(console, f"note: {note}")
-
-
-def _listed(labels: Iterable[object], most: int = 8) -> str:
-    """The first few, each short."""
-    words = [short(label, 30) for label in labels]
-    return ", ".join(words[:most]) + (f", ... ({len(words)})" if len(words) > most else "")
-
-
-def _show_scores(console: Console, title: str, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Models beside each other, one metric a column."""
-    metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
-    grid = _grid(title, "", *metrics, right=1)
-    console.print()
-    for i, (model, values) in enumerate(scores.items()):
-        cells = [scored(m, values[m]) if m in values else "" for m in metrics]
-        grid.add_row(model, *cells, style="bold" if i == 0 else "")
-    console.print(grid)
 
 
 if __name__ == "__main__":
