@@ -18,6 +18,7 @@ from .data.prepare import Preparation
 from .data.table import Table, Values, numbers
 from .data.understand import Understanding, understand
 from .data.windows import Spans, Window, spans
+from .errors import UsageError
 from .experiment import Material, Outcome, Recipe, Scores, learnt, score, simple_models
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -50,6 +51,10 @@ class SeriesRecipe(Recipe):
     season: int | None = None
     time: str | None = None
     gaps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation != "tanh" and self.cell != "rnn":
+            raise UsageError(f"the activations of {self.cell} are its own: --activation goes with --cell rnn")
 
     @property
     def units(self) -> str:

@@ -60,7 +60,7 @@ def grid_of(title: str, *columns: str, right: int = 2) -> Grid:
 
 def show_facts(console: Console, facts: Understanding) -> None:
     """What was understood, as a short table."""
-    title = f"{short(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
+    title = f"{short(facts.source)}: {facts.rows:,} rows, {len({facts.target, *(c.name for c in facts.columns)})} columns"
     grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("column", "left"), ("kind", "left"), ("missing", "right"), ("distinct", "right"), ("", "left")):
         grid.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal each

@@ -9,21 +9,25 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainrule.cli import main
+from chainrule import series
+from chainrule.cli import commands, main
 from chainrule.data import Table
 from chainrule.data.order import order_of
 from chainrule.data.prepare import Preparation
 from chainrule.data.windows import Window, spans
+from chainrule.demo import DEMOS
 from chainrule.errors import DataError, FileFormatError, UsageError
 from chainrule.experiment import Outcome
 from chainrule.report import FILES, course
 from chainrule.runs import Run, predict, read_run
-from chainrule.series import SeriesRecipe, autoregression, baselines, train_series, understand_series
+from chainrule.series import CELLS, SeriesRecipe, autoregression, baselines, train_series, understand_series
+from chainrule.train.progress import Progress
 
 RNG = np.random.default_rng(0)
 ROWS = 240
@@ -247,6 +251,27 @@ def test_naive_baselines_see_only_what_is_known() -> None:
     )
 
 
+@pytest.mark.parametrize(("target", "model"), [("demand", "autoregression"), ("site", "simple_models")])
+def test_baselines_learn_from_the_past_only(monkeypatch: pytest.MonkeyPatch, target: str, model: str) -> None:
+    """Changed targets of the scored forecasts change the scores of a baseline, not what it is fitted on."""
+    given = []
+
+    def spy(*arguments: object) -> object:
+        given.append(arguments)
+        return real(*arguments)
+
+    real = getattr(series, model)
+    monkeypatch.setattr(series, model, spy)
+    learn(table_of(), target=target)
+    parts = RECIPE.spans(ROWS)
+    if model == "autoregression":
+        _, _, window, fitted, judged, known = given[0]
+        assert fitted[-1] + window.horizon == judged[0]
+        assert known == parts.known
+    else:
+        assert len(given[0][1]) == len(given[0][2]) == len(parts.training) + len(parts.validation)
+
+
 def test_a_series_that_leaves_its_past_can_be_followed() -> None:
     """The change is learnt, not the level: a level far beyond those of training is no harder."""
     t = 3.0 * np.arange(300) + RNG.normal(0, 0.1, 300)
@@ -283,6 +308,7 @@ def test_train_predict_explain_check(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call("train", data, "--target", "demand", "--sequence", 6, "--horizon", 2, "--epochs", 3, "--hidden", "4") == 0
     said = capsys.readouterr().out
     for words in (
+        "demand.csv: 240 rows, 4 columns",
         "left out: it orders the rows",
         "note: day: orders the rows",
         "rows that training may see",
@@ -362,6 +388,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
         (("--sequence", "5", "--sample", "3"), "--sample means nothing with --sequence"),
         (("--sequence", "5", "--time", "dya"), 'Did you mean "day"'),
         (("--sequence", "5", "--cell", "gpu"), "--cell"),
+        (("--sequence", "5", "--activation", "relu"), "--activation goes with --cell rnn"),
     ],
 )
 def test_mistakes_give_one_message(
@@ -397,6 +424,34 @@ def test_gaps_in_features_are_filled_and_those_in_dates_need_a_word(tmp_path: Pa
     assert "first between rows 100 and 101: a step of 31 where 1 is usual. Fill in" in capsys.readouterr().err
     assert call("train", data, "--target", "demand", "--sequence", 6, "--gaps", *QUICK) == 0
     assert "warmth: 27 missing, filled in" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_what_was_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Progress) -> None:
+        if self._run.epochs == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "epoch", interrupt)
+    data = csv_of(tmp_path)
+    assert call("train", data, "--target", "demand", "--sequence", 6, "--out", "run", "--epochs", 50, "--hidden", 4) == 130
+    assert "interrupted in epoch 4 of 50" in capsys.readouterr().out
+    assert call("predict", "run", data) == 0
+    (tmp_path / "t.txt").write_text("once upon a time " * 30, encoding="utf-8")
+    assert call("train", "t.txt", "--characters", "--out", "text", "--epochs", 50, "--hidden", 4, "--sequence", 8) == 130
+    assert "interrupted in epoch 4 of 50" in capsys.readouterr().out
+    assert call("predict", "text", "--prompt", "o") == 0
+
+
+def test_the_command_line_offers_all_cells_and_demos() -> None:
+    def choices(command: str, option: str) -> list[str]:
+        kind = next(p.type for p in commands.commands[command].params if p.name == option)
+        assert isinstance(kind, click.Choice)
+        return list(kind.choices)
+
+    assert choices("train", "cell") == list(CELLS)
+    assert choices("demo", "name") == [*DEMOS, "all"]
 
 
 def test_forged_windows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
