@@ -363,7 +363,7 @@ def write(folder: Path, outcome: Outcome) -> None:
         classes=code.classes,
         target=facts.target,
         judged=outcome.judged,
-        in_time=window is not None,
+        first_row=0 if window is None else facts.rows - len(outcome.true) + 1,
         columns=[(c.name, c.kind, c.missing, c.distinct, c.remark) for c in facts.columns],
     )
     write_report(folder, settings, report)

@@ -53,7 +53,7 @@ class Report:
         target: the name of the target, for labels.
         judged: which rows the scores are on.
         columns: the table's columns: name, kind, missing, distinct, remark.
-        in_time: true and predicted are a series, to be drawn over time.
+        first_row: where true and predicted are the last rows of a series, to be drawn over time, the row of the first; 0 elsewhere.
         samples: (heading, text) pairs that a network wrote.
     """
 
@@ -69,7 +69,7 @@ class Report:
     target: str = "target"
     judged: str = "held-out rows"
     columns: Sequence[tuple[str, str, int, int, str]] = ()
-    in_time: bool = False
+    first_row: int = 0
     samples: Sequence[tuple[str, str]] = ()
 
 
@@ -204,9 +204,9 @@ def page(report: Report) -> str:
         parts.append(f"<h2>Which class was taken for which ({_html(report.judged)})</h2>")
         parts.append(confusion_table(report.true, report.predicted, report.classes))
     elif len(report.true):
-        if report.in_time:
+        if report.first_row:
             parts.append(f"<h2>Forecast and truth ({_html(report.judged)})</h2>")
-            parts.append(course(report.true, report.predicted, label=report.target))
+            parts.append(course(report.true, report.predicted, report.first_row, label=report.target))
         parts.append(f"<h2>Predicted and true ({_html(report.judged)})</h2>")
         parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
     parts += [f"<h2>{_html(heading)}</h2><pre>{escape(plain(text.expandtabs(4)))}</pre>" for heading, text in report.samples]
@@ -396,12 +396,13 @@ def _svg(content: str, label: str) -> str:
     )
 
 
-def course(true: Numbers, predicted: Numbers, *, label: str) -> str:
-    """A series and its forecasts over time; the end of it, if it is long."""
+def course(true: Numbers, predicted: Numbers, first_row: int, *, label: str) -> str:
+    """A series from `first_row` on and its forecasts; the end of it, if it is long."""
     end = slice(-MAX_COURSE, None)
+    start = first_row + max(len(true) - MAX_COURSE, 0)
     note = f"<p>The last {MAX_COURSE:,} of {len(true):,}.</p>" if len(true) > MAX_COURSE else ""
     lines = {f"true {label}": true[end], "forecast": predicted[end]}
-    return note + line_chart(lines, x_label="row, in the order of time", y_label=label, log=False, thin=True)
+    return note + line_chart(lines, x_label="row", y_label=label, log=False, thin=True, start=start)
 
 
 def line_chart(
@@ -412,9 +413,10 @@ def line_chart(
     mark: int | None = None,
     log: bool | None = None,
     thin: bool = False,
+    start: int = 1,
 ) -> str:
-    """One line for each series over 1, 2, ...; the y axis is logarithmic if asked for, or by default if the values span more than a
-    factor of 20.
+    """One line for each series over start, start + 1, ...; the y axis is logarithmic if asked for, or by default if the values span more
+    than a factor of 20.
 
     A value that is not finite leaves a gap. `mark` is the place of a dashed line, the best epoch. `thin`: for lines of many points.
     """
@@ -423,7 +425,7 @@ def line_chart(
     wide = bool(len(finite)) and finite.min() > 0 and finite.max() > 20 * finite.min()
     log = wide if log is None else log
     longest = max(len(v) for v in series.values())
-    x = replace(Axis.over([1, max(longest, 2)], LEFT, WIDTH - RIGHT), whole=True)
+    x = replace(Axis.over([start, start + max(longest, 2) - 1], LEFT, WIDTH - RIGHT), whole=True)
     y = Axis.over(every, HEIGHT - BOTTOM, TOP, log=log)
     out = [_frame(x, y, x_label, y_label + (" (logarithmic)" if log else ""))]
     if mark is not None:
@@ -433,7 +435,7 @@ def line_chart(
         out.append(f'<text x="{at + side:.1f}" y="{TOP + 12}" fill="#555" text-anchor="{anchor}">best</text>')
     for i, (name, values) in enumerate(series.items()):
         color = COLORS[i % len(COLORS)]
-        points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start=1)]
+        points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start)]
         for piece in _pieces(points):
             shape = " ".join(f"{a:.1f},{b:.1f}" for a, b in piece)
             out.append(f'<polyline points="{shape}" fill="none" stroke="{color}" stroke-width="{1.2 if thin else 2}"/>')
