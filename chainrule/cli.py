@@ -22,27 +22,25 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 try:
     import click
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
 except ImportError as error:
     raise SystemExit(f"chainrule's command line needs {error.name}: pip install 'chainrule[cli]'") from None
 
-import numpy as np
 
 from .data import Table, read_table
 from .data.read import file_bytes, original_rows
-from .data.understand import Understanding, understand
+from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
-from .report import plain, run_folder, scored, short, write_text
+from .report import plain, run_folder, short, write_text
+from .terminal import SHOWN, say, show_facts, show_results, show_scores
 
 if TYPE_CHECKING:
     from .demo import Result
-    from .experiment import Outcome, Recipe, Run
+    from .experiment import Outcome, Recipe
+    from .runs import Run
+    from .text import TextOutcome, TextRun
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHOWN = 40  # columns that the table of what was understood lists
 LONGEST = 2_000  # characters of a message: more come from data, such as a name of a megabyte
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -80,11 +78,6 @@ def _fail(message: str) -> NoReturn:
     sys.exit(MISTAKE)
 
 
-def _say(console: Console, line: str, style: str = "", *, path: bool = False) -> None:
-    """A line as it is: no markup, no colours guessed; broken between words on a terminal, unless it holds a `path` to copy."""
-    console.print(Text(plain(line), style=style), soft_wrap=path or not console.is_terminal)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="chainrule")
 def commands() -> None:
@@ -116,7 +109,9 @@ class Amount(click.FloatRange):
         return number
 
 
-def _widths(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+def _widths(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
     if value.strip().lower() in ("", "none", "0"):
         return ()
     try:
@@ -138,84 +133,138 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.option("--labels", type=click.Path(path_type=Path), help="For IDX images, the file of their labels.")
 @reading_options
 @click.option(
-    "--hidden", default="128,64", show_default=True, callback=_widths, help="Units of the hidden layers; none for none."
+    "--sequence",
+    type=click.IntRange(1),
+    metavar="LENGTH",
+    help="The rows are in the order of time: forecast from windows of LENGTH rows. Of a text: characters read at a time [64].",
 )
-@click.option("--activation", default="silu", show_default=True, help="After each hidden layer.")
-@click.option("--dropout", type=Amount(0, 1, max_open=True), default=0.1, show_default=True)
+@click.option("--horizon", type=click.IntRange(1), metavar="ROWS", help="With --sequence: how many rows ahead. Default: 1.")
+@click.option("--time", metavar="COLUMN", help="With --sequence: the column that orders the rows. Default: the first of dates.")
+@click.option("--gaps", is_flag=True, default=None, help="With --sequence: go on although dates leave something out.")
+@click.option(
+    "--season", type=click.IntRange(1), metavar="ROWS", help="With --sequence: of the seasonal baseline. Default: by the dates."
+)
+@click.option("--characters", is_flag=True, help="DATA is a text: learn to write on, character by character.")
+@click.option("--cell", type=click.Choice(["gru", "lstm", "rnn"]), help="Of --sequence and --characters. Default: gru.")
+@click.option("--sample", type=click.IntRange(0), metavar="N", help="Of --characters: samples of N characters. Default: 300.")
+@click.option(
+    "--temperature", type=Amount(0), multiple=True, help="Of --characters: a sample for each temperature. Default: 0.5 and 1."
+)
+@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128].")
+@click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn].")
+@click.option("--dropout", type=Amount(0, 1, max_open=True), help="Default: 0.1 [0; 0].")
 @click.option(
     "--learning-rate",
     type=Amount(0, min_open=True),
-    default=2e-3,
-    show_default=True,
-    help="At the start; it falls to 0 by half a cosine wave.",
+    help="At the start; it falls to 0 by half a cosine wave. Default: 0.002 [0.003; 0.004].",
 )
-@click.option("--weight-decay", type=Amount(0), default=0.3, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512.")
-@click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100.")
+@click.option("--weight-decay", type=Amount(0), help="Default: 0.3 [0.1; 0.01].")
 @click.option(
-    "--patience", type=click.IntRange(1), default=30, show_default=True, help="Epochs without improvement before it stops."
+    "--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512 [16 to 512; 8 to 32]."
 )
+@click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100 [20 to 100; 2 to 60].")
+@click.option("--patience", type=click.IntRange(1), help="Epochs without improvement before it stops. Default: 30 [30; 5].")
 @click.option(
     "--validation",
     type=Amount(0, 1, max_open=True),
     default=0.1,
     show_default=True,
-    help="Share of the training rows that decides when to stop; 0 trains on all of them to the last epoch.",
+    help="Share of the training rows that decides when to stop (the last, in time); 0 trains on all of them to the last epoch.",
 )
-@click.option("--test", type=Amount(0, 1, min_open=True, max_open=True), default=0.2, show_default=True, help="Held-out share.")
-@click.option("--log-target", is_flag=True, help="Learn the logarithm of a positive quantity, such as a price.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the network.")
 @click.option(
-    "--split-seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the choice of held-out rows."
+    "--test", type=Amount(0, 1, min_open=True, max_open=True), help="Held-out share; the last rows, in time. Default: 0.2."
 )
+@click.option("--log-target", is_flag=True, default=None, help="Learn the logarithm of a positive quantity, such as a price.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the network.")
+@click.option("--split-seed", type=click.IntRange(0, 2**32 - 1), help="Of the choice of held-out rows. Default: 0.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder. Default: runs/NAME, or the next that is free.")
 @click.option("--overwrite", is_flag=True, help="Write into the run folder although it holds a run.")
 @click.option("--quiet", is_flag=True, help="Only the scores.")
-def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, **options: Any) -> int:
-    """Trains a network on DATA: CSV, Parquet, .npz, .npy or IDX images.
+def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, characters: bool, **options: Any) -> int:
+    """Trains a network on DATA: CSV, Parquet, .npz, .npy or IDX images; with --sequence a table in the order of time, with
+    --characters a text. Defaults in brackets: those with --sequence; with --characters.
 
     \b
     Example:  chainrule train houses.csv --target PRICE --drop TAX
               chainrule train train-images-idx3-ubyte.gz --hidden 256,128
+              chainrule train demand.csv --target MW --sequence 48 --horizon 24
+              chainrule train book.txt --characters
     """
-    from . import experiment
-
-    missing = options.pop("missing")
+    console = Console()
     with _run_folder(out, data, overwrite) as folder:  # refused before training, not after
-        table = read_table(data, labels=options.pop("labels"), missing=missing, header=options.pop("header"))
-        console = Console()
-        facts = understand(
-            table,
-            _target(table, options.pop("target")),
-            task=options.pop("task"),
-            drop=options.pop("drop"),
-            keep=options.pop("keep"),
-            categorical=options.pop("categorical"),
-        )
-        if not quiet:
-            _show_facts(console, facts)
-        outcome = experiment.train(table, facts, _recipe(options), missing=missing, verbose=not quiet)
-        experiment.write(folder, outcome)
-    return _show_outcome(console, outcome, folder, quiet)
+        if characters:
+            return _train_text(console, data, folder, quiet, options)
+        return _train_table(console, data, folder, quiet, options)
 
 
-def _show_outcome(console: Console, outcome: Outcome, folder: Path, quiet: bool) -> int:
-    """What training came to and where it lies; the exit code."""
-    from . import experiment
+def _train_table(console: Console, data: Path, folder: Path, quiet: bool, options: dict[str, Any]) -> int:
+    from . import experiment, series
 
+    in_time = options["sequence"] is not None
+    recipe = _recipe(series.SeriesRecipe if in_time else experiment.Recipe, options, READING)
+    missing = options["missing"]
+    table = read_table(data, labels=options["labels"], missing=missing, header=options["header"])
+    target = _target(table, options["target"])
+    columns = {name: options[name] for name in ("task", "drop", "keep", "categorical")}
+    if isinstance(recipe, series.SeriesRecipe):
+        recipe, notes = recipe.ordered(table)
+        facts = series.understand_series(table, target, recipe, notes, **columns)
+    else:
+        facts = understand(table, target, **columns)
     if not quiet:
-        for name, value in experiment.summary(outcome)[3:]:
-            _say(console, f"{name}: {value}")
+        show_facts(console, facts)
+    if isinstance(recipe, series.SeriesRecipe):
+        outcome = series.train_series(table, facts, recipe, missing=missing, verbose=not quiet)
+    else:
+        outcome = experiment.train(table, facts, recipe, missing=missing, verbose=not quiet)
+    experiment.write(folder, outcome)
+    title = f"Scores on {outcome.rows[1]:,} {outcome.judged}"
+    return _show_outcome(console, outcome, experiment.summary(outcome)[3:], title, folder, quiet, "NEW.csv")
+
+
+def _train_text(console: Console, data: Path, folder: Path, quiet: bool, options: dict[str, Any]) -> int:
+    from . import text
+    from .data.characters import read_text
+
+    recipe = _recipe(text.TextRecipe, options, ())
+    content, notes = read_text(data)
+    if not quiet:
+        say(console, f"{short(data.name)}: {len(content):,} characters, {len(set(content)):,} distinct")
+    outcome = text.train_text(data.name, content, recipe, notes=notes, verbose=not quiet)
+    text.write_text_run(folder, outcome)  # before the samples, which can be interrupted
+    outcome = text.sampled(outcome)
+    text.write_text_run(folder, outcome)
+    title = f"Scores on the last {outcome.characters[1]:,} characters"
+    code = _show_outcome(console, outcome, text.summary(outcome)[1:], title, folder, quiet, '--prompt "Once"')
+    for heading, written in outcome.samples:
+        say(console, f"\n{heading}:", "bold")
+        say(console, written.expandtabs(4))
+    return code
+
+
+def _show_outcome(
+    console: Console,
+    outcome: Outcome | TextOutcome,
+    facts: Iterable[tuple[str, str]],
+    title: str,
+    folder: Path,
+    quiet: bool,
+    use: str,
+) -> int:
+    """What training came to and where it lies; the exit code."""
+    if not quiet:
+        for name, value in facts:
+            say(console, f"{name}: {value}")
     for note in outcome.notes:
-        _say(console, f"note: {note}")
-    _show_scores(console, f"Scores on {outcome.rows[1]:,} held-out rows", outcome.scores)
-    _say(console, f"run folder: {folder}, with report.html", path=True)
+        say(console, f"note: {note}")
+    show_scores(console, title, outcome.scores)
+    say(console, f"run folder: {folder}, with report.html", path=True)
     if outcome.failure or outcome.interrupted:
         what = "training diverged" if outcome.failure else "interrupted"
         click.echo(f"chainrule: {what}; what had been learnt until then is saved in {plain(str(folder))}", err=True)
         return MISTAKE if outcome.failure else INTERRUPTED
     if not quiet:
-        _say(console, f"next: chainrule predict {shlex.quote(str(folder))} NEW.csv", path=True)
+        say(console, f"next: chainrule predict {shlex.quote(str(folder))} {use}", path=True)
     return 0
 
 
@@ -234,10 +283,21 @@ def _run_folder(out: Path | None, data: Path, overwrite: bool) -> Iterator[Path]
                 break
 
 
-def _recipe(options: dict[str, Any]) -> Recipe:
-    from .experiment import Recipe
+R = TypeVar("R", bound="Recipe")
+READING = ("target", "task", "drop", "keep", "categorical", "labels", "header", "missing")
 
-    return Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
+
+def _recipe(kind: type[R], options: Mapping[str, Any], further: Iterable[str]) -> R:
+    """The recipe with the options that were given; the others keep its own defaults.
+
+    Raises: `UsageError` for an option that was given and is neither a part of this recipe nor one of `further`.
+    """
+    known = {field.name for field in fields(kind)} - kind.UNUSED
+    given = {name: value for name, value in options.items() if value is not None and (value != () or name == "hidden")}
+    stray = [name for name in given if name not in known and name not in further]
+    if stray:
+        raise UsageError(f"--{stray[0].replace('_', '-')} means nothing {kind.SETTING}: leave it out")
+    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def _target(table: Table, name: str | None) -> str:
@@ -269,39 +329,65 @@ def _free(folder: Path) -> Path:
     return choice
 
 
-@commands.command(short_help="Adds predictions to the rows of a file.")
+@commands.command(short_help="Adds predictions to the rows of a file, or writes a text on.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--out", type=click.Path(path_type=Path, allow_dash=True), help="The file to write. Default: NAME-predictions.csv; - prints."
 )
 @click.option("--overwrite", is_flag=True, help="Write the file although it is there.")
 @reading_options
-def predict(run: Path, data: Path, out: Path | None, overwrite: bool, missing: tuple[str, ...], header: bool | None) -> None:
-    """Adds a prediction, and for classes their probabilities, to the rows of DATA.
+@click.option("--prompt", metavar="TEXT", help="Of a character model: the text that it writes on.")
+@click.option(
+    "--sample", type=click.IntRange(1), default=300, show_default=True, metavar="N", help="How many characters it writes."
+)
+@click.option("--temperature", type=Amount(0), default=0.7, show_default=True, help="0: always the likeliest; 1: as it learnt.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of what it writes.")
+def predict(run: Path, data: Path | None, prompt: str | None, sample: int, temperature: float, seed: int, **options: Any) -> None:
+    """Adds a prediction, and for classes their probabilities, to the rows of DATA; a character model writes a text on.
 
     \b
     Example:  chainrule predict runs/houses new.csv --out predicted.csv
+              chainrule predict runs/book --prompt "Once upon a time"
     """
-    from . import experiment
+    from .runs import Run, read_run
+    from .text import sample as written
+
+    known = read_run(run)
+    if isinstance(known, Run):
+        if data is None or prompt is not None:
+            raise UsageError(f"{run} is the run of a table: name the file of rows to predict, without --prompt")
+        return _predict_rows(known, data, **options)
+    if prompt is None or data is not None:
+        raise UsageError(f'{run} is a character model: give it a text to write on, --prompt "...", and no file')
+    if strange := sorted(set(prompt) - set(known.alphabet.characters)):
+        click.echo(f"chainrule: characters that the network has not learnt: {' '.join(map(short, strange))}", err=True)
+    click.echo(plain((prompt + written(known.network, known.alphabet, prompt, sample, temperature, seed)).expandtabs(4)))
+
+
+def _predict_rows(
+    known: Run, data: Path, out: Path | None, overwrite: bool, missing: tuple[str, ...], header: bool | None
+) -> None:
+    from . import runs
 
     out = out or Path(f"{_stem(data)}-predictions.csv")
     printed = str(out) == "-"
     if not printed:
         _check_output(out, overwrite)
-    known = experiment.read_run(run)
     content = file_bytes(data)
     table = read_table(data, missing=(*known.preparation.missing, *missing), header=header, data=content)
-    columns, remarks, scores = experiment.predict(known, table)
+    columns, remarks, scores = runs.predict(known, table)
     names, rows = original_rows(data, header=header, data=content) or _rows(table)
     _write_csv(None if printed else out, names, rows, columns)
     console = Console(stderr=printed)
     for line in remarks:
-        _say(console, f"note: {line}")
+        say(console, f"note: {line}")
     if scores:
-        _show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
+        show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
     if not printed:
-        _say(console, f"{table.rows:,} predictions: {out}", path=True)
+        window = known.preparation.window
+        made = table.rows if window is None else table.rows - window.length + 1
+        say(console, f"{made:,} predictions: {out}", path=True)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -342,13 +428,19 @@ def _write_csv(out: Path | None, names: list[str], rows: list[list[str]], column
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*names, *new])
     for row, added in zip(rows, zip(*(v.tolist() for v in columns.values()), strict=True), strict=True):
-        writer.writerow([*row, *(f"{v:.6g}" if isinstance(v, float) else v for v in added)])
+        writer.writerow([*row, *(_cell(v) for v in added)])
     if out is None:
         sys.stdout.write(content.getvalue())
     elif _is_stream(out):
         out.write_text(content.getvalue(), encoding="utf-8", newline="")
     else:
         write_text(out, content.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}" if value == value else ""
+    return value
 
 
 def sample_options(command: F) -> F:
@@ -374,10 +466,10 @@ def explain(run: Path, data: Path | None, rows: int, numbers: bool, form: str) -
               chainrule explain runs/houses --form html > houses.html
               chainrule explain runs/houses --data houses.csv --rows 2 --numbers
     """
-    from . import experiment
     from .explain import explain as explained
+    from .runs import read_run
 
-    known = experiment.read_run(run)
+    known = read_run(run)
     x, y = _sample(known, data, rows)
     click.echo(getattr(explained(known.network, x, y, numbers=numbers, optimizer=known.optimizer), form))
 
@@ -392,39 +484,35 @@ def check(run: Path, data: Path | None, rows: int) -> int:
     Example:  chainrule check runs/houses
               chainrule check runs/houses --data houses.csv --rows 32
     """
-    from . import experiment
+    from .runs import read_run
 
-    known = experiment.read_run(run)
+    known = read_run(run)
     x, y = _sample(known, data, rows)
     try:
-        click.echo(str(known.network.check_gradients(x, y, loss=known.preparation.target.loss)))
+        click.echo(str(known.network.check_gradients(x, y, loss=known.loss)))
     except GradientMismatch as found:
         click.echo(str(found))
         return 1
     return 0
 
 
-def _sample(run: Run, data: Path | None, rows: int) -> tuple[Any, Any]:
+def _sample(run: Run | TextRun, data: Path | None, rows: int) -> tuple[Any, Any]:
     """(x, y) of some rows of a file, or random ones."""
-    code = run.preparation.target
-    if data is not None:
-        table = read_table(data, missing=run.preparation.missing)
-        table = table.take(np.arange(min(rows, table.rows)))
-        return run.preparation.apply(table)[0], code.encode(table.column(code.name))
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(rows, len(run.preparation.features))).astype(np.float32)
-    y = draw.normal(size=rows).astype(np.float32) if code.task == "regression" else draw.integers(0, len(code.classes), rows)
-    return x, y
+    from .runs import Run
+
+    if data is None:
+        return run.sample(rows, None)
+    return run.sample(rows, read_table(data, missing=run.preparation.missing if isinstance(run, Run) else ()))
 
 
-@commands.command(short_help="Trains networks on XOR, digits, tumours and houses.")
-@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "all"]), default="all")
+@commands.command(short_help="Trains networks on XOR, digits, tumours, houses and sunspots.")
+@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "series", "all"]), default="all")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for the run folders."
 )
 @click.option("--quiet", is_flag=True, help="Only the table of scores.")
 def demo(name: str, out: Path, quiet: bool) -> int:
-    """Trains networks on XOR, handwritten digits, tumours and houses.
+    """Trains networks on XOR, handwritten digits, tumours, houses and the series of sunspots.
 
     \b
     Example:  chainrule demo digits
@@ -433,99 +521,27 @@ def demo(name: str, out: Path, quiet: bool) -> int:
 
     console = Console()
 
-    def say(line: str) -> None:
+    def announce(line: str) -> None:
         if not quiet:
-            _say(console, line, "bold")
+            say(console, line, "bold")
 
     results: list[Result] = []
     stopped = False
     for one in DEMOS.values() if name == "all" else [DEMOS[name]]:
         try:
-            results.append(run_demo(one, out, say=say, verbose=not quiet))
+            results.append(run_demo(one, out, say=announce, verbose=not quiet))
         except KeyboardInterrupt:
             stopped = True
             break
     if results:
-        _show_results(console, results)
+        show_results(console, results)
     if stopped:
         click.echo("chainrule: interrupted; the run folders of the networks trained until then are kept", err=True)
         return INTERRUPTED
     missed = [result.demo.name for result in results if not result.reached]
     if missed:
-        _say(console, f"not reached: {', '.join(missed)}", "bold red")
+        say(console, f"not reached: {', '.join(missed)}", "bold red")
     return 1 if missed else 0
-
-
-def _show_results(console: Console, results: Sequence[Result]) -> None:
-    """The scores of all demos beside their baselines, and where the runs lie."""
-    grid = _grid(
-        "Scores on held-out rows, beside their baselines", "", "score", "network", "linear", "simplest", "goal", "seconds"
-    )
-    for result in results:
-        metric = result.demo.metric
-        network, *others = (scored(metric, value) for value in result.scores.values())
-        over = f", {len(result.folders)} seeds" if len(result.folders) > 1 else ""
-        goal = f"{'<=' if result.demo.smaller else '>='} {scored(metric, result.demo.reach)}"
-        mark = Text(network, style="bold green" if result.reached else "bold red")
-        grid.add_row(result.demo.name, metric + over, mark, *others, goal, f"{result.seconds:.1f}")
-    console.print()
-    console.print(grid)
-    _say(console, "linear: linear or logistic regression; simplest: the mean or the commonest class")
-    if any(result.demo.everything for result in results):
-        _say(console, "xor is scored on the four rows that it learns: there are no others")
-    _say(console, "\nrun folders, each with the network, its history and a report.html:")
-    for result in results:
-        for folder in result.folders:
-            _say(console, f"  {folder}", path=True)
-
-
-def _grid(title: str, *columns: str, right: int = 2) -> Grid:
-    """A table that is legible without colours and in any encoding; columns from the `right`th on hold numbers."""
-    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        grid.add_column(column, justify="right" if i >= right else "left", overflow="fold")
-    return grid
-
-
-def _show_facts(console: Console, facts: Understanding) -> None:
-    """What was understood, as a short table."""
-    title = f"{short(facts.source)}: {facts.rows:,} rows, {len(facts.columns) + 1} columns"
-    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, justify in (("column", "left"), ("kind", "left"), ("missing", "right"), ("distinct", "right"), ("", "left")):
-        grid.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal each
-    for facts_on in facts.columns[:SHOWN]:
-        grid.add_row(
-            Text(short(facts_on.name)),
-            facts_on.kind,
-            f"{facts_on.missing:,}" if facts_on.missing else "",
-            f"{facts_on.distinct:,}" if facts_on.distinct else "",
-            Text(short(facts_on.remark, 200)),
-            style="" if facts_on.used else "dim",
-        )
-    if len(facts.columns) > SHOWN:
-        grid.add_row(f"... {len(facts.columns) - SHOWN:,} more", "", "", "", "")
-    console.print(grid)
-    classes = f": {_listed(facts.classes)}" if facts.classes else ""
-    _say(console, f"target: {short(facts.target)}, {facts.task}, {short(facts.reason, 200)}{classes}")
-    for note in facts.notes:
-        _say(console, f"note: {note}")
-
-
-def _listed(labels: Iterable[object], most: int = 8) -> str:
-    """The first few, each short."""
-    words = [short(label, 30) for label in labels]
-    return ", ".join(words[:most]) + (f", ... ({len(words)})" if len(words) > most else "")
-
-
-def _show_scores(console: Console, title: str, scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Models beside each other, one metric a column."""
-    metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
-    grid = _grid(title, "", *metrics, right=1)
-    console.print()
-    for i, (model, values) in enumerate(scores.items()):
-        cells = [scored(m, values[m]) if m in values else "" for m in metrics]
-        grid.add_row(model, *cells, style="bold" if i == 0 else "")
-    console.print(grid)
 
 
 if __name__ == "__main__":

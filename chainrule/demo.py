@@ -1,4 +1,4 @@
-"""Four networks that learn by backpropagation on real data, each with the score it must reach.
+"""Five networks that learn by backpropagation on real data, each with the score it must reach.
 
 In: names of demos. Out: a run folder for each trained network, and `Result`s that stand beside their baselines.
 """
@@ -16,6 +16,7 @@ from .data.table import Table
 from .data.understand import understand
 from .experiment import Outcome, Recipe, train, write
 from .report import run_folder
+from .series import SeriesRecipe, train_series, understand_series
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ DEMOS = {
             drop=("TAX",),
             seeds=(0, 1, 2),
         ),
+        Demo(
+            "series",
+            "sunspots a year ahead, from four years; the last fifth held out",
+            examples.sunspots,
+            "sunspots",
+            SeriesRecipe(sequence=48, horizon=12, batch_size=32, epochs=30, season=132),
+            "RMSE",
+            31.0,
+            smaller=True,
+            seeds=(0, 1, 2),
+        ),
     )
 }
 
@@ -121,14 +133,21 @@ def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool
 
     Raises: `KeyboardInterrupt` after Ctrl-C, once what was learnt is saved.
     """
-    table = demo.table()
-    facts = understand(table, demo.target, drop=demo.drop, task=None)
+    table, recipe = demo.table(), demo.recipe
+    if isinstance(recipe, SeriesRecipe):
+        recipe, notes = recipe.ordered(table)
+        facts = understand_series(table, demo.target, recipe, notes, drop=demo.drop)
+    else:
+        facts = understand(table, demo.target, drop=demo.drop)
     outcomes: list[Outcome] = []
     folders = []
     for seed in demo.seeds:
         folder = run_folder(out / (demo.name if len(demo.seeds) == 1 else f"{demo.name}-seed-{seed}"), overwrite=True)
         say(f"{demo.name}: {demo.about}; {facts.rows:,} rows" + (f"; seed {seed}" if len(demo.seeds) > 1 else ""))
-        outcome = train(table, facts, replace(demo.recipe, seed=seed), everything=demo.everything, verbose=verbose)
+        if isinstance(recipe, SeriesRecipe):
+            outcome = train_series(table, facts, replace(recipe, seed=seed), verbose=verbose)
+        else:
+            outcome = train(table, facts, replace(recipe, seed=seed), everything=demo.everything, verbose=verbose)
         write(folder, outcome)
         if outcome.interrupted:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""From a table to a trained network with held-out scores beside its baselines, into a run folder, and back for predicting.
+"""From a table to a trained network with held-out scores beside its baselines, into a run folder.
 
 In: a `Table`, its `Understanding`, a `Recipe`. Out: `Outcome`. Preparation, network and baselines see the training rows only; the
 held-out rows are touched once, for the scores. A run that was interrupted or diverged is an outcome too, with what it had learnt.
@@ -6,12 +6,11 @@ held-out rows are touched once, for the scores. A run that was interrupted or di
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,9 +19,8 @@ from .data.prepare import Preparation, hold_out
 from .data.table import Table, Values, numbers
 from .data.target import TargetCode
 from .data.understand import Understanding
-from .errors import DataError, DivergenceError, FileFormatError, NotBuiltError, ShapeError, UsageError
-from .nn.saving import load
-from .optim import AdamW, Optimizer
+from .errors import DivergenceError
+from .optim import AdamW
 from .report import Report, write_report, write_text
 from .schedules import cosine
 from .train.history import Run as History
@@ -30,8 +28,6 @@ from .train.progress import duration
 
 Scores = dict[str, float]
 STEPS = 6_000  # what a table of some thousand rows takes to be learnt well; larger tables get 20 epochs, whatever it takes
-MAX_WIDTH = 1 << 24  # inputs of a network; a forged preparation may claim any number
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,8 @@ class Recipe:
         log_target: learn the logarithm of a positive quantity, such as a price.
     """
 
+    UNUSED: ClassVar[frozenset[str]] = frozenset()  # fields that say nothing, of kinds of recipes with more than these
+    SETTING: ClassVar[str] = "without --sequence or --characters"
     hidden: tuple[int, ...] = (128, 64)
     activation: str = "silu"
     dropout: float = 0.1
@@ -83,6 +81,11 @@ class Recipe:
         """
         return self.epochs or min(100, max(20, STEPS // -(-rows // self.batch(rows))))
 
+    @property
+    def units(self) -> str:
+        """What the hidden layers are made of, in words."""
+        return self.activation
+
     def network(self, outputs: int) -> nn.Sequential:
         """The network that the recipe describes, not yet built."""
         layers: list[Any] = []
@@ -96,7 +99,8 @@ class Outcome:
     """What an experiment gave. `scores`: model -> metric -> value on held-out rows, the network first.
 
     `stopped`: why training ended before its last epoch, or "". `interrupted`: by Ctrl-C. `failure`: how training diverged, or "";
-    the history so far and the last good weights are kept then. `everything`: the scores are on the rows that were learnt from.
+    the history so far and the last good weights are kept then. `everything`: the scores are on the rows that were learnt from. For a
+    table in the order of time, `rows` counts windows, `validated` those that decided when to stop, and true and predicted follow time.
     """
 
     facts: Understanding
@@ -115,6 +119,34 @@ class Outcome:
     stopped: str = ""
     failure: str = ""
     everything: bool = False
+    validated: int = 0
+
+    @property
+    def judged(self) -> str:
+        """What the scores are on, in words."""
+        if self.preparation.window is not None:
+            return f"held-out rows, forecast {self.preparation.window.horizon:,} before"
+        return "the rows that were learnt from" if self.everything else "held-out rows"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a network learns from and is judged on.
+
+    Args: x, y: training rows (or windows), encoded. validation: a share of them, or (x, y), or None for none. x_judge, true: the
+    held-out ones, and their targets as the table has them. origin: for windows over a quantity, its encoded value at their ends.
+    notes: what preparing had to do. baselines: fits simple models and scores them on the held-out rows.
+    """
+
+    preparation: Preparation
+    x: Values
+    y: Values
+    validation: float | tuple[Values, Values] | None
+    x_judge: Values
+    true: Values
+    origin: Values | None
+    notes: list[str]
+    baselines: Callable[[], dict[str, Scores]]
 
 
 def train(
@@ -142,22 +174,64 @@ def train(
     learn, judge = table.take(training), table.take(testing)
     preparation = Preparation.fit(learn, facts, missing=missing, log_target=recipe.log_target)
     (x, filled), (x_judge, met) = preparation.apply(learn), preparation.apply(judge)
-    code = preparation.target
-    network = recipe.network(code.outputs)
-    stops = not everything and recipe.validation > 0
-    epochs = recipe.passes(len(x))
+    material = Material(
+        preparation, x, preparation.target.encode(learn.column(facts.target)), None if everything else recipe.validation or None,
+        x_judge, judge.column(facts.target), None,
+        [f"training rows: {line}" for line in filled.lines()] + [f"held-out rows: {line}" for line in met.lines()],
+        lambda: baselines(preparation, learn, judge),
+    )  # fmt: skip
+    return replace(learnt(facts, recipe, material, verbose), everything=everything)
+
+
+def learnt(facts: Understanding, recipe: Recipe, material: Material, verbose: bool) -> Outcome:
+    """Trains a network and scores it beside its baselines.
+
+    Raises: `DivergenceError` if that happens in the first epoch.
+    """
+    preparation = material.preparation
+    network = recipe.network(preparation.target.outputs)
+    run, failure, seconds = fitted(network, material.x, material.y, recipe, preparation.target.loss, material.validation, verbose)
+    answers, chances = predictions(network, preparation, material.x_judge, material.origin)
+    scores = {"this network": score(preparation.target, material.true, answers, chances)}
+    notes = [*material.notes, *ending(run, failure)]
+    interrupted = run.interrupted
+    try:
+        scores |= material.baselines()
+    except KeyboardInterrupt:
+        interrupted = True
+        notes.append("interrupted before the baselines were fitted")
+    rows = (len(material.x), len(material.x_judge))
+    return Outcome(
+        facts, recipe, preparation, network, history_of(run), run.best_epoch, scores, material.true, answers, rows, seconds, notes,
+        interrupted, run.stopped, failure, validated=len(material.validation[1]) if isinstance(material.validation, tuple) else 0,
+    )  # fmt: skip
+
+
+def fitted(
+    network: nn.Sequential,
+    x: Values,
+    y: Values,
+    recipe: Recipe,
+    loss: str,
+    validation: float | tuple[Values, Values] | None,
+    verbose: bool,
+) -> tuple[History, str, float]:
+    """(history, how training diverged or "", seconds) of a network that is trained by the recipe.
+
+    Raises: `DivergenceError` if that happens in the first epoch.
+    """
     failure = ""
     start = time.perf_counter()
     try:
         run = network.fit(
             x,
-            code.encode(learn.column(facts.target)),
-            loss=code.loss,
+            y,
+            loss=loss,
             optimizer=AdamW(cosine(recipe.learning_rate), weight_decay=recipe.weight_decay),
-            epochs=epochs,
+            epochs=recipe.passes(len(x)),
             batch_size=recipe.batch(len(x)),
-            validation=recipe.validation if stops else None,
-            early_stopping=recipe.patience if stops else None,
+            validation=validation,
+            early_stopping=None if validation is None else recipe.patience,
             seed=recipe.seed,
             verbose=verbose,
         )
@@ -166,35 +240,33 @@ def train(
         if not isinstance(error.run, History) or not error.run.loss:
             raise DivergenceError(f"{failure}: nothing was learnt; take a smaller learning rate", error.run) from None
         run = error.run
-    seconds = time.perf_counter() - start
-    answers, chances = predictions(network, code, x_judge)
-    true = judge.column(facts.target)
-    scores = {"this network": score(code, true, answers, chances)}
-    interrupted = run.interrupted
-    # without times: the history of a seed is the same bytes on every machine that computes the same bits
-    history = {name: values for name, values in run.table().items() if name not in ("epoch", "seconds")}
-    notes = [f"training rows: {line}" for line in filled.lines()] + [f"held-out rows: {line}" for line in met.lines()]
+    return run, failure, time.perf_counter() - start
+
+
+def ending(run: History, failure: str) -> list[str]:
+    """Notes on a training that ended before its time."""
+    notes = []
     if run.interrupted:
         kept = f"the weights of epoch {run.best_epoch}" if run.best_epoch else "the weights of that moment"
-        notes.append(f"interrupted in epoch {len(run.loss) + 1} of {epochs}; {kept} are kept")
-    if failure:
-        notes.append(failure)
-    try:
-        scores |= baselines(preparation, learn, judge)
-    except KeyboardInterrupt:
-        interrupted = True
-        notes.append("interrupted before the baselines were fitted")
-    rows = (len(training), len(testing))
-    return Outcome(
-        facts, recipe, preparation, network, history, run.best_epoch, scores, true, answers, rows, seconds, notes, interrupted, run.stopped,
-        failure, everything,
-    )  # fmt: skip
+        notes.append(f"interrupted in epoch {len(run.loss) + 1} of {run.planned_epochs}; {kept} are kept")
+    return [*notes, failure] if failure else notes
 
 
-def predictions(network: nn.Sequential, code: TargetCode, x: Values) -> tuple[Values, Values | None]:
-    """(answers (rows,): quantities or labels, probabilities (rows, classes) or None)."""
+def history_of(run: History) -> dict[str, list[float]]:
+    """Without times: the history of a seed is the same bytes on every machine that computes the same bits."""
+    return {name: values for name, values in run.table().items() if name not in ("epoch", "seconds")}
+
+
+def predictions(
+    network: nn.Sequential, preparation: Preparation, x: Values, origin: Values | None = None
+) -> tuple[Values, Values | None]:
+    """(answers (rows,): quantities or labels, probabilities (rows, classes) or None); x and origin as `Preparation.inputs` gives them."""
+    code, window = preparation.target, preparation.window
     if code.task == "regression":
-        return code.decode(np.asarray(network.predict(x))), None
+        outputs = np.asarray(network.predict(x))
+        if window is not None and origin is not None:
+            outputs = outputs.reshape(-1).astype(np.float64) * window.change + origin
+        return code.decode(outputs), None
     chances = np.asarray(network.predict_proba(x), dtype=np.float64)
     return code.decode(chances), chances
 
@@ -220,6 +292,14 @@ def score(code: TargetCode, true: Values, answers: Values, chances: Values | Non
 
 def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str, Scores]:
     """A linear model on standardised columns, and the mean or most frequent class; same training and held-out rows."""
+    code = preparation.target
+    y = learn.column(code.name)
+    y = numbers(y)[0] if code.task == "regression" else code.encode(y)
+    return simple_models(code, preparation.plain(learn), y, preparation.plain(judge), judge.column(code.name))
+
+
+def simple_models(code: TargetCode, x: Values, y: Values, x_judge: Values, true: Values) -> dict[str, Scores]:
+    """The scores of a linear model and of one that looks at nothing. x, x_judge: plain numbers; y: quantities, or classes as codes."""
     import warnings
 
     from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -227,11 +307,7 @@ def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str,
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    code = replace(preparation.target, log=False, mean=0.0, scale=1.0)
     regression = code.task == "regression"
-    target, true = learn.column(code.name), judge.column(code.name)
-    x, x_judge = preparation.plain(learn), preparation.plain(judge)
-    y = numbers(target)[0] if regression else code.encode(target)
     out = {}
     steps = min(300, max(50, int(2e10 / (x.size * max(len(code.classes), 1)))))  # some seconds on images
     for name, model in (
@@ -242,19 +318,19 @@ def baselines(preparation: Preparation, learn: Table, judge: Table) -> dict[str,
             model = DummyClassifier()  # the other classes have held-out rows only
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a baseline that has not quite converged is still a baseline
-            fitted = make_pipeline(StandardScaler(), model).fit(x, y)
+            fit = make_pipeline(StandardScaler(), model).fit(x, y)
         if regression:
-            out[name] = score(code, true, np.asarray(fitted.predict(x_judge), dtype=np.float64), None)
+            out[name] = score(code, true, np.asarray(fit.predict(x_judge), dtype=np.float64), None)
         else:
             chances = np.zeros((len(x_judge), len(code.classes)))
-            chances[:, fitted.classes_] = fitted.predict_proba(x_judge)  # a class without training rows keeps probability 0
+            chances[:, fit.classes_] = fit.predict_proba(x_judge)  # a class without training rows keeps probability 0
             out[name] = score(code, true, code.decode(chances), chances)
     return out
 
 
 def write(folder: Path, outcome: Outcome) -> None:
     """The run folder: network, preparation, settings, history, report."""
-    facts, code = outcome.facts, outcome.preparation.target
+    facts, code, window = outcome.facts, outcome.preparation.target, outcome.preparation.window
     outcome.network.save(folder / "network.safetensors")
     write_text(folder / "preparation.json", outcome.preparation.to_json() + "\n")
     settings = {
@@ -264,7 +340,7 @@ def write(folder: Path, outcome: Outcome) -> None:
         "recipe": asdict(outcome.recipe),
         "batch_size": outcome.recipe.batch(outcome.rows[0]),
         "planned_epochs": outcome.recipe.passes(outcome.rows[0]),
-        "rows": {"training": outcome.rows[0], "held out": outcome.rows[1]},
+        "rows" if window is None else "windows": {"training": outcome.rows[0], "held out": outcome.rows[1]},
         "left_out": [column.name for column in facts.columns if not column.used],
         "epochs": len(outcome.history["loss"]),
         "best_epoch": outcome.best_epoch,
@@ -286,7 +362,8 @@ def write(folder: Path, outcome: Outcome) -> None:
         predicted=outcome.predicted,
         classes=code.classes,
         target=facts.target,
-        judged="the rows that were learnt from" if outcome.everything else "held-out rows",
+        judged=outcome.judged,
+        first_row=0 if window is None else facts.rows - len(outcome.true) + 1,
         columns=[(c.name, c.kind, c.missing, c.distinct, c.remark) for c in facts.columns],
     )
     write_report(folder, settings, report)
@@ -300,93 +377,25 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     for column in facts.features:
         kinds[column.kind] = kinds.get(column.kind, 0) + 1
     epochs = len(outcome.history["loss"])
-    widths = [len(outcome.preparation.features), *recipe.hidden, outcome.preparation.target.outputs]
+    widths = " → ".join(map(str, [len(outcome.preparation.features), *recipe.hidden, outcome.preparation.target.outputs]))
     kept = f", the weights of epoch {outcome.best_epoch} kept" if outcome.best_epoch else ""
     stopped = f" ({outcome.stopped})" if outcome.stopped else ""
-    judged = "scored on the same rows" if outcome.everything else f"{outcome.rows[1]:,} held out"
     return [
-        ("data", f"{facts.source}: {facts.rows:,} rows, {outcome.rows[0]:,} to learn from, {judged}"),
+        ("data", f"{facts.source}: {facts.rows:,} rows, {_shares(outcome)}"),
         ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
         ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "".join(f", {c.remark}" for c in blocks)),
-        ("network", f"{' → '.join(map(str, widths))}, {recipe.activation}, {outcome.preparation.target.loss}"),
+        ("network", f"{widths}, {recipe.units}, {outcome.preparation.target.loss}"),
         ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
-
-    folder: Path
-    network: nn.Sequential
-    preparation: Preparation
-    settings: Mapping[str, Any]
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """What the network was trained with."""
-        return self.network._optimizer
-
-
-def read_run(folder: str | Path) -> Run:
-    """The network, preparation and settings of a run.
-
-    Raises: `DataError` for a folder that is no run, `FileFormatError` for damaged files.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f'there is no run folder "{folder}": chainrule train makes one and says where')
-    texts = {}
-    for name in ("preparation.json", "settings.json"):
-        try:
-            texts[name] = (folder / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise DataError(f"{folder} is no whole run: {name} cannot be read") from None
-    if not (folder / "network.safetensors").is_file():
-        raise DataError(f"{folder} is no whole run: network.safetensors is not there")
-    try:
-        settings = json.loads(texts["settings.json"])
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{folder / 'settings.json'} is no JSON, it may be cut off ({error})") from None
-    if not isinstance(settings, dict):
-        raise FileFormatError(f"{folder / 'settings.json'} holds no settings of a run")
-    preparation = Preparation.from_json(texts["preparation.json"])
-    network = load(folder / "network.safetensors")
-    _check_pair(folder, network, preparation)
-    return Run(folder, network, preparation, settings)
-
-
-def _check_pair(folder: Path, network: Any, preparation: Preparation) -> None:
-    """Raises: `FileFormatError` unless the network takes what the preparation gives, and gives what the target needs."""
-    code, width = preparation.target, preparation.width
-    try:
-        if not isinstance(network, nn.Sequential) or width > MAX_WIDTH:
-            raise ShapeError(f"a {type(network).__name__} is to take {width:,} inputs")
-        given = predictions(network, code, np.zeros((1, width), dtype=np.float32))[1]
-        shape = network.predict(np.zeros((1, width), dtype=np.float32)).shape if given is None else given.shape
-        wanted = (1, len(code.classes) if code.classes else 1)
-        if shape != wanted:
-            raise ShapeError(f"it gives {shape}, not {wanted}")
-    except (ShapeError, UsageError, NotBuiltError, IndexError) as error:
-        raise FileFormatError(f"{folder}: network.safetensors and preparation.json are not of one run ({error})") from None
-
-
-def predict(run: Run, table: Table) -> tuple[dict[str, Values], list[str], Scores | None]:
-    """(new columns: the prediction and, for classes, a probability each; remarks; scores if the target is there)."""
-    x, remarks = run.preparation.apply(table)
-    lines = remarks.lines()
-    code = run.preparation.target
-    answers, chances = predictions(run.network, code, x)
-    columns = {"prediction": answers}
-    if chances is not None:
-        columns |= {f"probability {label}": chances[:, i] for i, label in enumerate(code.classes)}
-    formulas = [label for label in code.classes if isinstance(label, str) and label.startswith(FORMULA)]
-    if formulas:
-        lines.append(f'the class "{formulas[0]}" begins like a formula: a spreadsheet may compute it instead of showing it')
-    scores = None
-    if code.name in table.columns:
-        try:
-            scores = score(code, table.column(code.name), answers, chances)
-        except DataError as error:  # a target that is empty or holds new classes: predicting does not need it
-            lines.append(f"no scores: {error}")
-    return columns, lines, scores
+def _shares(outcome: Outcome) -> str:
+    """How many rows or windows were for what."""
+    window, (training, held) = outcome.preparation.window, outcome.rows
+    if window is None:
+        return f"{training:,} to learn from, {'scored on the same rows' if outcome.everything else f'{held:,} held out'}"
+    stop = f", {outcome.validated:,} to decide when to stop" if outcome.validated else ""
+    return (
+        f"windows of {window.length:,} with the target {window.horizon:,} later, in the order of time: {training:,} to learn from{stop}, "
+        f"{held:,} held out"
+    )

@@ -30,6 +30,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 16, 16, 52  # margins of a drawing, wide enough f
 COLORS = ("#1f5fa8", "#c2541b", "#3b7d3b", "#7a4b9a")
 MAX_POINTS = 2000  # a scatter of more would make a page of megabytes and show no more
 HUGE = 1e150  # larger numbers are drawn at the end of the axis: their differences would overflow
+MAX_COURSE = 600  # a series of more points than pixels shows no more
 MAX_COLUMNS = 500
 MAX_CLASSES = 30  # a larger confusion matrix fits no screen
 
@@ -52,6 +53,8 @@ class Report:
         target: the name of the target, for labels.
         judged: which rows the scores are on.
         columns: the table's columns: name, kind, missing, distinct, remark.
+        first_row: where true and predicted are the last rows of a series, to be drawn over time, the row of the first; 0 elsewhere.
+        samples: (heading, text) pairs that a network wrote.
     """
 
     title: str
@@ -66,6 +69,8 @@ class Report:
     target: str = "target"
     judged: str = "held-out rows"
     columns: Sequence[tuple[str, str, int, int, str]] = ()
+    first_row: int = 0
+    samples: Sequence[tuple[str, str]] = ()
 
 
 def run_folder(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -199,8 +204,12 @@ def page(report: Report) -> str:
         parts.append(f"<h2>Which class was taken for which ({_html(report.judged)})</h2>")
         parts.append(confusion_table(report.true, report.predicted, report.classes))
     elif len(report.true):
+        if report.first_row:
+            parts.append(f"<h2>Forecast and truth ({_html(report.judged)})</h2>")
+            parts.append(course(report.true, report.predicted, report.first_row, label=report.target))
         parts.append(f"<h2>Predicted and true ({_html(report.judged)})</h2>")
         parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
+    parts += [f"<h2>{_html(heading)}</h2><pre>{escape(plain(text.expandtabs(4)))}</pre>" for heading, text in report.samples]
     if report.columns:
         parts.append(_column_table(report.columns))
     parts.append(FOOT)
@@ -222,6 +231,7 @@ th, td {{ padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: lef
 td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 tr.own {{ font-weight: 600; }}
 td, th, h1 {{ overflow-wrap: break-word; }} td.zero, footer {{ color: #8a8a8a; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .5rem .75rem; }}
 .wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }} footer {{ margin-top: 2rem; font-size: .9rem; }}
 </style>
 </head>
@@ -230,7 +240,7 @@ td, th, h1 {{ overflow-wrap: break-word; }} td.zero, footer {{ color: #8a8a8a; }
 
 
 FOOT = (
-    "<footer>Beside this page: network.safetensors (the network), preparation.json (what was done to the columns), settings.json, "
+    "<footer>Beside this page: network.safetensors (the network), preparation.json (how its inputs are made), settings.json, "
     "history.csv. More: chainrule predict, chainrule explain, chainrule check with the name of this folder.</footer>"
 )
 
@@ -386,16 +396,36 @@ def _svg(content: str, label: str) -> str:
     )
 
 
-def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mark: int | None = None) -> str:
-    """One line for each series over 1, 2, ...; the y axis is logarithmic if the values span more than a factor of 20.
+def course(true: Numbers, predicted: Numbers, first_row: int, *, label: str) -> str:
+    """A series from `first_row` on and its forecasts; the end of it, if it is long."""
+    end = slice(-MAX_COURSE, None)
+    start = first_row + max(len(true) - MAX_COURSE, 0)
+    note = f"<p>The last {MAX_COURSE:,} of {len(true):,}.</p>" if len(true) > MAX_COURSE else ""
+    lines = {f"true {label}": true[end], "forecast": predicted[end]}
+    return note + line_chart(lines, x_label="row", y_label=label, log=False, thin=True, start=start)
 
-    A value that is not finite leaves a gap. `mark` is the place of a dashed line, the best epoch.
+
+def line_chart(
+    series: Mapping[str, Numbers],
+    *,
+    x_label: str,
+    y_label: str,
+    mark: int | None = None,
+    log: bool | None = None,
+    thin: bool = False,
+    start: int = 1,
+) -> str:
+    """One line for each series over start, start + 1, ...; the y axis is logarithmic if asked for, or by default if the values span more
+    than a factor of 20.
+
+    A value that is not finite leaves a gap. `mark` is the place of a dashed line, the best epoch. `thin`: for lines of many points.
     """
     every = np.concatenate([np.asarray(v, dtype=np.float64) for v in series.values()])
     finite = every[np.isfinite(every)]
-    log = bool(len(finite)) and finite.min() > 0 and finite.max() > 20 * finite.min()
+    wide = bool(len(finite)) and finite.min() > 0 and finite.max() > 20 * finite.min()
+    log = wide if log is None else log
     longest = max(len(v) for v in series.values())
-    x = replace(Axis.over([1, max(longest, 2)], LEFT, WIDTH - RIGHT), whole=True)
+    x = replace(Axis.over([start, start + max(longest, 2) - 1], LEFT, WIDTH - RIGHT), whole=True)
     y = Axis.over(every, HEIGHT - BOTTOM, TOP, log=log)
     out = [_frame(x, y, x_label, y_label + (" (logarithmic)" if log else ""))]
     if mark is not None:
@@ -405,10 +435,10 @@ def line_chart(series: Mapping[str, Numbers], *, x_label: str, y_label: str, mar
         out.append(f'<text x="{at + side:.1f}" y="{TOP + 12}" fill="#555" text-anchor="{anchor}">best</text>')
     for i, (name, values) in enumerate(series.items()):
         color = COLORS[i % len(COLORS)]
-        points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start=1)]
+        points = [(x.at(e), y.at(float(v)) if math.isfinite(v) else None) for e, v in enumerate(values, start)]
         for piece in _pieces(points):
             shape = " ".join(f"{a:.1f},{b:.1f}" for a, b in piece)
-            out.append(f'<polyline points="{shape}" fill="none" stroke="{color}" stroke-width="2"/>')
+            out.append(f'<polyline points="{shape}" fill="none" stroke="{color}" stroke-width="{1.2 if thin else 2}"/>')
             if len(piece) == 1:
                 out.append(f'<circle cx="{piece[0][0]:.1f}" cy="{piece[0][1]:.1f}" r="3" fill="{color}"/>')
         out.append(

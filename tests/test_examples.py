@@ -40,5 +40,17 @@ def test_houses() -> None:
     assert numbers(table.column("YR BUILT"))[0].min() == 0
 
 
-def test_the_licence_travels_with_the_data() -> None:
-    assert "MIT License" in (examples.HOUSES_FILE.parent / "WestRoxbury.LICENSE").read_text(encoding="utf-8")
+def test_sunspots() -> None:
+    table = examples.sunspots()
+    values = table.column("sunspots")
+    assert table.rows == 2820
+    assert (values[0], values[-1], values.max()) == (58.0, 33.4, 253.8)
+    assert round(values.mean(), 2) == 51.27
+    months = table.column("month").astype("M8[D]")
+    assert (str(months[0]), str(months[-1])) == ("1749-01-01", "1983-12-01")
+    assert str(months[values.argmax()]) == "1957-10-01", "the highest of all cycles so far"
+
+
+def test_the_licences_travel_with_the_data() -> None:
+    for name in ("WestRoxbury.LICENSE", "sunspots.LICENSE"):
+        assert "MIT License" in (examples.HOUSES_FILE.parent / name).read_text(encoding="utf-8")

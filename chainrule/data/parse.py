@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ..errors import DataError
-from .table import Table, Values, absent, text
+from .table import DATES, Table, Values, absent, text
 
 SEPARATORS = ",;\t|"
 CHUNK = 50_000  # rows that are Python strings at one time: the rest already lies in compact arrays
@@ -46,7 +46,7 @@ def parse_csv(source: str, data: bytes, *, missing: Iterable[str] = (), header: 
 
 def csv_rows(source: str, data: bytes, *, header: bool | None = None) -> tuple[list[str], Iterator[list[str]], str, list[str]]:
     """(column names, rows as the file has them, separator, notes); reading on raises `DataError` where the file is damaged."""
-    content, notes = _decoded(source, data)
+    content, notes = decoded(source, data)
     separator = _separator(content)
     if separator != ",":
         notes.append(f"separated by {dict(zip(SEPARATORS, ('comma', 'semicolon', 'tab', 'bar'), strict=True))[separator]}")
@@ -63,7 +63,7 @@ def csv_rows(source: str, data: bytes, *, header: bool | None = None) -> tuple[l
     return [f"column {i}" for i in range(1, len(head) + 1)], itertools.chain([head], rows), separator, notes
 
 
-def _decoded(source: str, data: bytes) -> tuple[str, list[str]]:
+def decoded(source: str, data: bytes, wanted: str = "CSV, Parquet, .npz, .npy or IDX") -> tuple[str, list[str]]:
     """UTF-8 with or without mark, UTF-16 with mark, else Windows-1252 or Latin-1, and a note on anything but UTF-8."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
@@ -72,7 +72,7 @@ def _decoded(source: str, data: bytes) -> tuple[str, list[str]]:
             raise DataError(f"{source} begins like UTF-16 text but is damaged: save it as UTF-8") from None
     start = data[:65_536]
     if b"\0" in data or sum(byte < 32 and byte not in b"\t\n\r\f" for byte in start) > len(start) / 100:
-        raise DataError(f"{source} is not text: its first bytes are {data[:4]!r}. Give CSV, Parquet, .npz, .npy or IDX")
+        raise DataError(f"{source} is not text: its first bytes are {data[:4]!r}. Give {wanted}")
     for encoding in ("utf-8-sig", "cp1252", "latin-1"):
         try:
             content = data.decode(encoding)
@@ -191,7 +191,7 @@ def _meant(name: str, values: Values, separator: str, notes: list[str]) -> Value
             days = np.array(there.tolist(), dtype="datetime64[s]").astype(np.int64) / 86_400
         except ValueError:  # the 31st of February
             return values
-        notes.append(f"{name}: dates, read as days since 1970-01-01")
+        notes.append(f"{name}: {DATES}")
         out = np.full(len(values), np.nan)
         out[~absent(values)] = days
         return out

@@ -27,6 +27,7 @@ from ..errors import DataError, FileFormatError
 from .table import Table, Values, absent, first, numbers, refuse_infinite, strings
 from .target import LARGEST, TargetCode, fields_of
 from .understand import Understanding, stray
+from .windows import Window
 
 MAX_CATEGORIES = 50  # the most frequent ones; all others count as rare
 RARE_ROWS, RARE_SHARE = 5, 0.01  # a category in fewer training rows than either counts as rare
@@ -213,6 +214,7 @@ class Preparation:
         columns: one for each feature column, fitted.
         target: how the target is encoded.
         missing: the further words for missing values that the file was read with.
+        window: for tables in time order, which rows a forecast sees and how far it looks ahead.
 
     >>> from .understand import understand
     >>> table = Table.of({"size": [50, 70, 90], "town": ["A", "B", "A"], "price": [1.0, 2.0, 3.0]})
@@ -228,6 +230,7 @@ class Preparation:
     columns: tuple[AnyColumn, ...]
     target: TargetCode
     missing: tuple[str, ...] = ()
+    window: Window | None = None
 
     @classmethod
     def fit(cls, table: Table, facts: Understanding, *, missing: Iterable[str] = (), log_target: bool = False) -> Preparation:
@@ -258,6 +261,20 @@ class Preparation:
         x = np.concatenate([part.reshape(table.rows, -1) for part in parts], axis=1, dtype=np.float32)
         return x, remarks
 
+    def inputs(self, table: Table) -> tuple[Values, Values | None, Remarks]:
+        """(x as the network takes it, for windows over a quantity its encoded value at their ends, remarks).
+
+        x is float32, (rows, features) or (windows, length, features). Raises: as `apply`; `DataError` for fewer rows than a window.
+        """
+        x, remarks = self.apply(table)
+        if self.window is None:
+            return x, None, remarks
+        ends = self.window.ends(table.rows)
+        if not len(ends):
+            raise DataError(f"{table.source} has {table.rows:,} rows, and a forecast of this network sees {self.window.length:,}")
+        past = self.target.encode(table.column(self.target.name))[ends] if self.target.task == "regression" else None
+        return self.window.cut(x, ends), past, remarks
+
     def plain(self, table: Table) -> Values:
         """float64 (rows, features) as `apply`, but with the numbers neither scaled nor clipped: what a linear model is given."""
         remarks = Remarks()
@@ -271,6 +288,8 @@ class Preparation:
         """As JSON; Python writes floats so that they are read back exactly."""
         columns = [{"kind": column.kind, **asdict(column)} for column in self.columns]
         content = {"format": FORMAT, "missing": self.missing, "target": asdict(self.target), "columns": columns}
+        if self.window is not None:
+            content["window"] = asdict(self.window)
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -283,11 +302,19 @@ class Preparation:
             raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FileFormatError(f'this is no preparation: "format" is not "{FORMAT}"')
+        window = data.pop("window", None)
+        if window is not None and not isinstance(window, dict):
+            raise FileFormatError(f"the window of the preparation should be an object, it is {str(window)[:60]!r}")
         parts = fields_of(data, {"format": str, "missing": list, "target": dict, "columns": list}, "the preparation")
         columns = tuple(_column_from(item) for item in parts["columns"])
         if not columns or not all(isinstance(word, str) for word in parts["missing"]):
             raise FileFormatError("the preparation has no columns, or its missing words are not text")
-        return cls(columns, TargetCode.restore(parts["target"]), tuple(parts["missing"]))
+        return cls(
+            columns,
+            TargetCode.restore(parts["target"]),
+            tuple(parts["missing"]),
+            Window.restore(window) if window is not None else None,
+        )
 
 
 def _column_from(item: Any) -> AnyColumn:

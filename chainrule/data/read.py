@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import DataError
 from ..registry import nearest
 from .parse import csv_rows, parse_csv
-from .table import Table, Values, text
+from .table import DATES, Table, Values, text
 
 GZIP, PARQUET, NPY, ZIP = b"\x1f\x8b", b"PAR1", b"\x93NUMPY", b"PK\x03\x04"
 UNPACKED, RATIO = 1 << 30, 200  # a packed file may become so many bytes, or so many times its size; tables rarely reach 50 times
@@ -183,7 +183,7 @@ def _parquet(source: str, data: bytes, missing: Iterable[str]) -> Table:
             columns[name] = text(series.cast(pl.String).fill_null("").to_list(), missing)
         elif kind == pl.Date or kind == pl.Datetime:
             columns[name] = series.cast(pl.Datetime("us")).to_physical().cast(pl.Float64).to_numpy() / 86_400e6
-            notes.append(f"{name}: dates, read as days since 1970-01-01")
+            notes.append(f"{name}: {DATES}")
         elif isinstance(kind, pl.Array) and kind.inner.is_numeric() and series.null_count() == 0:
             columns[name] = series.to_numpy()
         else:

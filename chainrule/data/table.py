@@ -23,6 +23,7 @@ Values = np.ndarray[Any, Any]
 # (houses without remodelling), and taking a category for a gap loses more than the reverse.
 MISSING = ("", "na", "n/a", "nan", "null", "<na>", "#n/a")
 STRING = np.dtypes.StringDType()
+DATES = "dates, read as days since 1970-01-01"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Table:
         Raises: `DataError` for columns of different length, and for values that are neither numbers nor text.
         """
         made = {name: _values(name, values) for name, values in columns.items()}
+        notes = [
+            *notes,
+            *(f"{name}: {DATES}" for name, values in columns.items() if getattr(values, "dtype", STRING).kind == "M"),
+        ]
         lengths = {len(values) for values in made.values()}
         if len(lengths) > 1:
             said = ", ".join(f"{name} {len(values):,}" for name, values in made.items())
@@ -62,6 +67,11 @@ class Table:
     @property
     def rows(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    @property
+    def dates(self) -> tuple[str, ...]:
+        """The columns that held dates."""
+        return tuple(name for name in self.columns if f"{name}: {DATES}" in self.notes)
 
     def column(self, name: str) -> Values:
         """The values of a column. Raises: `DataError` that offers the nearest name and lists the columns."""

@@ -66,6 +66,7 @@ def understand(
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
     categorical: Iterable[str] = (),
+    past: bool = False,
 ) -> Understanding:
     """Decides what each column is and which task the target sets.
 
@@ -77,6 +78,7 @@ def understand(
         drop: columns to leave out.
         keep: columns to learn from although they look like identifiers.
         categorical: columns of numbers that are names of things (postal codes).
+        past: the target's own column is learnt from too, since only earlier rows of it are.
     Raises: `DataError` for a target that is not there, has gaps, infinities or one class only, and for numbers mixed with text.
 
     >>> facts = understand(Table.of({"rooms": [3, 4, 5], "town": ["A", "B", "A"], "price": [1.5, 2.5, 2.0]}), "price")
@@ -91,14 +93,14 @@ def understand(
     decided, reason, classes = decide_task(target, table.column(target), task, as_names=target in categorical)
     columns = []
     for name, values in table.columns.items():
-        if name == target:
+        if name == target and not past:
             continue
-        facts = _column(name, values, name in categorical, name in drop, name in keep)
+        facts = _column(name, values, name in categorical, name in drop, name in keep or name == target)
         columns.append(facts)
     if not any(column.used for column in columns):
         why = "; ".join(f"{column.name}: {column.remark}" for column in columns) or "there is only the target"
         raise DataError(f"{table.source} has no column to learn from ({why})")
-    notes = [*table.notes, *_twins(table, target, decided, columns)]
+    notes = [*table.notes, *([] if past else _twins(table, target, decided, columns))]
     return Understanding(table.source, table.rows, tuple(columns), target, decided, reason, classes, tuple(notes))
 
 

@@ -1,10 +1,12 @@
-"""Data to try things on: XOR, handwritten digits, tumours, houses.
+"""Data to try things on: XOR, handwritten digits, tumours, houses, sunspots.
 
-In: a name. Out: arrays (x, y), or for the houses, which have categories, a `Table`. Digits and tumours come with scikit-learn.
+In: a name. Out: arrays (x, y); for the houses, which have categories, and the sunspots, which have dates, a `Table`. Digits and tumours
+come with scikit-learn.
 """
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from ..data import Table, read_table
 
 HOUSES_FILE = Path(__file__).parent / "WestRoxbury.csv.gz"
+SUNSPOTS_FILE = Path(__file__).parent / "sunspots.txt.gz"
 
 
 def xor() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -70,3 +73,18 @@ def houses() -> Table:
     (5802, 344.2)
     """
     return read_table(HOUSES_FILE)
+
+
+def sunspots() -> Table:
+    """2,820 monthly means of the relative number of sunspots, 1749 to 1983, with the first day of each month as "month".
+
+    Source: Andrews & Herzberg 1985, "Data", from the Zürich observatory and, since 1960, that of Tokyo; README.md beside this file.
+
+    >>> table = sunspots()
+    >>> table.rows, table.dates, float(table.column("sunspots")[0])
+    (2820, ('month',), 58.0)
+    """
+    with gzip.open(SUNSPOTS_FILE, "rt", encoding="ascii") as file:
+        values = np.array(file.read().split(), dtype=np.float64)
+    months = np.datetime64("1749-01", "M") + np.arange(len(values))
+    return Table.of({"month": months, "sunspots": values}, "monthly counts")
