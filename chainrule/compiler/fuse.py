@@ -141,6 +141,8 @@ class _Fusion:
             if n.op == "concatenate":
                 must |= {a for a in n.args if a.op not in {*VIRTUAL, "input"} and OPS[a.op].elementwise}
             if n.op == "scan":
+                fixed = n.args[n.attrs["states"] + n.attrs["sequences"] :]
+                must |= {a for a in fixed if a.op == "transpose"}  # an operand of a product in the loop
                 whole = _seen_whole(n.attrs["body"])
                 inputs = zip(n.args, n.attrs["body"].inputs, strict=True)
                 must |= {a for a, i in inputs if i in whole and a.op in VIRTUAL and a.op not in ("constant", "iota", "output")}
