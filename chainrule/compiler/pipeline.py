@@ -20,6 +20,7 @@ from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
+from .carry import carried
 from .cost import work
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
@@ -90,7 +91,8 @@ def compile_graph(
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
     items, plans = replayed(items, memory, data, names)
-    items = share(gathered(items, names), panels, set(state), target, names)
+    items = carried(gathered(items, names), names)
+    items = share(items, panels, set(state), target, names)
     verify(items)
     planned = plan(items, list(state), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
