@@ -842,6 +842,22 @@ def test_an_index_out_of_range_in_a_step(bad: int, threads: int) -> None:
         np.testing.assert_allclose(states[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bad", [0, 63, 64, 127, 128, 191])
+def test_an_index_out_of_range_where_no_state_is_written(bad: int, threads: int) -> None:
+    """Such a step has one phase, at the end of which threads differ about what they have seen. The step is named all the same."""
+    inputs = [Input("x", Type((64,), np.dtype("i8")), rows=0)]
+    builder = ProgramBuilder([Variable("w", Type((10, 4), np.dtype("f4")), "parameter")], inputs, 64)
+    builder.entry("look", lambda s, g: ({"y": s["w"][g["x"]]}, {}), ["x"])
+    x = np.zeros(192, np.int64)
+    x[bad] = 99
+    steps = Steps(["look"] * 3, {"x": x}, np.arange(192), [64] * 3, {}, ("y",))
+    for _ in range(30):
+        session = Threaded(threads).session({64: builder.build()}, {"w": np.ones((10, 4), "f4")})
+        with pytest.raises(cr.DataError, match=rf"index 99 \(element {bad % 64} of the indices\)"):
+            session.run(steps)
+
+
 @pytest.mark.parametrize("bad", [8, -11, 2**40])
 def test_an_index_out_of_range_in_fit_and_predict(bad: int) -> None:
     x, t = np.arange(24).reshape(8, 3) % 8, float_inputs((8, 2), "float32")

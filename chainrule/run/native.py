@@ -1,8 +1,8 @@
 """Machine code: whole runs of steps without Python.
 
 In: programs and graphs. Out: a backend that compiles each entry to one native function when it is first needed. A run hands native
-code a list of steps; it gathers rows by their numbers, runs the entry of each step, and looks at a stop flag after each. Python is
-entered several times a second, for progress and Ctrl-C.
+code a list of steps; it gathers rows by their numbers and runs the entry of each step. Python is entered several times a second, for
+progress and Ctrl-C.
 """
 
 from __future__ import annotations
