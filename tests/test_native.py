@@ -779,6 +779,16 @@ def test_results_belong_to_the_caller(native_functions: Callable[[str], None]) -
     assert_bits(f(a), [np.arange(4.0), np.arange(4.0), np.arange(1.0, 4.0)])
 
 
+def test_equal_entries_with_arrays_of_their_own() -> None:
+    arrays = {"first": np.array([1.0, 2.0, 3.0]), "second": np.array([10.0, 20.0, 30.0])}
+    builder = ProgramBuilder([], [Input("x", Type((4, 3), np.dtype("f8")), rows=0)], 4)
+    for name, own in arrays.items():
+        builder.entry(name, lambda s, g, own=own: ({"y": g["x"] * own}, {}), ["x"])
+    session = native_backend.session({4: builder.build()}, {})
+    for name, own in arrays.items():
+        np.testing.assert_array_equal(session.call(4, name, {"x": np.ones((4, 3))})["y"], np.ones((4, 3)) * own)
+
+
 # ---- indices out of range ----------------------------------------------------------------------------------------------------
 
 

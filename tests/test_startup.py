@@ -101,9 +101,14 @@ def test_another_compiler_uses_nothing_of_this_one(tmp_path: Path) -> None:
 
 def test_all_that_the_compiler_is_made_of_counts() -> None:
     """But for what holds no knowledge of programs."""
-    code = "import sys, chainrule.compiler.pipeline; print(*(m for m in sys.modules if m.startswith('chainrule.')))"
-    alone = f"import sys, types; p = types.ModuleType('chainrule'); p.__path__ = [{str(ROOT / 'chainrule')!r}]; sys.modules['chainrule'] = p"
-    loaded = {Path(ROOT, *m.split(".")) for m in python(f"{alone}\n{code}").split()}
+    code = f"""
+import sys, types
+sys.modules["chainrule"] = alone = types.ModuleType("chainrule")  # without what its __init__.py imports
+alone.__path__ = [{str(ROOT / "chainrule")!r}]
+import chainrule.compiler.pipeline
+print(*(m for m in sys.modules if m.startswith("chainrule.")))
+"""
+    loaded = {Path(ROOT, *m.split(".")) for m in python(code).split()}
     counted = {p.with_suffix("") for files in jit.SOURCES for p in (ROOT / "chainrule").glob(files)}
     assert {p.name for p in loaded - counted if p.with_suffix(".py").exists()} == {"errors", "registry", "records"}
 

@@ -168,7 +168,7 @@ class NativeSession(Session):
             names.update(dict.fromkeys([*program.state, *(f"in/{i}" for i in program.inputs)]))
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
-                names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
+                names.update(dict.fromkeys(_captures(program, entry)))
         self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._shapes = {n: t.shape for n, t in types.items()}
@@ -178,8 +178,9 @@ class NativeSession(Session):
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
-                for i, (node, value) in enumerate(zip(entry.graph.inputs[-len(entry.captures) :], entry.captures, strict=False)):
-                    self._captures[_captured(program, entry, i)] = own(value, node.dtype)
+                nodes = entry.graph.inputs[len(entry.reads) + len(entry.inputs) :]
+                for name, node, value in zip(_captures(program, entry), nodes, entry.captures, strict=True):
+                    self._captures[name] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
         self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
@@ -556,8 +557,10 @@ def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
     return kinds, which
 
 
-def _captured(program: Program, entry: Entry, at: int) -> str:
-    return f"capture/{program.rows}/{entry.name}/{at}"
+def _captures(program: Program, entry: Entry) -> tuple[str, ...]:
+    """What the table of pointers calls the arrays that an entry took from outside."""
+    count = len(entry.graph.inputs) - len(entry.reads) - len(entry.inputs)
+    return tuple(f"capture/{program.rows}/{entry.name}/{at}" for at in range(count))
 
 
 class NativeBackend(Backend):
@@ -582,7 +585,7 @@ class NativeBackend(Backend):
         """Machine code for one entry, its rows gathered from data of these types."""
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
         key = ("entry", self.target, self.level, self.guard, self.timed,
-               _identity(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes, along,
+               _identity(entry.graph), entry.reads, entry.inputs, _captures(program, entry), entry.results, entry.writes, along,
                program.rows, dtypes, tuple(slots.items()), threads)  # fmt: skip
         bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
         return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, threads), self.target, self.level)
@@ -602,8 +605,8 @@ class NativeBackend(Backend):
             buffer = Buffer(f"in/{n}", known.type.shape, dtype or known.type.dtype, "input")
             inputs.append(Given(buffer, program.rows if known.rows is not None else 0))
             rows.append(known.rows)
-        for i, node in enumerate(entry.graph.inputs[len(inputs) :]):
-            inputs.append(Given(Buffer(_captured(program, entry, i), node.shape, node.dtype, "input")))
+        for name, node in zip(_captures(program, entry), entry.graph.inputs[len(inputs) :], strict=True):
+            inputs.append(Given(Buffer(name, node.shape, node.dtype, "input")))
             rows.append(None)
         results = [
             Buffer(f"out/{r}", o.shape, o.dtype, "result") for r, o in zip(entry.results, entry.graph.outputs, strict=False)
