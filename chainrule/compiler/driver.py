@@ -33,6 +33,9 @@ from __future__ import annotations
     BEFORE,
 ) = range(16)
 WORDS = 24
+ORDER = "order"  # the name of the buffer that holds the numbers of the rows of a step
+CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
+MOST_CLOCKS = 4096  # of how many kernels they are
 CHUNK = 64  # bytes that `keep` copies at a time
 # By the dtype of an array, what `keep` looks for in pairs of its words of 32 bits: those of the masked bits that are equal to the
 # second number belong to numbers that are not finite. No masked bit is ever equal to 1 of no bits.

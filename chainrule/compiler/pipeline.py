@@ -7,7 +7,7 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from ..graph.node import Graph, Node, Rows
 from .affine import Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .cost import work
+from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .kernels import Buffer, Item, Kernel, Store, Value, elementwise, kernels_of, kernels_text, load, verify
@@ -33,9 +34,6 @@ from .schedule import TINY, Schedule, block, packs, schedule, units
 from .share import share
 from .simplify import simplify
 from .target import Target
-
-CLOCKS = 8  # the word behind the report where the cycles of each kernel begin
-ORDER = "order"  # the numbers of the rows of a step
 
 
 @dataclass(frozen=True)
@@ -241,18 +239,16 @@ def _entry(name: str, planned: Plan, threads: int, module: Module, state: set[Bu
             callee = module.known[item.name]
             buffers = "".join(f", ptr {pointers[b]}" for b in callee.buffers)
             call = f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{buffers})"
-            if timed:
-                lines += _clocked(call, next(clock), line)
-            else:
-                lines.append(call)
+            number = next(clock)
+            lines += _clocked(call, number) if timed and number < MOST_CLOCKS else [call]
     if not tested:
         lines += _test_report(len(planned.phases))
     head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
     return "\n".join([head, "entry:", *lines, "  ret i32 0", "}"])
 
 
-def _clocked(call: str, number: int, line: Callable[[str], str]) -> list[str]:
-    """The call, and the cycles it takes added to its place behind the report."""
+def _clocked(call: str, number: int) -> list[str]:
+    """The call, and the cycles it takes added to its word of the report."""
     place = f"%clock{number}"
     return [
         f"  {place}s = getelementptr ptr, ptr %table, i64 {REPORT}",

@@ -27,13 +27,16 @@ from ..compiler.driver import (
     BARRIER,
     BEFORE,
     BYTES,
+    CLOCKS,
     DONE,
     EXPONENTS,
     FIRST,
     FUNCTIONS,
     KINDS,
+    MOST_CLOCKS,
     MOVES,
     NO_EXPONENT,
+    ORDER,
     PLACE,
     REWOUND,
     ROUND,
@@ -65,7 +68,6 @@ KEPT_LAYOUTS = 4
 SHORT = 64  # so many steps are compared one by one; of more, the lists have to be the same objects
 LINE = 16  # words of two cache lines, which some processors fetch together
 KEPT_ARENA = 2**20  # bytes of scratch memory that a function keeps for its next call
-CLOCKS = 8  # words of the report before the cycles of each kernel
 
 
 class Machine:
@@ -169,7 +171,7 @@ class NativeSession(Session):
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
                 names.update(dict.fromkeys(_captures(program, entry)))
-        self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
+        self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._shapes = {n: t.shape for n, t in types.items()}
         self._state = {
@@ -186,7 +188,7 @@ class NativeSession(Session):
         self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
-        self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
+        self._report = np.zeros(CLOCKS + (MOST_CLOCKS if backend.timed else 0), np.int64)
         self._last: Machine | None = None  # whose copies of the state are those of the state as it is
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
@@ -474,7 +476,7 @@ class _Layout:
         self._counts = np.bincount(self.which, minlength=len(self.kinds))
         sizes = np.array([size for _, size in self.kinds], np.int64)
         every, each = np.ones(len(sizes), np.int64), len(self.which)
-        moves = [(slots["order"], 8 * sizes, steps.order.ndim == 1)]
+        moves = [(slots[ORDER], 8 * sizes, steps.order.ndim == 1)]
         for k in self.numbers:
             moves.append((slots[f"in/{k}"], every * inputs[k].size * inputs[k].dtype.itemsize, len(steps.numbers[k]) == each))
         self.readers: list[_Reader] = []
