@@ -779,6 +779,16 @@ def test_results_belong_to_the_caller(native_functions: Callable[[str], None]) -
     assert_bits(f(a), [np.arange(4.0), np.arange(4.0), np.arange(1.0, 4.0)])
 
 
+def test_equal_entries_with_arrays_of_their_own() -> None:
+    arrays = {"first": np.array([1.0, 2.0, 3.0]), "second": np.array([10.0, 20.0, 30.0])}
+    builder = ProgramBuilder([], [Input("x", Type((4, 3), np.dtype("f8")), rows=0)], 4)
+    for name, own in arrays.items():
+        builder.entry(name, lambda s, g, own=own: ({"y": g["x"] * own}, {}), ["x"])
+    session = native_backend.session({4: builder.build()}, {})
+    for name, own in arrays.items():
+        np.testing.assert_array_equal(session.call(4, name, {"x": np.ones((4, 3))})["y"], np.ones((4, 3)) * own)
+
+
 # ---- indices out of range ----------------------------------------------------------------------------------------------------
 
 
@@ -840,6 +850,22 @@ def test_an_index_out_of_range_in_a_step(bad: int, threads: int) -> None:
     assert texts[0] == texts[1]
     for name, value in states[0].items():
         np.testing.assert_allclose(states[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bad", [0, 63, 64, 127, 128, 191])
+def test_an_index_out_of_range_where_no_state_is_written(bad: int, threads: int) -> None:
+    """Such a step has one phase, at the end of which threads differ about what they have seen. The step is named all the same."""
+    inputs = [Input("x", Type((64,), np.dtype("i8")), rows=0)]
+    builder = ProgramBuilder([Variable("w", Type((10, 4), np.dtype("f4")), "parameter")], inputs, 64)
+    builder.entry("look", lambda s, g: ({"y": s["w"][g["x"]]}, {}), ["x"])
+    x = np.zeros(192, np.int64)
+    x[bad] = 99
+    steps = Steps(["look"] * 3, {"x": x}, np.arange(192), [64] * 3, {}, ("y",))
+    for _ in range(30):
+        session = Threaded(threads).session({64: builder.build()}, {"w": np.ones((10, 4), "f4")})
+        with pytest.raises(cr.DataError, match=rf"index 99 \(element {bad % 64} of the indices\)"):
+            session.run(steps)
 
 
 @pytest.mark.parametrize("bad", [8, -11, 2**40])

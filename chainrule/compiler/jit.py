@@ -49,7 +49,8 @@ BOUND = 256 * 1024 * 1024  # bytes that the cache may fill
 LOOKS = 64  # how often the folder is looked through while that many bytes are written: it may hold thousands of files
 EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
 
-SOURCES = ("compiler", "graph", "ops", "run")  # folders of the package of which a change may change what is made of a program
+# Files of the package of which a change may change what is made of a program.
+SOURCES = ("normalize.py", "compiler/*.py", "graph/*.py", "ops/*.py", "run/*.py")
 FORMAT = b"chainrule object 1\n"  # to change with anything that makes older files useless, `_optimize` included
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "aarch64"}  # family -> how LLVM names what only it has
 INTRINSIC = re.compile(rb"\0_?(llvm\.[a-z0-9_.]+)\0")  # in an object's table of names
@@ -175,7 +176,7 @@ def _sources() -> bytes | None:
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     try:
-        for path in sorted(str(p) for folder in SOURCES for p in (package / folder).glob("*.py")):
+        for path in sorted(str(p) for files in SOURCES for p in package.glob(files)):
             with open(path, "rb") as file:
                 content = file.read()
                 if os.fstat(file.fileno()).st_mtime > _imported:
