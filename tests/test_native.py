@@ -912,6 +912,27 @@ def test_an_index_out_of_range_in_a_function(text: str, bad: int, native_functio
     assert texts[0] == texts[1]
 
 
+def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy, asked which index it was, gets copies: it would crash if one changed between its check and its use."""
+    w, i = float_inputs((4, 4), "float64"), np.array([0, 3, 9])
+    real = chainrule.run.native.evaluate
+
+    def changed(graph: Graph, values: Sequence[Any]) -> Any:
+        i[2] = 1
+        return real(graph, values)
+
+    compiled = cr.compile(lambda w, i: w[i])
+    with monkeypatch.context() as patch:
+        patch.setattr(chainrule.run.native, "evaluate", changed)
+        with pytest.raises(cr.DataError, match="index 9"):
+            compiled(w, i)
+    np.testing.assert_array_equal(compiled(w, i), w[[0, 3, 1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(chainrule.run.native, "evaluate", lambda graph, values: [])
+        with pytest.raises(cr.DataError, match="another thread, changes the data"):
+            compiled(w, np.array([9]))
+
+
 # ---- rounds ------------------------------------------------------------------------------------------------------------------
 
 

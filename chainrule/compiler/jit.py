@@ -10,6 +10,7 @@ may write to it; whatever goes wrong with it (no space, no permission, a damaged
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -68,6 +69,9 @@ _unseen: dict[Path, int] = {}  # bytes written to a folder since it was last loo
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# The end of the process takes LLVM's tables apart, and a daemon thread that is compiling meanwhile would abort it. So the interpreter
+# waits for such a thread, and keeps the lock.
+atexit.register(_lock.acquire)
 
 
 class Loaded:
@@ -327,6 +331,8 @@ def _read(digest: bytes) -> tuple[bytes, bytes] | None:
         if folder is None or not _ours(os.stat(folder)):
             return None
         path = folder / f"{digest.hex()}{SUFFIX}"
+        if not path.is_file():  # to open a pipe would wait for somebody to write to it
+            return None
         with open(path, "rb") as file:
             if not _ours(os.fstat(file.fileno())):
                 return None

@@ -68,6 +68,7 @@ KEPT_LAYOUTS = 4
 SHORT = 64  # so many steps are compared one by one; of more, the lists have to be the same objects
 LINE = 16  # words of two cache lines, which some processors fetch together
 KEPT_ARENA = 2**20  # bytes of scratch memory that a function keeps for its next call
+CHANGED = "an index lay outside its array and no longer does: something, such as another thread, changes the data meanwhile"
 
 
 class Machine:
@@ -352,7 +353,7 @@ class NativeSession(Session):
         state = self.state()
         values = [*(state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
         evaluate(entry.graph, values)
-        raise DataError("an index lies outside its array")
+        raise DataError(CHANGED)
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         program = self._programs[rows]
@@ -693,8 +694,10 @@ class _Function(Function):
         if self._poison is not None:
             arena[:] = self._poison
         if self._call(table, 0, 1, None):
-            evaluate(self._graph, [*given, *self._last])  # NumPy finds which index it was, and says so
-            raise DataError("an index lies outside its array")
+            # NumPy finds which index it was, and says so. It gets copies: where it checks an array that another thread changes, and
+            # reads it afterwards, it crashes.
+            evaluate(self._graph, [*map(np.array, given), *self._last])
+            raise DataError(CHANGED)
         if arena.size <= KEPT_ARENA:
             self._spare.append(work)
         return results
