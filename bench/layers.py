@@ -142,6 +142,28 @@ class GRU(_Recurrent):
 
 
 @dataclass(frozen=True)
+class Bidirectional(Layer):
+    """A recurrent layer from the first step to the last and another from the last to the first, side by side."""
+
+    layer: Layer
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The last axis twice as long."""
+        *outer, units = self.layer.outputs(shape)
+        return (*outer, 2 * units)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """forward.weight_input, ..., backward.weight_input, ..."""
+        own = self.layer.parameters(shape)
+        return {f"{direction}.{name}": size for direction in ("forward", "backward") for name, size in own.items()}
+
+    def work(self, shape: Shape) -> Work:
+        """Twice that of one direction."""
+        one = self.layer.work(shape)
+        return Work(2 * one.forward, 2 * one.weights, 2 * one.through, 2 * one.inputs)
+
+
+@dataclass(frozen=True)
 class Conv2D(Layer):
     """Convolution of (H, W, C) without padding, then φ."""
 

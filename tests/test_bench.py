@@ -2,7 +2,10 @@
 
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +13,8 @@ import pytest
 
 import chainrule as cr
 from bench import growth, peak, tables
-from bench.layers import LSTM, BatchNorm, Conv2D, Dense, Flatten, MaxPool2D
-from bench.libraries import LIBRARIES, OURS, Settings
+from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
+from bench.libraries import LIBRARIES, OURS, Settings, ours
 from bench.measure import Bench, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
@@ -31,17 +34,70 @@ def test_operations_are_counted_product_by_product():
     assert image.flops == 2 * 2 * 24 * 24 * 6 * 25 + 3 * 2 * 864 * 10
     series = Row("series", "", (7, 3), (LSTM(5),), 1, 20)
     assert series.flops == 7 * (2 * 2 * 3 * 20 + 3 * 2 * 5 * 20)
+    both = Row("both", "", (7, 3), (Bidirectional(GRU(5, True)), Dense(2)), 1, 20)
+    assert both.shapes() == [(7, 3), (7, 10), (7, 2)]
+    assert both.flops == 2 * 7 * (2 * 2 * 3 * 15 + 3 * 2 * 5 * 15) + 7 * 3 * 2 * 10 * 2
+
+
+def test_sequences_of_different_length_count_by_their_steps():
+    ragged = Row("ragged", "", (9, 3), (LSTM(5), Dense(1)), 4, 20, "mse", ragged=(2, 9))
+    (x, y), lengths = ragged.data(), ragged.lengths()
+    assert x.dtype == y.dtype == np.float32
+    assert (lengths.min(), lengths.max()) == (2, 9)
+    assert all(np.all(np.diff(batch) <= 0) for batch in np.split(lengths, 20))
+    assert all(np.all(row[:n] != 0) and np.all(row[n:] == 0) for row, n in zip(x, lengths, strict=True))
+    step = 2 * 2 * 3 * 20 + 3 * 2 * 5 * 20
+    assert ragged.flops == pytest.approx(lengths.sum() / 20 * step + 4 * 3 * 2 * 5)
+    for wrong, why in (({"ragged": (2, 9)}, "output a step"), ({"at_once": 3}, "3 at once"), ({"steps": 19}, "over 20 steps")):
+        with pytest.raises(ValueError, match=why):
+            replace(both_outputs(), **wrong)
+
+
+def both_outputs():
+    return Row("both", "", (5, 2), (Bidirectional(GRU(3, True)), Dense(4)), 6, 20)
+
+
+RECURRENT = (
+    Row("one", "", (6, 2), (LSTM(4), Dense(1)), 5, 20, "mse", at_once=4),
+    Row("simple", "", (6, 2), (RNN(4), Dense(3)), 5, 20),
+    Row("gated", "", (6, 2), (GRU(4), Dense(2)), 5, 20, "mse"),
+    Row("ragged", "", (9, 3), (LSTM(5), Dense(1)), 4, 20, "mse", ragged=(1, 9)),
+    both_outputs(),
+)
+LOSSES = """
+import importlib, json, pickle, sys
+from bench.libraries import Settings
+rows, module, way = pickle.load(sys.stdin.buffer)
+adapter = importlib.import_module(f"bench.libraries.{module}")
+print(json.dumps([adapter.prepare(row, way, Settings(1, False, "reference")).losses(20) for row in rows]))
+"""
+
+
+def losses_of(rows, module, way):
+    """In a process of its own: libraries with threads do not like to be forked later."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSSES], input=pickle.dumps((rows, module, way)), capture_output=True, check=True, env=environment(SETTINGS)
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("library", "ways"), [("torch", ("eager",)), ("jax", ("jit", "scan, flat"))])
+def test_recurrent_networks_are_the_same_in_all_libraries(library, ways):
+    pytest.importorskip(library)
+    wanted = [ours.prepare(row, "fit", SETTINGS).losses(CHECKED_STEPS) for row in RECURRENT]
+    for way in ways:
+        np.testing.assert_allclose(losses_of(RECURRENT, f"with_{library}", way), wanted, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_parameters_are_those_of_chainrule(row):
     values = row.parameters()
-    net = nn.Sequential(*(getattr(nn, type(layer).__name__)(**vars(layer)) for layer in row.layers))
-    x, y = row.data()
-    net.fit(x[: row.batch], y[: row.batch].astype(float) if "binary" in row.loss else y[: row.batch], loss=row.loss, epochs=0)
+    x, y, lengths = ours.data(row)
+    net = ours.network(row, "reference", x, y, lengths)
     assert {n: v.shape for n, v in net.parameters.items()} == {n: v.shape for n, v in values.items()}
     assert sum(v.size for v in values.values()) == row.parameter_count
     assert all(np.array_equal(values[n], v) for n, v in row.parameters().items())  # a pure function of the row
+    assert all(np.array_equal(values[n], v) for n, v in net.parameters.items())
     assert len(x) == len(y) == row.batch * row.steps
 
 

@@ -13,6 +13,7 @@ from chainrule.run.backend import Session, Steps, backends
 from chainrule.train.history import Run
 from chainrule.train.objective import DIVISOR, SEED, STEP, TARGET, make_program
 
+from ..layers import Layer
 from ..rows import Array, Row
 from . import BOTH_PASSES, FORWARD, ONE_THREAD, Settings, Trainee, Unsupported
 
@@ -22,8 +23,8 @@ class Fit:
 
     def __init__(self, row: Row, backend: str, threads: int | None) -> None:
         self.row, self.backend, self.threads = row, backend, threads
-        self.x, self.y = data(row)
-        self.net = network(row, self.x, self.y, backend)
+        self.x, self.y, self.lengths = data(row)
+        self.net = network(row, backend, self.x, self.y, self.lengths)
         self.optimizer = optim.Adam(row.learning_rate)
         self.at = 0
 
@@ -43,8 +44,9 @@ class Fit:
 
     def _fit(self, first: int, last: int, epochs: int) -> Run:
         return self.net.fit(
-            self.x[first:last], self.y[first:last], loss=self.row.loss, optimizer=self.optimizer, epochs=epochs,
-            batch_size=self.row.batch, shuffle=False, threads=self.threads, backend=self.backend, verbose=False,
+            self.x[first:last], self.y[first:last], lengths=None if self.lengths is None else self.lengths[first:last],
+            loss=self.row.loss, optimizer=self.optimizer, epochs=epochs, batch_size=self.row.batch, shuffle=False,
+            threads=self.threads, backend=self.backend, verbose=False,
         )  # fmt: skip
 
 
@@ -56,12 +58,12 @@ class Passes:
 
     def __init__(self, row: Row, backend: str, entry: str) -> None:
         self.row, self.entry = row, entry
-        self.x, self.y = data(row)
-        net = network(row, self.x, self.y, backend)
-        loss = losses.resolve(row.loss)
-        self.target = loss.check_target(self.y, net._built["outputs"])
-        self.name = next(iter(net._built["inputs"]))
-        program = make_program(net._task(loss, self.target), row.batch, (entry,))
+        x, y, lengths = data(row)
+        net = network(row, backend, x, y, lengths)
+        loss, inputs = losses.resolve(row.loss), net._inputs(x, lengths)
+        target = loss.check_target(y, net._built["outputs"])
+        self.arrays = {**inputs.all, TARGET: target}
+        program = make_program(net._task(loss, target, inputs=inputs), row.batch, (entry,))
         state = {**net._arrays("parameter"), **net._arrays("statistic")}
         self.session: Session = backends[backend].session({row.batch: program}, state)
 
@@ -75,8 +77,8 @@ class Passes:
         numbers = {DIVISOR: np.full(taken, float(self.row.batch))}
         if self.entry == "gradient":
             numbers |= {SEED: np.zeros((taken, 2), np.uint32), STEP: np.arange(taken, dtype=np.uint32)}
-        arrays, order = {self.name: self.x, TARGET: self.target}, np.arange(taken * self.row.batch)
-        many = Steps([self.entry] * taken, arrays, order, [self.row.batch] * taken, numbers, ("loss",))
+        order = np.arange(taken * self.row.batch)
+        many = Steps([self.entry] * taken, self.arrays, order, [self.row.batch] * taken, numbers, ("loss",))
         times = ceil(steps / taken)
         begun = perf_counter()
         for _ in range(times):
@@ -84,19 +86,29 @@ class Passes:
         return taken * times, perf_counter() - begun
 
 
-def data(row: Row) -> tuple[Array, Array]:
-    """x and y as `fit` takes them."""
+def data(row: Row) -> tuple[Array, Array, Array | None]:
+    """x, y and lengths as `fit` takes them."""
     x, y = row.data()
-    return x, y.astype(np.float32) if row.loss == "binary_cross_entropy" else y
+    return x, y.astype(np.float32) if row.loss == "binary_cross_entropy" else y, row.lengths()
 
 
-def network(row: Row, x: Array, y: Array, backend: str) -> nn.Sequential:
+def layer_of(kind: Layer) -> nn.Module:
+    """chainrule's layer of this kind.
+
+    Raises: `Unsupported` if it has none.
+    """
+    name = type(kind).__name__
+    if not hasattr(nn, name):
+        raise Unsupported(f"chainrule has no layer {name} yet")
+    made: nn.Module = getattr(nn, name)(**{k: layer_of(v) if isinstance(v, Layer) else v for k, v in vars(kind).items()})
+    return made
+
+
+def network(row: Row, backend: str, x: Array, y: Array, lengths: Array | None) -> nn.Sequential:
     """The network with the row's initial weights."""
-    missing = [type(layer).__name__ for layer in row.layers if not hasattr(nn, type(layer).__name__)]
-    if missing:
-        raise Unsupported(f"chainrule has no layer {missing[0]} yet")
-    net = nn.Sequential(*(getattr(nn, type(layer).__name__)(**vars(layer)) for layer in row.layers))
-    net.fit(x[: row.batch], y[: row.batch], loss=row.loss, epochs=0, backend=backend, verbose=False)
+    net, rows = nn.Sequential(*map(layer_of, row.layers)), slice(row.batch)
+    first = None if lengths is None else lengths[rows]
+    net.fit(x[rows], y[rows], lengths=first, loss=row.loss, epochs=0, backend=backend, verbose=False)
     net.load_parameters(row.parameters())
     return net
 
