@@ -65,6 +65,34 @@ class Dense(Layer):
 
 
 @dataclass(frozen=True)
+class TwoInputs(Layer):
+    """Two inputs, each through a layer of its own, side by side: the first `at` features are one, the others the second. Only
+    chainrule's adapter has it, as a layer written by hand."""
+
+    first: Layer
+    second: Layer
+    at: int
+
+    def outputs(self, shape: Shape) -> Shape:
+        """As long as both together."""
+        (first,), (second,) = (layer.outputs(part) for layer, part in self._parts(shape))
+        return (first + second,)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """first.weight, ..., second.weight, ..."""
+        names = zip(("first", "second"), self._parts(shape), strict=True)
+        return {f"{side}.{n}": size for side, (layer, part) in names for n, size in layer.parameters(part).items()}
+
+    def work(self, shape: Shape) -> Work:
+        """That of both."""
+        a, b = (layer.work(part) for layer, part in self._parts(shape))
+        return Work(a.forward + b.forward, a.weights + b.weights, a.through + b.through, a.inputs + b.inputs)
+
+    def _parts(self, shape: Shape) -> tuple[tuple[Layer, Shape], tuple[Layer, Shape]]:
+        return (self.first, (self.at,)), (self.second, (shape[0] - self.at,))
+
+
+@dataclass(frozen=True)
 class Activation(Layer):
     """φ(x)."""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .layers import GRU, LSTM, RNN, Activation, BatchNorm, Bidirectional, Dense, Dropout, Layer, Shape
+from .layers import GRU, LSTM, RNN, Activation, BatchNorm, Bidirectional, Dense, Dropout, Layer, Shape, TwoInputs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CHECKED_STEPS = 20  # steps over which the losses of all libraries must agree
@@ -195,4 +195,20 @@ WIDTHS: tuple[Row, ...] = tuple(
     for n in (8, 16, 32, 64, 128, 256, 512)
 )
 
-ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS)}
+# Shapes that nobody had in mind when the compiler was made. No sizes that suit vectors or panels are looked for, nor avoided.
+GENERAL: tuple[Row, ...] = (
+    Row("gelu", "30-100-50-3 gelu, batch 48", (30,), dense([100, 50, 3], "gelu"), 48, 200),
+    Row("regression", "13-64-64-1 tanh, batch 25, mse", (13,), dense([64, 64, 1], "tanh"), 25, 200, "mse"),
+    Row("classes", "200-300-20 relu, batch 100", (200,), dense([300, 20], "relu"), 100, 100),
+    Row("one-hidden", "784-512-10 relu, batch 128", (784,), dense([512, 10], "relu"), 128, 40),
+    Row("six", "50-(40)x6-5 tanh, batch 60", (50,), dense([40] * 6 + [5], "tanh"), 60, 200),
+    Row("linear", "1000-10, batch 64", (1000,), dense([10], "relu"), 64, 100),
+    Row("tiny", "7-33-17-2 sigmoid, batch 10", (7,), dense([33, 17, 2], "sigmoid"), 10, 1000),
+    Row("autoencoder", "300-77-300 tanh, batch 40, mse", (300,), dense([77, 300], "tanh"), 40, 100, "mse"),
+    Row("silu", "17-200-1 silu, batch 7, mse", (17,), dense([200, 1], "silu"), 7, 1000, "mse"),
+    Row("two-inputs", "40-64 and 24-32 side by side, -10 relu, batch 64", (64,),
+        (TwoInputs(Dense(64, "relu"), Dense(32, "relu"), 40), Dense(10)), 64, 200),
+    Row("float64", "100-80-10 relu, batch 50, float64", (100,), dense([80, 10], "relu"), 50, 200),
+)  # fmt: skip
+
+ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS, *GENERAL)}

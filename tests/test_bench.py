@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import chainrule as cr
-from bench import growth, peak, tables
+from bench import __main__, general, growth, peak, tables
 from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
-from bench.libraries import LIBRARIES, OURS, Settings, ours
+from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, Settings, ours
 from bench.measure import Bench, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
-from bench.rows import ALL_ROWS, CHECKED_STEPS, ROWS, Row
+from bench.rows import ALL_ROWS, CHECKED_STEPS, GENERAL, ROWS, Row, dense, normalised
 from chainrule import nn
 
 SETTINGS = Settings(1, False, "reference")
@@ -92,8 +92,8 @@ def test_recurrent_networks_are_the_same_in_all_libraries(library, ways):
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_parameters_are_those_of_chainrule(row):
     values = row.parameters()
-    x, y, lengths = ours.data(row)
-    net = ours.network(row, "reference", x, y, lengths)
+    fit = ours.Fit(row, "reference", 1)
+    (x,), y, net = fit.x, fit.y, fit.net
     assert {n: v.shape for n, v in net.parameters.items()} == {n: v.shape for n, v in values.items()}
     assert sum(v.size for v in values.values()) == row.parameter_count
     assert all(np.array_equal(values[n], v) for n, v in row.parameters().items())  # a pure function of the row
@@ -230,3 +230,89 @@ def test_a_row_from_start_to_end():
     assert norm.ratio is None
     assert norm.missing() == ["PyTorch", "JAX"]
     assert BatchNorm in {type(layer) for layer in norm.row.layers}
+
+
+# ---- networks that nobody measured ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GENERAL, ids=lambda r: r.name)
+def test_networks_that_nobody_measured_are_built(row):
+    fit = ours.prepare(row, FLOAT64 if row.name == "float64" else "fit", SETTINGS)
+    values = row.parameters()
+    assert {n: v.shape for n, v in fit.net.parameters.items()} == {n: v.shape for n, v in values.items()}
+    assert {v.dtype for v in fit.net.parameters.values()} == {np.dtype("f8" if row.name == "float64" else "f4")}
+    assert np.isfinite(fit.losses(1)).all()
+
+
+def test_two_inputs_are_two():
+    row = ALL_ROWS["two-inputs"]
+    assert row.shapes() == [(64,), (96,), (10,)]
+    assert row.flops == 64 * 2 * (2 * (40 * 64 + 24 * 32) + 3 * 96 * 10)
+    fit = ours.prepare(row, "fit", SETTINGS)
+    assert [part.shape[1] for part in fit.x] == [40, 24]
+    w = fit.net.parameters
+    x, at = row.data()[0][:5], 40
+    hidden = np.concatenate([x[:, :at] @ w["0.first.weight"], x[:, at:] @ w["0.second.weight"]], 1)
+    wanted = np.maximum(hidden, 0) @ w["1.weight"]
+    np.testing.assert_allclose(fit.net.predict(tuple(part[:5] for part in fit.x)), wanted, rtol=1e-4, atol=1e-5)
+
+
+BUILT_IN = (
+    (Row("dense", "", (6,), dense([5, 3], "relu"), 8, 20), "Dense, cross_entropy"),
+    (Row("norm", "", (6,), (*normalised(5), Dense(3)), 8, 20).comparable(), "Dense, BatchNorm, Dropout"),
+    (Row("lstm", "", (6, 2), (LSTM(4), Dense(1)), 5, 20, "mse"), "LSTM"),
+)
+
+
+@pytest.mark.parametrize(("row", "what"), BUILT_IN, ids=lambda r: getattr(r, "name", None))
+def test_what_is_written_by_hand_computes_the_same(row, what):
+    wanted, own = ours.prepare(row, "fit", SETTINGS), ours.prepare(row, BY_HAND + what, SETTINGS)
+    assert {type(layer).__module__ for layer in own.net if type(layer).__name__ in what} == {"bench.libraries.by_hand"}
+    np.testing.assert_allclose(own.losses(20), wanted.losses(20), rtol=1e-4)
+
+
+def test_dropout_by_hand_drops():
+    row = Row("dropout", "", (6,), normalised(50), 8, 20, "mse")
+    net = ours.Fit(row, "reference", 1, by_hand=["Dropout"]).net
+    x, y = row.data()
+    first, second = (net.gradients(x, y, seed=seed)["1.shift"] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_speeds_stand_beside_the_nearest_measured_one():
+    table, hand = general.new_tables()
+    digits, mnist = (general.Speed(ALL_ROWS[n], *v) for n, v in (("digits", (1e6, 1e-5)), ("mnist", (1e8, 5e-4))))
+    odd = general.Speed(ALL_ROWS["gelu"], 2e6, 4e-5)
+    general.fill_shapes(table, [odd], [digits, mnist])
+    assert (table.values[0]["near"], table.values[0]["share"]) == ("digits", pytest.approx(0.5))
+    assert table.cells[0][-1] == "0.50 (too little)"
+    a, b = (general.Candidate(OURS.name, way, SMALL, measured(OURS.name, [])) for way in ("fit", f"{BY_HAND}Dense"))
+    a.result.times, b.result.times = [1e-6, 2e-6, 3e-6], [1e-6, 2e-6, 6e-6]
+    general.fill_hand(hand, a, b)
+    assert hand.cells[0][1:] == ("Dense", "2.00 µs", "2.00 µs", "1.00")
+
+
+def test_general_from_start_to_end(monkeypatch):
+    pytest.importorskip("llvmlite")
+    monkeypatch.setattr(general, "MEASURED", (SMALL,))
+    monkeypatch.setattr(general, "GENERAL", tuple(ALL_ROWS[n] for n in ("tiny", "float64")))
+    monkeypatch.setattr(general, "HAND_WRITTEN", (("xor", "Dense"), ("digits", "Dense")))
+    bench = Bench(replace(SETTINGS, backend="native"), [OURS], repeats=2, seconds=0.01, say=lambda message: None)
+    try:
+        shapes, hand = general.measure(bench)
+    finally:
+        bench.close()
+    assert [shapes.notes, hand.notes, shapes.failed, hand.failed] == [[], [], False, False]
+    assert [v["row"] for v in shapes.values] == ["tiny", "float64"]
+    assert {v["near"] for v in shapes.values} == {"xor"}
+    tiny, double = (v["operations"] for v in shapes.values)
+    assert tiny > ALL_ROWS["tiny"].flops  # biases, elementary functions and Adam count, too
+    assert double > 2 * ALL_ROWS["float64"].flops
+    assert [(v["row"], v["by_hand"]) for v in hand.values] == [("xor", "Dense"), ("digits", "Dense")]
+
+
+def test_general_chooses_its_own_networks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--general", "xor"])
+    with pytest.raises(SystemExit):
+        __main__.arguments()
+    assert "chooses its own networks" in capsys.readouterr().err
