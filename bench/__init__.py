@@ -11,6 +11,7 @@
     peak.py       what the processor can do: its rate of multiply-adds
     measure.py    rounds of measurements, the agreement of losses, medians
     processes.py  whole processes from start to end
+    compiling.py  compiling loops over time, short and long
     growth.py     forward against backward pass; widths and threads; time against parameters
     general.py    networks that nobody measured: odd shapes, layers written by hand
     results.py    what came out, as plain data

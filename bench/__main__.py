@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import general, growth, peak, processes, tables
+from . import compiling, general, growth, peak, processes, tables
 from .libraries import LIBRARIES, OURS, PEERS, Settings
 from .measure import Bench
 from .results import Report, RowResult
@@ -18,6 +18,7 @@ from .rows import ROWS, WIDTHS
 
 EXTRAS = {
     "process": "a whole process, from import to end",
+    "compiling": "a recurrent network on short and on long sequences, with nothing compiled before",
     "passes": "forward and backward pass over the forward pass alone",
     "widths": "width 8 to 512 on one thread and on all; time against parameters",
 }
@@ -118,6 +119,10 @@ def measure_all(given: argparse.Namespace, report: Report, bench: Bench) -> None
         processes.whole(table, bench.libraries, bench.settings, given.repeats, say)
     if OURS not in bench.libraries:
         return
+    if "compiling" in given.rows:
+        table = compiling.new_table()
+        report.tables.append(table)
+        compiling.compiling(table, bench.settings, given.repeats, say)
     passes, widths, line = growth.new_tables(bench.settings.threads)
     report.tables += [passes, widths, line]
     if "passes" in given.rows:

@@ -195,6 +195,10 @@ WIDTHS: tuple[Row, ...] = tuple(
     for n in (8, 16, 32, 64, 128, 256, 512)
 )
 
+SHORT_AND_LONG: tuple[Row, ...] = tuple(
+    Row(f"steps-{T}", f"LSTM 8-32, T {T}, batch 4", (T, 8), (LSTM(32), Dense(1)), 4, 20, "mse") for T in (10, 10_000)
+)
+
 # Shapes that nobody had in mind when the compiler was made. No sizes that suit vectors or panels are looked for, nor avoided.
 GENERAL: tuple[Row, ...] = (
     Row("gelu", "30-100-50-3 gelu, batch 48", (30,), dense([100, 50, 3], "gelu"), 48, 200),
@@ -211,4 +215,4 @@ GENERAL: tuple[Row, ...] = (
     Row("float64", "100-80-10 relu, batch 50, float64", (100,), dense([80, 10], "relu"), 50, 200),
 )  # fmt: skip
 
-ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS, *GENERAL)}
+ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS, *SHORT_AND_LONG, *GENERAL)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import chainrule as cr
-from bench import __main__, general, growth, peak, tables
+from bench import __main__, compiling, general, growth, peak, tables
 from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
 from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, Settings, ours
 from bench.measure import Bench, check_agreement
@@ -230,6 +230,23 @@ def test_a_row_from_start_to_end():
     assert norm.ratio is None
     assert norm.missing() == ["PyTorch", "JAX"]
     assert BatchNorm in {type(layer) for layer in norm.row.layers}
+
+
+def test_compiling_is_what_the_first_time_takes_longer():
+    table = compiling.new_table()
+    compiling.fill(table, {"steps-10": [(0.5, 0.1), (0.7, 0.1), (0.6, 0.2)], "steps-10000": [(0.9, 0.3)] * 3})
+    assert [v["compiling"] for v in table.values] == pytest.approx([0.4, 0.6])
+    assert [cells[-1] for cells in table.cells] == ["1.00", "1.50 (not the same)"]
+
+
+def test_compiling_begins_with_nothing(monkeypatch, tmp_path):
+    pytest.importorskip("llvmlite")
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))  # of this test's process: not used, and not filled
+    table = compiling.new_table()
+    monkeypatch.setattr(compiling, "SHORT_AND_LONG", compiling.SHORT_AND_LONG[:1])
+    compiling.compiling(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
+    assert (table.notes, table.failed, list(tmp_path.iterdir())) == ([], False, [])
+    assert table.values[0]["compiling"] > 0.05  # a network that comes from a folder takes a tenth of that
 
 
 # ---- networks that nobody measured ---------------------------------------------------------------------------------------------
