@@ -27,6 +27,7 @@ PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
+FAR = 8  # times the second cache: a copy of data as large as that gains nothing
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
