@@ -101,12 +101,15 @@ def _left(memory: int, least: int) -> int:
 
 
 def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
+    """Each loop is in one pair at most: it can be cut into units by one plan only."""
     loops = [i for i in items if isinstance(i, Loop)]
+    paired: set[Loop] = set()
     for at, forward in enumerate(loops):
         for back in loops[at + 1 :]:
-            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse:
+            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse and not {forward, back} & paired:
                 tape = _tape(forward, back, items)
                 if tape:
+                    paired |= {forward, back}
                     yield Pair(forward, back, tape)
                     break
 
