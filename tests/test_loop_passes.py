@@ -50,14 +50,15 @@ def assert_close(got: Sequence[Any], want: Sequence[Any], label: Any) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * scale, err_msg=f"{label}: result {n}")
 
 
-def least(made: Made, arrays: Sequence[Array], level: int = 1) -> int:
-    """The least budget, or 0 if no loop is gone through backward."""
-    graph, _ = graph_of(made(1), arrays)
+def least(made: Made, arrays: Sequence[Array], memory: int = 1) -> int:
+    """The least budget that each of the loops can keep; 1 if none is gone through backward."""
+    graph, _ = graph_of(made(memory), arrays)
     try:
-        backend_of(None, level).function(graph)
+        backend_of(None, 1).function(graph)
     except UsageError as refused:
-        return int(re.findall(r"at least ([\d,]+) bytes", str(refused))[0].replace(",", ""))
-    return 0
+        needed = int(re.findall(r"at least ([\d,]+) bytes", str(refused))[0].replace(",", ""))
+        return least(made, arrays, needed)
+    return memory
 
 
 def check(made: Made, arrays: Sequence[Array], label: Any, budgets: bool = True) -> None:
@@ -72,7 +73,7 @@ def check(made: Made, arrays: Sequence[Array], label: Any, budgets: bool = True)
     if not budgets:
         return
     needed = least(made, arrays)
-    for memory in {needed, needed * 3 // 2} - {0}:
+    for memory in (needed, needed * 3 // 2) if needed > 1 else ():
         graph, given = graph_of(made(memory), arrays)
         again = call_between_guards(backend_of(None, 1, guard=GUARD, poison=0x7F), graph, given)
         assert_bits(again, got, f"{label}, {memory} bytes, of at least {needed}")
@@ -421,4 +422,4 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
         found[memory] = max(b.shape[0] for b in buffers if b.space == "scratch" and len(b.shape) == 3)
     whole, cut = found.values()
     assert whole >= 50
-    assert cut == 8
+    assert cut <= 9, "a chunk, and the state with which it ends"

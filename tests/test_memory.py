@@ -150,12 +150,32 @@ def test_gradients_within_any_budget_have_the_bits_of_plain_ones(name: str) -> N
     want = gradients(case, net)
     assert all(np.isfinite(g).all() for g in want.values())
     least = least_of(lambda m: gradients(case, net, m))
-    assert least_of(lambda m: gradients(case, net, m), least - 1) == least
-    for memory in (least, least * 5 // 4, least * 7 // 4, LARGE):
+    for memory in (least, least * 3 // 2):
         assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
 
 
-@pytest.mark.parametrize("name", ["RNN", "LSTM layer_norm", "stack of both", "ragged, each step"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES))
+def test_gradients_within_more_budgets(name: str) -> None:
+    case = CASES[name]
+    for dtype in ("float32", "float64"):
+        net = case.net(dtype)
+        want = gradients(case, net)
+        least = least_of(lambda m, net=net: gradients(case, net, m))  # type: ignore[misc]
+        assert least_of(lambda m, net=net: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+        for memory in (least, *np.linspace(least + 1, 3 * least, 8).astype(int), LARGE):
+            assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
+
+
+def test_a_byte_less_than_the_least_budget_is_refused() -> None:
+    for name in ("RNN", "RNN, long, one row"):
+        case = CASES[name]
+        net = case.net()
+        least = least_of(lambda m, net=net, case=case: gradients(case, net, m))  # type: ignore[misc]
+        assert least_of(lambda m, net=net, case=case: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
 def test_gradients_in_double_precision(name: str) -> None:
     case = CASES[name]
     net = case.net("float64")
@@ -167,23 +187,21 @@ def test_gradients_in_double_precision(name: str) -> None:
         assert all(g.dtype == np.float64 for g in got.values())
 
 
-def test_gradients_through_time_and_in_evaluation_mode() -> None:
-    case = CASES["variational dropout"]
+@pytest.mark.parametrize("options", [{"training": False}, {"through_time": True}], ids=["evaluation", "through time"])
+def test_gradients_in_other_ways(options: dict[str, Any]) -> None:
+    case = CASES["dropout"]
     net = case.net()
-    least = least_of(lambda m: gradients(case, net, m, training=False))
-    for options in ({"training": False}, {"through_time": True}):
-        budget = least_of(lambda m, o=options: gradients(case, net, m, **o))  # type: ignore[misc]
-        assert_equal(gradients(case, net, budget, **options), gradients(case, net, **options), options)
-    assert least > 0
+    least = least_of(lambda m: gradients(case, net, m, **options))
+    assert_equal(gradients(case, net, least, **options), gradients(case, net, **options), options)
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
 
 
 def trained(case: Case, memory: Any = None, threads: int | None = 1, epochs: int = 3, batches: int = 2) -> nn.Sequential:
-    """A network after some epochs; its last batch is shorter than the others where that makes sense."""
+    """A network after some epochs; the last batch of those with dropout is shorter than the others."""
     net = case.net()
-    rows = case.rows * batches - (0 if case.options else 7)
+    rows = case.rows * batches - (7 if "dropout" in repr(net) else 0)
     x, y = case.data(rows)
     options = {k: np.resize(v, rows) for k, v in case.options.items()}
     run = net.fit(
@@ -205,7 +223,7 @@ def test_training_within_any_budget_gives_the_same_network(name: str) -> None:
     want = learnt(plain)
     least = least_of(lambda m: trained(case, m))
     kinds = set()
-    for memory in (least, least * 3 // 2, LARGE):
+    for memory in (least, LARGE):
         net = trained(case, memory)
         assert_bits(learnt(net), want, f"{memory} bytes, of at least {least}")
         plan = net.compiled.plan()
@@ -224,7 +242,7 @@ def test_all_kinds_of_plans_occur_and_their_counts_are_the_optimum() -> None:
     fit = lambda m: net.fit(x, y, loss="mse", epochs=1, batch_size=case.rows, memory=m)
     least = least_of(fit)
     found: dict[int, LoopPlan] = {}
-    for memory in np.linspace(least, 2.6 * least, 12).astype(int):
+    for memory in (*np.linspace(least, 2 * least, 6).astype(int), 4 * least):
         fit(memory)
         (found[int(memory)],) = net.compiled.plan().loops
     plans = list(found.values())
@@ -269,11 +287,11 @@ def thread_faults(name: str) -> None:
     want = learnt(trained(case))
     least = least_of(lambda m: trained(case, m))
     for threads in (2, 4):
-        for memory in (least, least * 3 // 2):
+        for memory in (least, least * 3 // 2)[: threads // 2]:
             assert_bits(learnt(trained(case, memory, threads)), want, f"{threads} threads, {memory} bytes")
 
 
-@pytest.mark.parametrize("name", ["LSTM peephole", "stack of both", "LSTM in panels"])
+@pytest.mark.parametrize("name", ["GRU", "stack", "LSTM in panels"])
 def test_threads_change_no_bit(server: Server, name: str) -> None:
     server(thread_faults, name)
 
@@ -285,7 +303,7 @@ def width_faults(name: str, width: str) -> None:
         net = case.net()
         want = gradients(case, net)
         least = least_of(lambda m: gradients(case, net, m))
-        for memory in (least, least * 3 // 2):
+        for memory in (least,):
             assert_equal(gradients(case, net, memory), want, f"{width}, {memory} bytes")
     finally:
         backends._things["native"] = before
@@ -405,13 +423,13 @@ MEASURED = {
     "RNN": Case(lambda: [nn.RNN(16)], rows=64, steps=60),
     "LSTM": Case(lambda: [nn.LSTM(16)], rows=64, steps=60),
     "LSTM, many steps": Case(lambda: [nn.LSTM(32)], rows=16, steps=300),
-    "GRU, each step": Case(lambda: [nn.GRU(16, **S)], rows=32, steps=50, each=True),
+    "GRU, each step": Case(lambda: [nn.GRU(16, **S)], rows=32, steps=150, each=True),
     "both": Case(lambda: [nn.Bidirectional(nn.LSTM(8))], rows=64, steps=40),
     "stack": Case(lambda: [nn.LSTM(16, **S), nn.LSTM(16)], rows=64, steps=40),
 }
 
 
-@pytest.mark.parametrize("name", list(MEASURED))
+@pytest.mark.parametrize("name", [n if n in ("RNN", "LSTM") else pytest.param(n, marks=pytest.mark.slow) for n in MEASURED])
 def test_scratch_memory_stays_within_the_budget(name: str) -> None:
     case = MEASURED[name]
     net = case.net()
