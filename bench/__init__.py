@@ -11,7 +11,9 @@
     peak.py       what the processor can do: its rate of multiply-adds
     measure.py    rounds of measurements, the agreement of losses, medians
     processes.py  whole processes from start to end
+    compiling.py  compiling loops over time, short and long
     growth.py     forward against backward pass; widths and threads; time against parameters
+    general.py    networks that nobody measured: odd shapes, layers written by hand
     results.py    what came out, as plain data
     tables.py     the same as text, Markdown, JSON
     __main__.py   the command line

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import growth, peak, processes, tables
+from . import compiling, general, growth, peak, processes, tables
 from .libraries import LIBRARIES, OURS, PEERS, Settings
 from .measure import Bench
 from .results import Report, RowResult
@@ -18,6 +18,7 @@ from .rows import ROWS, WIDTHS
 
 EXTRAS = {
     "process": "a whole process, from import to end",
+    "compiling": "a recurrent network on short and on long sequences, with nothing compiled before",
     "passes": "forward and backward pass over the forward pass alone",
     "widths": "width 8 to 512 on one thread and on all; time against parameters",
 }
@@ -39,6 +40,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="LIBRARY", choices=list(LIBRARIES), help="leave out all others; repeatable"
     )
+    parser.add_argument(
+        "--general", action="store_true", help="only chainrule, on networks that nobody measured, and on layers written by hand"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there; between the marks, if it has them")
     given = parser.parse_args()
@@ -47,6 +51,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f'there is no row "{wrong[0]}"; there are {", ".join(names)}')
     if given.repeats < 1 or given.threads < 1 or not given.seconds > 0:
         parser.error("--repeats, --threads and --seconds are above 0")
+    if given.general and (given.rows or given.only):
+        parser.error("--general chooses its own networks, of chainrule alone")
     given.rows = given.rows or names
     given.backend = given.backend or default_backend()
     return given
@@ -99,6 +105,9 @@ def say(message: str) -> None:
 
 def measure_all(given: argparse.Namespace, report: Report, bench: Bench) -> None:
     """Fill the report, in the order of the rows."""
+    if given.general:
+        report.tables += general.measure(bench)
+        return
     chosen = [row for row in ROWS if row.name in given.rows]
     for row in chosen:
         result = RowResult(row, bench.settings.threads)
@@ -110,6 +119,10 @@ def measure_all(given: argparse.Namespace, report: Report, bench: Bench) -> None
         processes.whole(table, bench.libraries, bench.settings, given.repeats, say)
     if OURS not in bench.libraries:
         return
+    if "compiling" in given.rows:
+        table = compiling.new_table()
+        report.tables.append(table)
+        compiling.compiling(table, bench.settings, given.repeats, say)
     passes, widths, line = growth.new_tables(bench.settings.threads)
     report.tables += [passes, widths, line]
     if "passes" in given.rows:

@@ -65,6 +65,34 @@ class Dense(Layer):
 
 
 @dataclass(frozen=True)
+class TwoInputs(Layer):
+    """Two inputs, each through a layer of its own, side by side: the first `at` features are one, the others the second. Only
+    chainrule's adapter has it, as a layer written by hand."""
+
+    first: Layer
+    second: Layer
+    at: int
+
+    def outputs(self, shape: Shape) -> Shape:
+        """As long as both together."""
+        (first,), (second,) = (layer.outputs(part) for layer, part in self._parts(shape))
+        return (first + second,)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """first.weight, ..., second.weight, ..."""
+        names = zip(("first", "second"), self._parts(shape), strict=True)
+        return {f"{side}.{n}": size for side, (layer, part) in names for n, size in layer.parameters(part).items()}
+
+    def work(self, shape: Shape) -> Work:
+        """That of both."""
+        a, b = (layer.work(part) for layer, part in self._parts(shape))
+        return Work(a.forward + b.forward, a.weights + b.weights, a.through + b.through, a.inputs + b.inputs)
+
+    def _parts(self, shape: Shape) -> tuple[tuple[Layer, Shape], tuple[Layer, Shape]]:
+        return (self.first, (self.at,)), (self.second, (shape[0] - self.at,))
+
+
+@dataclass(frozen=True)
 class Activation(Layer):
     """φ(x)."""
 
@@ -139,6 +167,28 @@ class GRU(_Recurrent):
     def parameters(self, shape: Shape) -> dict[str, Shape]:
         """With bias_hidden (3 H,) besides."""
         return {**super().parameters(shape), "bias_hidden": (3 * self.units,)}
+
+
+@dataclass(frozen=True)
+class Bidirectional(Layer):
+    """A recurrent layer from the first step to the last and another from the last to the first, side by side."""
+
+    layer: Layer
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The last axis twice as long."""
+        *outer, units = self.layer.outputs(shape)
+        return (*outer, 2 * units)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """forward.weight_input, ..., backward.weight_input, ..."""
+        own = self.layer.parameters(shape)
+        return {f"{direction}.{name}": size for direction in ("forward", "backward") for name, size in own.items()}
+
+    def work(self, shape: Shape) -> Work:
+        """Twice that of one direction."""
+        one = self.layer.work(shape)
+        return Work(2 * one.forward, 2 * one.weights, 2 * one.through, 2 * one.inputs)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,14 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 class Process:
-    """A process with one library in it."""
+    """A process with one library in it. variables: of its environment, besides those of all."""
 
-    def __init__(self, library: Library, settings: Settings) -> None:
+    def __init__(self, library: Library, settings: Settings, variables: Mapping[str, str] | None = None) -> None:
         self.library = library
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", library.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            env=environment(settings), start_new_session=True,
+            env={**environment(settings), **(variables or {})}, start_new_session=True,
         )  # fmt: skip
         self.settings = settings
         self._rest = b""

@@ -17,17 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from .layers import Activation, BatchNorm, Dense, Dropout, Layer, Shape
+from .layers import GRU, LSTM, RNN, Activation, BatchNorm, Bidirectional, Dense, Dropout, Layer, Shape, TwoInputs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CHECKED_STEPS = 20  # steps over which the losses of all libraries must agree
 
 
-def random_classes(row: Row, random: np.random.Generator) -> tuple[Array, Array]:
-    """Normal inputs and classes that have nothing to do with them; 0 or 1 for one output."""
-    classes = max(row.shapes()[-1][-1], 2)
-    n = row.batch * row.steps
-    return random.standard_normal((n, *row.input), dtype=np.float32), random.integers(0, classes, n)
+def random_targets(row: Row, random: np.random.Generator) -> tuple[Array, Array]:
+    """Normal inputs, and targets that have nothing to do with them: normal numbers for mse, else classes; 0 or 1 for one output."""
+    *outer, outputs = row.shapes()[-1]
+    x = random.standard_normal((row.batch * row.steps, *row.input), dtype=np.float32)
+    shape = (len(x), *outer)
+    if row.loss == "mse":
+        return x, random.standard_normal(shape if outputs == 1 else (*shape, outputs), dtype=np.float32)
+    return x, random.integers(0, max(outputs, 2), shape)
 
 
 def xor(row: Row, random: np.random.Generator) -> tuple[Array, Array]:
@@ -42,11 +45,13 @@ class Row:
     """A network and how it is trained: Adam, batches in the order of the data.
 
     name: for the command line; title: for the table; input: the shape of a row of data; steps: batches that the data holds (at least
-    `CHECKED_STEPS`; all libraries go through them again and again); loss: "cross_entropy" or "binary_cross_entropy"; least, aim:
-    how many times faster than the best peer chainrule must and should be (None: not said); tolerance: how far losses of the first
-    steps may lie from the median of all libraries, relative to 1 + |loss|. Rounding parts them, for Adam turns the sign of a gradient
-    that is all but 0 into a whole step: by 1e-7 to 5e-5 here, and by 5e-4 where the network is wide and the rate high for it. A
-    learning rate that is wrong by 2 % parts them by 1e-4 to 5e-4 (wide: 1e-2).
+    `CHECKED_STEPS`; all libraries go through them again and again); loss: "cross_entropy", "binary_cross_entropy" or "mse"; least,
+    aim: how many times faster than the best peer chainrule must and should be (None: not said); tolerance: how far losses of the
+    first steps may lie from the median of all libraries, relative to 1 + |loss|. Rounding parts them, for Adam turns the sign of a
+    gradient that is all but 0 into a whole step: by 1e-7 to 5e-5 here, and by 5e-4 where the network is wide and the rate high for
+    it. A learning rate that is wrong by 2 % parts them by 1e-4 to 5e-4 (wide: 1e-2). ragged: the least and the greatest length of
+    sequences that differ in length, for networks with one output a sequence; at_once: how many steps a call may take at most where
+    a library takes several a call, so that slow networks are not measured for minutes (None: all that the data holds).
     """
 
     name: str
@@ -60,15 +65,26 @@ class Row:
     aim: float | None = None
     learning_rate: float = 1e-3
     tolerance: float = 1e-4
-    make_data: Callable[[Row, np.random.Generator], tuple[Array, Array]] = field(default=random_classes, repr=False)
+    make_data: Callable[[Row, np.random.Generator], tuple[Array, Array]] = field(default=random_targets, repr=False)
+    ragged: tuple[int, int] | None = None
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < CHECKED_STEPS:
             raise ValueError(f"row {self.name}: {self.steps} batches of data, but losses are checked over {CHECKED_STEPS} steps")
+        if self.steps % self.call:
+            raise ValueError(f"row {self.name}: {self.steps} batches of data cannot be taken {self.call} at once")
+        if self.ragged and len(self.shapes()[-1]) != 1:
+            raise ValueError(f"row {self.name}: an output a step, but losses leave no step out where sequences differ in length")
 
-    def shapes(self) -> list[Shape]:
-        """The shape of a row of data before each layer and after the last."""
-        shapes = [self.input]
+    @property
+    def call(self) -> int:
+        """Steps that a library takes in one call, where it takes several."""
+        return self.at_once or self.steps
+
+    def shapes(self, steps: int | None = None) -> list[Shape]:
+        """The shape of a row of data before each layer and after the last. steps: for sequences of that length."""
+        shapes = [self.input if steps is None else (steps, *self.input[1:])]
         for layer in self.layers:
             shapes.append(layer.outputs(shapes[-1]))
         return shapes
@@ -78,8 +94,20 @@ class Row:
         return np.random.default_rng([zlib.crc32(self.name.encode()), zlib.crc32(purpose.encode())])
 
     def data(self) -> tuple[Array, Array]:
-        """x (steps * batch, *input) float32, y (steps * batch,) int64."""
-        return self.make_data(self, self.random("data"))
+        """x (steps * batch, *input) float32, y (steps * batch, ...): int64 classes or float32 numbers. What lies beyond the end of
+        a sequence is 0."""
+        x, y = self.make_data(self, self.random("data"))
+        lengths = self.lengths()
+        if lengths is not None:
+            x[np.arange(x.shape[1]) >= lengths[:, None]] = 0
+        return x, y
+
+    def lengths(self) -> Array | None:
+        """How long each sequence is, if they differ: (steps * batch,), the longest of a batch first, as PyTorch packs them best."""
+        if self.ragged is None:
+            return None
+        drawn = self.random("lengths").integers(self.ragged[0], self.ragged[1] + 1, (self.steps, self.batch))
+        return np.sort(drawn, axis=1)[:, ::-1].reshape(-1)
 
     def parameters(self) -> dict[str, Array]:
         """Initial values by chainrule's names, "0.weight". Matrices are normal with variance 1 / fan-in; biases 0; scales 1."""
@@ -101,13 +129,22 @@ class Row:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations that the products of a training step need (see `Work`); the optimizer counts nothing."""
+        """Floating-point operations that the products of a training step need (see `Work`); the optimizer counts nothing. Where
+        sequences differ in length, the mean over all batches."""
+        lengths = self.lengths()
+        if lengths is None:
+            return self._work(self.shapes()) * self.batch
+        counts = zip(*np.unique(lengths, return_counts=True), strict=True)
+        return float(sum(n * self._work(self.shapes(int(length))) for length, n in counts) / self.steps)
+
+    def _work(self, shapes: Sequence[Shape]) -> float:
+        """Operations of a step for one row."""
         total, first = 0.0, True
-        for layer, shape in zip(self.layers, self.shapes(), strict=False):
+        for layer, shape in zip(self.layers, shapes, strict=False):
             work = layer.work(shape)
             total += work.forward + work.weights + work.through + (0.0 if first else work.inputs)
             first = first and not layer.parameters(shape)
-        return total * self.batch
+        return total
 
     @property
     def has_dropout(self) -> bool:
@@ -141,6 +178,16 @@ ROWS: tuple[Row, ...] = (
         least=1.5, aim=2),
     Row("wide", "wide 1024-1024-1024-1024-10 relu, batch 256", (1024,), dense([1024] * 3 + [10], "relu"), 256, 20, least=1.1, aim=1.3,
         tolerance=2e-3),
+    Row("lstm-32", "LSTM 16-32, T 50, batch 16", (50, 16), (LSTM(32), Dense(1)), 16, 100, "mse", 7, 10),
+    Row("lstm-64", "LSTM 32-64, T 100, batch 32", (100, 32), (LSTM(64), Dense(1)), 32, 20, "mse", 2.8, 3.5),
+    Row("lstm-256", "LSTM 64-256, T 100, batch 64", (100, 64), (LSTM(256), Dense(1)), 64, 20, "mse", 1.6, 2, at_once=2),
+    Row("gru-64", "GRU 32-64, T 100, batch 32", (100, 32), (GRU(64), Dense(1)), 32, 20, "mse", 5, 6.5),
+    Row("gru-both", "GRU bidirectional 1-6, T 40, batch 100, 10 classes a step", (40, 1), (Bidirectional(GRU(6, True)), Dense(10)), 100,
+        100, least=6, aim=10),
+    Row("rnn-1000", "RNN 8-32, T 1000, batch 16", (1000, 8), (RNN(32), Dense(1)), 16, 20, "mse", 8, 10),
+    Row("rnn-10000", "RNN 2-32, T 10000, batch 4", (10_000, 2), (RNN(32), Dense(1)), 4, 20, "mse", 15, 20, at_once=5),
+    Row("lstm-ragged", "LSTM 32-64, lengths 5 to 200, batch 64", (200, 32), (LSTM(64), Dense(1)), 64, 20, "mse", 5, 10,
+        ragged=(5, 200), at_once=5),
 )  # fmt: skip
 
 WIDTHS: tuple[Row, ...] = tuple(
@@ -148,4 +195,24 @@ WIDTHS: tuple[Row, ...] = tuple(
     for n in (8, 16, 32, 64, 128, 256, 512)
 )
 
-ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS)}
+SHORT_AND_LONG: tuple[Row, ...] = tuple(
+    Row(f"steps-{T}", f"LSTM 8-32, T {T}, batch 4", (T, 8), (LSTM(32), Dense(1)), 4, 20, "mse") for T in (10, 10_000)
+)
+
+# Shapes that nobody had in mind when the compiler was made. No sizes that suit vectors or panels are looked for, nor avoided.
+GENERAL: tuple[Row, ...] = (
+    Row("gelu", "30-100-50-3 gelu, batch 48", (30,), dense([100, 50, 3], "gelu"), 48, 200),
+    Row("regression", "13-64-64-1 tanh, batch 25, mse", (13,), dense([64, 64, 1], "tanh"), 25, 200, "mse"),
+    Row("classes", "200-300-20 relu, batch 100", (200,), dense([300, 20], "relu"), 100, 100),
+    Row("one-hidden", "784-512-10 relu, batch 128", (784,), dense([512, 10], "relu"), 128, 40),
+    Row("six", "50-(40)x6-5 tanh, batch 60", (50,), dense([40] * 6 + [5], "tanh"), 60, 200),
+    Row("linear", "1000-10, batch 64", (1000,), dense([10], "relu"), 64, 100),
+    Row("tiny", "7-33-17-2 sigmoid, batch 10", (7,), dense([33, 17, 2], "sigmoid"), 10, 1000),
+    Row("autoencoder", "300-77-300 tanh, batch 40, mse", (300,), dense([77, 300], "tanh"), 40, 100, "mse"),
+    Row("silu", "17-200-1 silu, batch 7, mse", (17,), dense([200, 1], "silu"), 7, 1000, "mse"),
+    Row("two-inputs", "40-64 and 24-32 side by side, -10 relu, batch 64", (64,),
+        (TwoInputs(Dense(64, "relu"), Dense(32, "relu"), 40), Dense(10)), 64, 200),
+    Row("float64", "100-80-10 relu, batch 50, float64", (100,), dense([80, 10], "relu"), 50, 200),
+)  # fmt: skip
+
+ALL_ROWS: dict[str, Row] = {row.name: row for row in (*ROWS, *WIDTHS, *SHORT_AND_LONG, *GENERAL)}

@@ -7,6 +7,7 @@ prints goes to standard error. The end of the input is the end of the process.
     {"do": "losses", "row": ..., "way": ..., "steps": n}     -> {"losses": [...], "seconds": until the first is there}: without dropout
     {"do": "prepare", "row": ..., "way": ...}                -> {"seconds": until the first step is taken}, unless `losses` did it
     {"do": "train", "row": ..., "way": ..., "steps": n}      -> {"seconds": ..., "steps": taken}
+    {"do": "operations", "row": ..., "way": ...}             -> {"operations": of a step, as the library itself counts them}
     {"do": "forget"}                                         -> {}: networks are dropped
 
 or {"unsupported": reason} or {"failed": error}.
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from .libraries import LIBRARIES, Adapter, Library, Settings, Trainee, Unsupported
+from .libraries import LIBRARIES, Adapter, Counted, Library, Settings, Trainee, Unsupported
 from .rows import ALL_ROWS
 
 
@@ -76,6 +77,13 @@ class Worker:
         gc.collect()
         taken, seconds = trainee.train(steps)
         return {"seconds": seconds, "steps": taken}
+
+    def operations(self, row: str, way: str) -> dict[str, Any]:
+        """Of a network that is there."""
+        trainee = self.trainees[row, way]
+        if not isinstance(trainee, Counted):
+            raise Unsupported("it does not count its operations")
+        return {"operations": trainee.operations()}
 
     def forget(self) -> dict[str, Any]:
         """Make room."""

@@ -2,20 +2,23 @@
 
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import chainrule as cr
-from bench import growth, peak, tables
-from bench.layers import LSTM, BatchNorm, Conv2D, Dense, Flatten, MaxPool2D
-from bench.libraries import LIBRARIES, OURS, Settings
+from bench import __main__, compiling, general, growth, peak, tables
+from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
+from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, Settings, ours
 from bench.measure import Bench, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
-from bench.rows import ALL_ROWS, CHECKED_STEPS, ROWS, Row
+from bench.rows import ALL_ROWS, CHECKED_STEPS, GENERAL, ROWS, Row, dense, normalised
 from chainrule import nn
 
 SETTINGS = Settings(1, False, "reference")
@@ -31,17 +34,70 @@ def test_operations_are_counted_product_by_product():
     assert image.flops == 2 * 2 * 24 * 24 * 6 * 25 + 3 * 2 * 864 * 10
     series = Row("series", "", (7, 3), (LSTM(5),), 1, 20)
     assert series.flops == 7 * (2 * 2 * 3 * 20 + 3 * 2 * 5 * 20)
+    both = Row("both", "", (7, 3), (Bidirectional(GRU(5, True)), Dense(2)), 1, 20)
+    assert both.shapes() == [(7, 3), (7, 10), (7, 2)]
+    assert both.flops == 2 * 7 * (2 * 2 * 3 * 15 + 3 * 2 * 5 * 15) + 7 * 3 * 2 * 10 * 2
+
+
+def test_sequences_of_different_length_count_by_their_steps():
+    ragged = Row("ragged", "", (9, 3), (LSTM(5), Dense(1)), 4, 20, "mse", ragged=(2, 9))
+    (x, y), lengths = ragged.data(), ragged.lengths()
+    assert x.dtype == y.dtype == np.float32
+    assert (lengths.min(), lengths.max()) == (2, 9)
+    assert all(np.all(np.diff(batch) <= 0) for batch in np.split(lengths, 20))
+    assert all(np.all(row[:n] != 0) and np.all(row[n:] == 0) for row, n in zip(x, lengths, strict=True))
+    step = 2 * 2 * 3 * 20 + 3 * 2 * 5 * 20
+    assert ragged.flops == pytest.approx(lengths.sum() / 20 * step + 4 * 3 * 2 * 5)
+    for wrong, why in (({"ragged": (2, 9)}, "output a step"), ({"at_once": 3}, "3 at once"), ({"steps": 19}, "over 20 steps")):
+        with pytest.raises(ValueError, match=why):
+            replace(both_outputs(), **wrong)
+
+
+def both_outputs():
+    return Row("both", "", (5, 2), (Bidirectional(GRU(3, True)), Dense(4)), 6, 20)
+
+
+RECURRENT = (
+    Row("one", "", (6, 2), (LSTM(4), Dense(1)), 5, 20, "mse", at_once=4),
+    Row("simple", "", (6, 2), (RNN(4), Dense(3)), 5, 20),
+    Row("gated", "", (6, 2), (GRU(4), Dense(2)), 5, 20, "mse"),
+    Row("ragged", "", (9, 3), (LSTM(5), Dense(1)), 4, 20, "mse", ragged=(1, 9)),
+    both_outputs(),
+)
+LOSSES = """
+import importlib, json, pickle, sys
+from bench.libraries import Settings
+rows, module, way = pickle.load(sys.stdin.buffer)
+adapter = importlib.import_module(f"bench.libraries.{module}")
+print(json.dumps([adapter.prepare(row, way, Settings(1, False, "reference")).losses(20) for row in rows]))
+"""
+
+
+def losses_of(rows, module, way):
+    """In a process of its own: libraries with threads do not like to be forked later."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSSES], input=pickle.dumps((rows, module, way)), capture_output=True, check=True, env=environment(SETTINGS)
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("library", "ways"), [("torch", ("eager",)), ("jax", ("jit", "scan, flat"))])
+def test_recurrent_networks_are_the_same_in_all_libraries(library, ways):
+    pytest.importorskip(library)
+    wanted = [ours.prepare(row, "fit", SETTINGS).losses(CHECKED_STEPS) for row in RECURRENT]
+    for way in ways:
+        np.testing.assert_allclose(losses_of(RECURRENT, f"with_{library}", way), wanted, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_parameters_are_those_of_chainrule(row):
     values = row.parameters()
-    net = nn.Sequential(*(getattr(nn, type(layer).__name__)(**vars(layer)) for layer in row.layers))
-    x, y = row.data()
-    net.fit(x[: row.batch], y[: row.batch].astype(float) if "binary" in row.loss else y[: row.batch], loss=row.loss, epochs=0)
+    fit = ours.Fit(row, "reference", 1)
+    (x,), y, net = fit.x, fit.y, fit.net
     assert {n: v.shape for n, v in net.parameters.items()} == {n: v.shape for n, v in values.items()}
     assert sum(v.size for v in values.values()) == row.parameter_count
     assert all(np.array_equal(values[n], v) for n, v in row.parameters().items())  # a pure function of the row
+    assert all(np.array_equal(values[n], v) for n, v in net.parameters.items())
     assert len(x) == len(y) == row.batch * row.steps
 
 
@@ -174,3 +230,106 @@ def test_a_row_from_start_to_end():
     assert norm.ratio is None
     assert norm.missing() == ["PyTorch", "JAX"]
     assert BatchNorm in {type(layer) for layer in norm.row.layers}
+
+
+def test_compiling_is_what_the_first_time_takes_longer():
+    table = compiling.new_table()
+    compiling.fill(table, {"steps-10": [(0.5, 0.1), (0.7, 0.1), (0.6, 0.2)], "steps-10000": [(0.9, 0.3)] * 3})
+    assert [v["compiling"] for v in table.values] == pytest.approx([0.4, 0.6])
+    assert [cells[-1] for cells in table.cells] == ["1.00", "1.50 (not the same)"]
+
+
+def test_compiling_begins_with_nothing(monkeypatch, tmp_path):
+    pytest.importorskip("llvmlite")
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))  # of this test's process: not used, and not filled
+    table = compiling.new_table()
+    monkeypatch.setattr(compiling, "SHORT_AND_LONG", compiling.SHORT_AND_LONG[:1])
+    compiling.compiling(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
+    assert (table.notes, table.failed, list(tmp_path.iterdir())) == ([], False, [])
+    assert table.values[0]["compiling"] > 0.05  # a network that comes from a folder takes a tenth of that
+
+
+# ---- networks that nobody measured ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GENERAL, ids=lambda r: r.name)
+def test_networks_that_nobody_measured_are_built(row):
+    fit = ours.prepare(row, FLOAT64 if row.name == "float64" else "fit", SETTINGS)
+    values = row.parameters()
+    assert {n: v.shape for n, v in fit.net.parameters.items()} == {n: v.shape for n, v in values.items()}
+    assert {v.dtype for v in fit.net.parameters.values()} == {np.dtype("f8" if row.name == "float64" else "f4")}
+    assert np.isfinite(fit.losses(1)).all()
+
+
+def test_two_inputs_are_two():
+    row = ALL_ROWS["two-inputs"]
+    assert row.shapes() == [(64,), (96,), (10,)]
+    assert row.flops == 64 * 2 * (2 * (40 * 64 + 24 * 32) + 3 * 96 * 10)
+    fit = ours.prepare(row, "fit", SETTINGS)
+    assert [part.shape[1] for part in fit.x] == [40, 24]
+    w = fit.net.parameters
+    x, at = row.data()[0][:5], 40
+    hidden = np.concatenate([x[:, :at] @ w["0.first.weight"], x[:, at:] @ w["0.second.weight"]], 1)
+    wanted = np.maximum(hidden, 0) @ w["1.weight"]
+    np.testing.assert_allclose(fit.net.predict(tuple(part[:5] for part in fit.x)), wanted, rtol=1e-4, atol=1e-5)
+
+
+BUILT_IN = (
+    (Row("dense", "", (6,), dense([5, 3], "relu"), 8, 20), "Dense, cross_entropy"),
+    (Row("norm", "", (6,), (*normalised(5), Dense(3)), 8, 20).comparable(), "Dense, BatchNorm, Dropout"),
+    (Row("lstm", "", (6, 2), (LSTM(4), Dense(1)), 5, 20, "mse"), "LSTM"),
+)
+
+
+@pytest.mark.parametrize(("row", "what"), BUILT_IN, ids=lambda r: getattr(r, "name", None))
+def test_what_is_written_by_hand_computes_the_same(row, what):
+    wanted, own = ours.prepare(row, "fit", SETTINGS), ours.prepare(row, BY_HAND + what, SETTINGS)
+    assert {type(layer).__module__ for layer in own.net if type(layer).__name__ in what} == {"bench.libraries.by_hand"}
+    np.testing.assert_allclose(own.losses(20), wanted.losses(20), rtol=1e-4)
+
+
+def test_dropout_by_hand_drops():
+    row = Row("dropout", "", (6,), normalised(50), 8, 20, "mse")
+    net = ours.Fit(row, "reference", 1, by_hand=["Dropout"]).net
+    x, y = row.data()
+    first, second = (net.gradients(x, y, seed=seed)["1.shift"] for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_speeds_stand_beside_the_nearest_measured_one():
+    table, hand = general.new_tables()
+    digits, mnist = (general.Speed(ALL_ROWS[n], *v) for n, v in (("digits", (1e6, 1e-5)), ("mnist", (1e8, 5e-4))))
+    odd = general.Speed(ALL_ROWS["gelu"], 2e6, 4e-5)
+    general.fill_shapes(table, [odd], [digits, mnist])
+    assert (table.values[0]["near"], table.values[0]["share"]) == ("digits", pytest.approx(0.5))
+    assert table.cells[0][-1] == "0.50 (too little)"
+    a, b = (general.Candidate(OURS.name, way, SMALL, measured(OURS.name, [])) for way in ("fit", f"{BY_HAND}Dense"))
+    a.result.times, b.result.times = [1e-6, 2e-6, 3e-6], [1e-6, 2e-6, 6e-6]
+    general.fill_hand(hand, a, b)
+    assert hand.cells[0][1:] == ("Dense", "2.00 µs", "2.00 µs", "1.00")
+
+
+def test_general_from_start_to_end(monkeypatch):
+    pytest.importorskip("llvmlite")
+    monkeypatch.setattr(general, "MEASURED", (SMALL,))
+    monkeypatch.setattr(general, "GENERAL", tuple(ALL_ROWS[n] for n in ("tiny", "float64")))
+    monkeypatch.setattr(general, "HAND_WRITTEN", (("xor", "Dense"), ("digits", "Dense")))
+    bench = Bench(replace(SETTINGS, backend="native"), [OURS], repeats=2, seconds=0.01, say=lambda message: None)
+    try:
+        shapes, hand = general.measure(bench)
+    finally:
+        bench.close()
+    assert [shapes.notes, hand.notes, shapes.failed, hand.failed] == [[], [], False, False]
+    assert [v["row"] for v in shapes.values] == ["tiny", "float64"]
+    assert {v["near"] for v in shapes.values} == {"xor"}
+    tiny, double = (v["operations"] for v in shapes.values)
+    assert tiny > ALL_ROWS["tiny"].flops  # biases, elementary functions and Adam count, too
+    assert double > 2 * ALL_ROWS["float64"].flops
+    assert [(v["row"], v["by_hand"]) for v in hand.values] == [("xor", "Dense"), ("digits", "Dense")]
+
+
+def test_general_chooses_its_own_networks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--general", "xor"])
+    with pytest.raises(SystemExit):
+        __main__.arguments()
+    assert "chooses its own networks" in capsys.readouterr().err

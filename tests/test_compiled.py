@@ -11,7 +11,7 @@ import pytest
 
 import chainrule as cr
 from chainrule import nn
-from chainrule.compiler import cost, jit, peak
+from chainrule.compiler import cost, jit, peak, pipeline
 from chainrule.compiler.target import LEVELS, narrowed
 from chainrule.errors import NotBuiltError, UnknownNameError, UsageError
 from chainrule.run import native
@@ -228,6 +228,20 @@ def test_every_kernel_is_timed():
         assert len(known) == len(made.rows)
         assert all(t >= 0 for t in known)  # how long, depends on what else the machine does; 0: less than reading the clock
         assert max(row.share or 0.0 for row in made.rows) > 0  # None where no time was left of reading the clock
+
+
+def test_more_kernels_than_there_are_counters_for(monkeypatch):
+    """Nothing is written behind the last counter."""
+    for module in (pipeline, native):
+        monkeypatch.setattr(module, "MOST_CLOCKS", 2)
+    request = fitted().compiled._request("step", None)
+    session = request._session(native.NativeBackend(guard=1984, timed=True))  # a guard of its own: no other test has this code
+    session._report = memory = np.zeros(len(session._report) + 8, np.int64)[: len(session._report)]
+    session._table[1] = memory.ctypes.data
+    session.run(request._steps(5))
+    assert len(session.cycles()) == 2
+    assert len(items_of(request.network)) > 2
+    assert not memory.base[len(memory) :].any()
 
 
 def test_without_a_counter_of_cycles(monkeypatch, quick):

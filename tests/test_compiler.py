@@ -164,7 +164,8 @@ def test_a_loop_reads_through_what_is_only_seen_otherwise(seen: Callable[..., An
 
 # ---- the verifier ------------------------------------------------------------------------------------------------------------
 
-I, J, R = Axis("i", 4), Axis("j", 3), Axis("r", 5)
+I, J, R, S = Axis("i", 3), Axis("j", 3), Axis("r", 5), Axis("s", 2)
+NUMBERS = Buffer("numbers", (4,), np.dtype(np.int64), "input")
 A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4, "result")
 
 
@@ -181,6 +182,7 @@ def product(**changed: Any) -> Kernel:
 
 def test_the_verifier_lets_a_product_pass() -> None:
     verify([product()])
+    verify([product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
     verify([Loop("l", Axis("time", 2), False, [product()], [])])
 
 
@@ -189,13 +191,21 @@ BROKEN = {
     "an index below its buffer": (product(left=(of(I) + -1, of(R))), "reads a outside of it"),
     "a stride too long": (product(right=(of(R), of(J) * 2)), "reads b outside of it"),
     "too few indices": (product(left=(of(R),)), "reads a outside of it"),
-    "a store outside": (product(places=[(of(I) + 1, of(J))]), "writes c outside of it"),
+    "a store outside": (product(places=[(of(I) + 2, of(J))]), "writes c outside of it"),
     "an axis from elsewhere": (product(left=(of(Axis("other", 4)), of(R))), "load depends on an axis from elsewhere"),
     "an equal axis from elsewhere": (product(right=(of(Axis("r", 5)), of(J))), "axis from elsewhere"),
     "a sum over other axes": (product(over=(R, Axis("s", 2))), "sums over other axes than its own"),
     "a sum over too few axes": (product(reduced=(R, Axis("s", 2))), "sums over other axes than its own"),
     "all rows written to the first": (product(places=[(Affine(), of(J))]), "writes elements of c twice"),
-    "a store along an axis from elsewhere": (product(places=[(of(Axis("n", 4)), of(J))]), "writes elements of c twice"),
+    "a store along an axis from elsewhere": (
+        product(places=[(of(Axis("n", 4)), of(J))]),
+        "writes c along an axis from elsewhere",
+    ),
+    "two axes along one dimension": (product(places=[(of(S) + of(I), of(J))], domain=(I, J, S)), "writes elements of c twice"),
+    "a place that is looked up": (product(places=[(load(NUMBERS, (of(I),)), of(J))]), "writes elements of c twice"),
+    "a longer view": (product(value=load(A, (of(I), of(J)), (4, 6))), "reads a as what it is not"),
+    "a value of another type": (product(value=load(NUMBERS, (of(I),))), "writes c as what it is not"),
+    "a load of another type": (product(value=replace(load(A, (of(I), of(J))), dtype=NUMBERS.dtype)), "reads a as what it is not"),
     "what is not summed": (product(value=load(A, (of(I), of(R)))), "stores what still has a reduced axis"),
 }
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from chainrule.graph.trace import build, type_of
+from chainrule.normalize import normalize
 from chainrule.run import crew as crews
 from chainrule.run.crew import Crew, Pace, Way
 
@@ -78,3 +82,35 @@ def test_a_machine_that_becomes_busy_is_noticed() -> None:
 
 def test_what_the_user_asked_for_is_taken() -> None:
     assert {way for way, _ in run(Pace(WORK), 10_000, cost(10e-6, 40e-6), asked=3)} == {Way(3, 3)}
+
+
+class _Busy(dict[Way, float]):
+    """Whenever something is put into it, another thread times a way that is new."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def __setitem__(self, way: Way, seconds: float) -> None:
+        super().__setitem__(way, seconds)
+        self.pace.last[Way(len(self.pace.last) + 10, 1)] = deque([1.0])
+
+
+def test_other_threads_may_time_ways_meanwhile() -> None:
+    pace = Pace(WORK)
+    pace.idle = _Busy(pace)
+    for _ in range(4):
+        Crew(None).took(pace, Way(4, 4), 100, 4e-3)
+    assert pace.step(Way(4, 4)) == pytest.approx(4e-5)
+
+
+def test_only_the_paces_used_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "KEPT", 3)
+    monkeypatch.setattr(crews, "_paces", OrderedDict())
+    graphs = [build(lambda x: [x + x], [type_of(np.ones(n))]) for n in range(1, 5)]
+    crew = Crew(None)
+    first, second, *_ = [crew.pace([normalize(g)]) for g in graphs[:3]]
+    assert crew.pace([normalize(graphs[0])]) is first
+    crew.pace([normalize(graphs[3])])
+    assert crew.pace([normalize(graphs[0])]) is first
+    assert crew.pace([normalize(graphs[1])]) is not second

@@ -152,7 +152,7 @@ def steps_by_hand(
 ) -> dict[str, list[Any]]:
     """One epoch, step by step."""
     sizes = step_sizes(given.rows, batch)
-    order = epoch_order(given.rows, shuffle=shuffle and len(sizes) > 1, seed=5, epoch=behind.epochs)
+    order = epoch_order(given.rows, shuffle=shuffle, seed=5, epoch=behind.epochs)
     edges = np.cumsum([0, *sizes])
     groups = -(-len(sizes) // rule.accumulate)
     made: dict[str, list[Any]] = {"entries": [], "sizes": list(sizes), "order": order.tolist(), DIVISOR: [], STEP: [], RATE: []}
@@ -221,11 +221,32 @@ def test_numbers_that_do_not_change_are_not_repeated() -> None:
 
 
 def test_all_rows_at_once_have_no_order() -> None:
+    """Where each row is taken by itself, and sums over all of them, as batch norm does."""
     x, t = data()
     nets = [noisy(), noisy()]
     for net, shuffle in zip(nets, (False, True), strict=True):
         net.fit(x, t, epochs=5, batch_size=20, shuffle=shuffle)
     assert_same(state(nets[0]), state(nets[1]))
+
+
+class Blended(nn.Module):
+    """Each row with some of the one before it in the batch."""
+
+    def __init__(self) -> None:
+        self.dense = nn.Dense(2)
+
+    def __call__(self, x: Any) -> Any:
+        return self.dense(0.75 * x + 0.25 * np.roll(x, 1, axis=0))
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_all_rows_at_once_are_shuffled_where_a_layer_looks_at_others(backend: str) -> None:
+    x, t = data()
+    losses = {}
+    for shuffle in (False, True):
+        run = Blended().fit(x, t, epochs=5, batch_size=20, shuffle=shuffle, optimizer=cr.SGD(0.0), backend=backend)
+        losses[shuffle] = len(set(run.loss))
+    assert losses == {False: 1, True: 5}
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])

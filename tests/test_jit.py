@@ -317,6 +317,18 @@ def test_an_entry_that_is_a_folder(folder, made):
 
 
 @POSIX
+def test_an_entry_that_is_a_pipe(folder):
+    """To open it would wait for ever."""
+    process = script(
+        "compile_module(adds(1), host()); (entry,) = entries(Path(sys.argv[1])); entry.unlink(); os.mkfifo(entry); "
+        "print(called(compile_module(adds(1), host()), 1), entry.is_file())",
+        folder,
+        str(folder),
+    )
+    assert process.communicate(timeout=20) == ("2 True\n", "")
+
+
+@POSIX
 def test_only_this_user_can_reach_it(folder):
     old = os.umask(0)
     try:
@@ -528,3 +540,21 @@ thread.join()
         process.kill()
         raise
     assert process.returncode == 0, errors
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_compiles(folder):
+    """It waits until LLVM has done: to take LLVM apart meanwhile would abort the process."""
+    code = """
+import threading, time
+text = "".join(adds(n).replace("@f", f"@f{n}") for n in range(2000))  # most of a second's work
+def endless():
+    while True:
+        compile_module(text, host(), cache=False)
+compile_module(adds(1), host())
+threading.Thread(target=endless, daemon=True).start()
+time.sleep(float(sys.argv[1]))
+"""
+    for wait in ("0.2", "0.3", "0.4"):
+        process = script(code, folder, wait)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")

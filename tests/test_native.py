@@ -779,6 +779,16 @@ def test_results_belong_to_the_caller(native_functions: Callable[[str], None]) -
     assert_bits(f(a), [np.arange(4.0), np.arange(4.0), np.arange(1.0, 4.0)])
 
 
+def test_equal_entries_with_arrays_of_their_own() -> None:
+    arrays = {"first": np.array([1.0, 2.0, 3.0]), "second": np.array([10.0, 20.0, 30.0])}
+    builder = ProgramBuilder([], [Input("x", Type((4, 3), np.dtype("f8")), rows=0)], 4)
+    for name, own in arrays.items():
+        builder.entry(name, lambda s, g, own=own: ({"y": g["x"] * own}, {}), ["x"])
+    session = native_backend.session({4: builder.build()}, {})
+    for name, own in arrays.items():
+        np.testing.assert_array_equal(session.call(4, name, {"x": np.ones((4, 3))})["y"], np.ones((4, 3)) * own)
+
+
 # ---- indices out of range ----------------------------------------------------------------------------------------------------
 
 
@@ -842,6 +852,22 @@ def test_an_index_out_of_range_in_a_step(bad: int, threads: int) -> None:
         np.testing.assert_allclose(states[1][name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bad", [0, 63, 64, 127, 128, 191])
+def test_an_index_out_of_range_where_no_state_is_written(bad: int, threads: int) -> None:
+    """Such a step has one phase, at the end of which threads differ about what they have seen. The step is named all the same."""
+    inputs = [Input("x", Type((64,), np.dtype("i8")), rows=0)]
+    builder = ProgramBuilder([Variable("w", Type((10, 4), np.dtype("f4")), "parameter")], inputs, 64)
+    builder.entry("look", lambda s, g: ({"y": s["w"][g["x"]]}, {}), ["x"])
+    x = np.zeros(192, np.int64)
+    x[bad] = 99
+    steps = Steps(["look"] * 3, {"x": x}, np.arange(192), [64] * 3, {}, ("y",))
+    for _ in range(30):
+        session = Threaded(threads).session({64: builder.build()}, {"w": np.ones((10, 4), "f4")})
+        with pytest.raises(cr.DataError, match=rf"index 99 \(element {bad % 64} of the indices\)"):
+            session.run(steps)
+
+
 @pytest.mark.parametrize("bad", [8, -11, 2**40])
 def test_an_index_out_of_range_in_fit_and_predict(bad: int) -> None:
     x, t = np.arange(24).reshape(8, 3) % 8, float_inputs((8, 2), "float32")
@@ -884,6 +910,27 @@ def test_an_index_out_of_range_in_a_function(text: str, bad: int, native_functio
         values.append(compiled(w, i % 4))
     np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
     assert texts[0] == texts[1]
+
+
+def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy, asked which index it was, gets copies: it would crash if one changed between its check and its use."""
+    w, i = float_inputs((4, 4), "float64"), np.array([0, 3, 9])
+    real = chainrule.run.native.evaluate
+
+    def changed(graph: Graph, values: Sequence[Any]) -> Any:
+        i[2] = 1
+        return real(graph, values)
+
+    compiled = cr.compile(lambda w, i: w[i])
+    with monkeypatch.context() as patch:
+        patch.setattr(chainrule.run.native, "evaluate", changed)
+        with pytest.raises(cr.DataError, match="index 9"):
+            compiled(w, i)
+    np.testing.assert_array_equal(compiled(w, i), w[[0, 3, 1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(chainrule.run.native, "evaluate", lambda graph, values: [])
+        with pytest.raises(cr.DataError, match="another thread, changes the data"):
+            compiled(w, np.array([9]))
 
 
 # ---- rounds ------------------------------------------------------------------------------------------------------------------

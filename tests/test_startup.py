@@ -92,11 +92,25 @@ def test_another_compiler_uses_nothing_of_this_one(tmp_path: Path) -> None:
     for folder in (package, package):
         python(code, cache=cache, package=folder)
     assert files(cache) == 1
-    for changed, expected in (("compiler/lower.py", 2), ("ops/reduce.py", 3), ("cli.py", 3)):
+    for changed, expected in (("compiler/lower.py", 2), ("ops/reduce.py", 3), ("normalize.py", 4), ("cli.py", 4)):
         with open(package / "chainrule" / changed, "a", encoding="utf-8") as file:
             file.write("# another version\n")
         python(code, cache=cache, package=package)
         assert files(cache) == expected
+
+
+def test_all_that_the_compiler_is_made_of_counts() -> None:
+    """But for what holds no knowledge of programs."""
+    code = f"""
+import sys, types
+sys.modules["chainrule"] = alone = types.ModuleType("chainrule")  # without what its __init__.py imports
+alone.__path__ = [{str(ROOT / "chainrule")!r}]
+import chainrule.compiler.pipeline
+print(*(m for m in sys.modules if m.startswith("chainrule.")))
+"""
+    loaded = {Path(ROOT, *m.split(".")) for m in python(code).split()}
+    counted = {p.with_suffix("") for files in jit.SOURCES for p in (ROOT / "chainrule").glob(files)}
+    assert {p.name for p in loaded - counted if p.with_suffix(".py").exists()} == {"errors", "registry", "records"}
 
 
 def test_sources_that_changed_after_they_were_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..rows import Row
 
@@ -36,6 +36,15 @@ class Trainee(Protocol):
     def train(self, steps: int) -> tuple[int, float]:
         """Take at least these steps, the fastest way. Returns how many were taken and measured, and their seconds: what a call costs
         once, however many steps it takes, may be left out."""
+        ...
+
+
+@runtime_checkable
+class Counted(Trainee, Protocol):
+    """One that knows what its steps compute."""
+
+    def operations(self) -> float:
+        """Floating-point operations of a step, as the compiler counts them: elementary functions and the optimizer, too."""
         ...
 
 
@@ -71,6 +80,7 @@ class Library:
 OURS = Library("chainrule", "chainrule", "ours", ("fit",), "xor_ours", peer=False)
 # Ways of chainrule's adapter that are measured against each other, not against peers.
 ONE_THREAD, FORWARD, BOTH_PASSES = "fit on one thread", "forward pass", "forward and backward pass"
+FLOAT64, BY_HAND = "fit in float64", "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
 
 PEERS: tuple[Library, ...] = (
     Library("PyTorch", "torch", "with_torch", ("eager", "compile"), "xor_torch"),

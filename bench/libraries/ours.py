@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 from math import ceil
 from time import perf_counter
@@ -13,17 +14,25 @@ from chainrule.run.backend import Session, Steps, backends
 from chainrule.train.history import Run
 from chainrule.train.objective import DIVISOR, SEED, STEP, TARGET, make_program
 
+from ..layers import Layer, TwoInputs
 from ..rows import Array, Row
-from . import BOTH_PASSES, FORWARD, ONE_THREAD, Settings, Trainee, Unsupported
+from . import BOTH_PASSES, BY_HAND, FLOAT64, FORWARD, ONE_THREAD, Settings, Trainee, Unsupported
+from .by_hand import LAYERS, LOSSES, OfTwo
 
 
 class Fit:
-    """`net.fit` over the data, again and again."""
+    """`net.fit` over the data, again and again. dtype: of the network; by_hand: names of layers and losses that are not built in."""
 
-    def __init__(self, row: Row, backend: str, threads: int | None) -> None:
+    def __init__(
+        self, row: Row, backend: str, threads: int | None, dtype: str = "float32", by_hand: Collection[str] = ()
+    ) -> None:
         self.row, self.backend, self.threads = row, backend, threads
-        self.x, self.y = data(row)
-        self.net = network(row, self.x, self.y, backend)
+        x, self.y, self.lengths = data(row)
+        self.x = tuple(part.astype(dtype) for part in inputs(row, x))
+        self.net = network(row, by_hand)
+        self.loss = LOSSES[row.loss] if row.loss in by_hand else row.loss
+        self._fit(0, row.batch, 0, dtype=dtype)
+        self.net.load_parameters(row.parameters())
         self.optimizer = optim.Adam(row.learning_rate)
         self.at = 0
 
@@ -31,20 +40,26 @@ class Fit:
         """One `fit` on each batch: each goes on where the last one ended."""
         edges = [(self.at + i) * self.row.batch for i in range(steps + 1)]
         self.at += steps
-        return [self._fit(first, last, 1).loss[-1] for first, last in pairwise(edges)]
+        return [self._fit(first, last, 1, self.optimizer).loss[-1] for first, last in pairwise(edges)]
 
     def train(self, steps: int) -> tuple[int, float]:
         """One `fit` of several epochs over as much of the data as makes about four of them. The clock starts after one more epoch
         before them, when all is set up, and runs to the end: what chainrule does between epochs counts."""
         taken = min(ceil(steps / 4), self.row.steps)
         epochs = ceil(steps / taken)
-        run = self._fit(0, taken * self.row.batch, 1 + epochs)
+        run = self._fit(0, taken * self.row.batch, 1 + epochs, self.optimizer)
         return taken * epochs, sum(run.epoch_seconds[1:])
 
-    def _fit(self, first: int, last: int, epochs: int) -> Run:
+    def operations(self) -> float:
+        """As `net.compiled.cost()` counts them."""
+        return float(self.net.compiled.cost().total.flops)
+
+    def _fit(self, first: int, last: int, epochs: int, optimizer: optim.Optimizer | None = None, dtype: str | None = None) -> Run:
+        x = tuple(part[first:last] for part in self.x)
         return self.net.fit(
-            self.x[first:last], self.y[first:last], loss=self.row.loss, optimizer=self.optimizer, epochs=epochs,
-            batch_size=self.row.batch, shuffle=False, threads=self.threads, backend=self.backend, verbose=False,
+            x if len(x) > 1 else x[0], self.y[first:last], lengths=None if self.lengths is None else self.lengths[first:last],
+            loss=self.loss, optimizer=optimizer, epochs=epochs, batch_size=self.row.batch, shuffle=False, threads=self.threads,
+            dtype=dtype, backend=self.backend, verbose=False,
         )  # fmt: skip
 
 
@@ -56,12 +71,11 @@ class Passes:
 
     def __init__(self, row: Row, backend: str, entry: str) -> None:
         self.row, self.entry = row, entry
-        self.x, self.y = data(row)
-        net = network(row, self.x, self.y, backend)
-        loss = losses.resolve(row.loss)
-        self.target = loss.check_target(self.y, net._built["outputs"])
-        self.name = next(iter(net._built["inputs"]))
-        program = make_program(net._task(loss, self.target), row.batch, (entry,))
+        fit = Fit(row, backend, None)
+        net, loss, given = fit.net, losses.resolve(row.loss), fit.net._inputs(fit.x[0], fit.lengths)
+        target = loss.check_target(fit.y, net._built["outputs"])
+        self.arrays = {**given.all, TARGET: target}
+        program = make_program(net._task(loss, target, inputs=given), row.batch, (entry,))
         state = {**net._arrays("parameter"), **net._arrays("statistic")}
         self.session: Session = backends[backend].session({row.batch: program}, state)
 
@@ -75,8 +89,8 @@ class Passes:
         numbers = {DIVISOR: np.full(taken, float(self.row.batch))}
         if self.entry == "gradient":
             numbers |= {SEED: np.zeros((taken, 2), np.uint32), STEP: np.arange(taken, dtype=np.uint32)}
-        arrays, order = {self.name: self.x, TARGET: self.target}, np.arange(taken * self.row.batch)
-        many = Steps([self.entry] * taken, arrays, order, [self.row.batch] * taken, numbers, ("loss",))
+        order = np.arange(taken * self.row.batch)
+        many = Steps([self.entry] * taken, self.arrays, order, [self.row.batch] * taken, numbers, ("loss",))
         times = ceil(steps / taken)
         begun = perf_counter()
         for _ in range(times):
@@ -84,21 +98,35 @@ class Passes:
         return taken * times, perf_counter() - begun
 
 
-def data(row: Row) -> tuple[Array, Array]:
-    """x and y as `fit` takes them."""
+def data(row: Row) -> tuple[Array, Array, Array | None]:
+    """x, y and lengths as `fit` takes them."""
     x, y = row.data()
-    return x, y.astype(np.float32) if row.loss == "binary_cross_entropy" else y
+    return x, y.astype(np.float32) if row.loss == "binary_cross_entropy" else y, row.lengths()
 
 
-def network(row: Row, x: Array, y: Array, backend: str) -> nn.Sequential:
-    """The network with the row's initial weights."""
-    missing = [type(layer).__name__ for layer in row.layers if not hasattr(nn, type(layer).__name__)]
-    if missing:
-        raise Unsupported(f"chainrule has no layer {missing[0]} yet")
-    net = nn.Sequential(*(getattr(nn, type(layer).__name__)(**vars(layer)) for layer in row.layers))
-    net.fit(x[: row.batch], y[: row.batch], loss=row.loss, epochs=0, backend=backend, verbose=False)
-    net.load_parameters(row.parameters())
-    return net
+def inputs(row: Row, x: Array) -> tuple[Array, ...]:
+    """The inputs of the network, which are one array in the row's data."""
+    first = row.layers[0]
+    return (x[:, : first.at], x[:, first.at :]) if isinstance(first, TwoInputs) else (x,)
+
+
+def layer_of(kind: Layer, by_hand: Collection[str] = ()) -> nn.Module:
+    """chainrule's layer of this kind, or the one written by hand.
+
+    Raises: `Unsupported` if there is none.
+    """
+    name = type(kind).__name__
+    kept = LAYERS if name in by_hand or not hasattr(nn, name) else vars(nn)
+    if name not in kept:
+        raise Unsupported(f"chainrule has no layer {name} yet")
+    made: nn.Module = kept[name](**{k: layer_of(v, by_hand) if isinstance(v, Layer) else v for k, v in vars(kind).items()})
+    return made
+
+
+def network(row: Row, by_hand: Collection[str] = ()) -> nn.Sequential:
+    """The network, not built yet."""
+    layers = [layer_of(kind, by_hand) for kind in row.layers]
+    return OfTwo(*layers) if isinstance(row.layers[0], TwoInputs) else nn.Sequential(*layers)
 
 
 def prepare(row: Row, way: str, settings: Settings) -> Trainee:
@@ -109,4 +137,6 @@ def prepare(row: Row, way: str, settings: Settings) -> Trainee:
         return Passes(row, settings.backend, "evaluate" if way == FORWARD else "gradient")
     # Given a number, chainrule takes it; without one it chooses, which is what a user gets.
     threads = 1 if way == ONE_THREAD else None if settings.all_threads else settings.threads
-    return Fit(row, settings.backend, threads)
+    if way.startswith(BY_HAND):
+        return Fit(row, settings.backend, threads, by_hand=way.removeprefix(BY_HAND).split(", "))
+    return Fit(row, settings.backend, threads, "float64" if way == FLOAT64 else "float32")

@@ -7,6 +7,7 @@ for each parameter, which pays in networks of many small ones.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil
 from time import perf_counter
 from typing import Any
@@ -23,22 +24,22 @@ from . import Settings, Trainee, Unsupported
 ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {None: lambda x: x, "relu": jax.nn.relu, "tanh": jnp.tanh}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
-# Each builder is a function (layer, parameters, statistics, x, key) -> (y, new statistics).
+# Each builder is a function (layer, parameters, statistics, x, key, lengths of sequences or None) -> (y, new statistics).
 
 
-def dense(layer: kinds.Dense, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
+def dense(layer: kinds.Dense, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """φ(x W + b)."""
     return ACTIVATIONS[layer.activation](x @ w["weight"] + w["bias"]), s
 
 
-def dropout(layer: kinds.Dropout, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
+def dropout(layer: kinds.Dropout, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """Zeros by the key of the step and the layer."""
     if not layer.rate:
         return x, s
     return jnp.where(jax.random.bernoulli(key, 1 - layer.rate, x.shape), x / (1 - layer.rate), 0.0), s
 
 
-def batch_norm(layer: kinds.BatchNorm, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
+def batch_norm(layer: kinds.BatchNorm, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """By the batch; running statistics as in PyTorch."""
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
@@ -46,36 +47,74 @@ def batch_norm(layer: kinds.BatchNorm, w: dict[str, Any], s: Any, x: Any, key: A
     return (x - mean) * lax.rsqrt(variance + 1e-5) * w["scale"] + w["shift"], lax.stop_gradient(s)
 
 
-def recurrent(layer: Any, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
-    """A scan over time; the products with the inputs of all steps are taken at once before it."""
-    H, kind = layer.units, type(layer)
-
-    def step(state: Any, z: Any) -> tuple[Any, Any]:
-        h, c = state
-        if kind is kinds.LSTM:
-            i, f, g, o = jnp.split(z + h @ w["weight_hidden"], 4, -1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        elif kind is kinds.GRU:
-            (zr, zz, zn), (hr, hz, hn) = jnp.split(z, 3, -1), jnp.split(h @ w["weight_hidden"] + w["bias_hidden"], 3, -1)
-            r, u = jax.nn.sigmoid(zr + hr), jax.nn.sigmoid(zz + hz)
-            h = (1 - u) * jnp.tanh(zn + r * hn) + u * h
-        else:
-            h = jnp.tanh(z + h @ w["weight_hidden"])
-        return (h, c), h if layer.return_sequences else None
-
-    zero = jnp.zeros((x.shape[0], H), x.dtype)
-    (h, _), all_h = lax.scan(step, (zero, zero), jnp.swapaxes(x @ w["weight_input"] + w["bias"], 0, 1))
-    return (jnp.swapaxes(all_h, 0, 1) if layer.return_sequences else h), s
+def cell(layer: Any, w: dict[str, Any], state: Any, x: Any) -> Any:
+    """A step: (h, c), of which RNN and GRU have no c, and x (B, I) -> (h, c). One product for all gates."""
+    h, c = state
+    of_x = x if project_before(layer) else x @ w["weight_input"] + w["bias"]
+    of_h = h @ w["weight_hidden"]
+    if type(layer) is kinds.LSTM:
+        i, f, g, o = jnp.split(of_x + of_h, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+    if type(layer) is kinds.GRU:
+        (xr, xz, xn), (hr, hz, hn) = jnp.split(of_x, 3, -1), jnp.split(of_h + w["bias_hidden"], 3, -1)
+        r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+        return (1 - z) * jnp.tanh(xn + r * hn) + z * h, None
+    return jnp.tanh(of_x + of_h), None
 
 
-def conv2d(layer: kinds.Conv2D, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
+def project_before(layer: Any) -> bool:
+    """Whether the products with the inputs of all steps are taken at once before the loop. In trials that was faster for RNN (by 20 to
+    45 %) and slower for the others (by 10 to 60 %); unrolling the loop by 4 or 10 gained nothing."""
+    return type(layer) is kinds.RNN
+
+
+def loop(layer: Any, w: dict[str, Any], x: Any, n: Any, step: Callable[..., Any]) -> tuple[Any, Any]:
+    """A scan over x (T, ..., B, I). Returns the last h and, for a layer that returns sequences, all of them. A step beyond a
+    sequence's end keeps the state."""
+    shape = (*x.shape[1:-1], layer.units)
+    if project_before(layer):
+        x = x @ w["weight_input"] + w["bias"]
+
+    def body(state: Any, along: Any) -> tuple[Any, Any]:
+        t, x = along
+        new = step(w, state, x)
+        if n is not None:
+            new = jax.tree.map(lambda a, b: jnp.where((t < n)[:, None], a, b), new, state)
+        return new, new[0] if layer.return_sequences else None
+
+    zero = jnp.zeros(shape, x.dtype)
+    (h, _), every = lax.scan(body, (zero, zero if type(layer) is kinds.LSTM else None), (jnp.arange(len(x)), x))
+    return h, every
+
+
+def recurrent(layer: Any, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """From the first step to the last."""
+    h, every = loop(layer, w, jnp.swapaxes(x, 0, 1), n, partial(cell, layer))
+    return (jnp.swapaxes(every, 0, 1) if layer.return_sequences else h), s
+
+
+def bidirectional(layer: kinds.Bidirectional, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """Both directions in one scan, by products of a batch of two matrices: of four ways the fastest in trials."""
+    one: Any = layer.layer
+    if n is not None or not one.return_sequences or project_before(one):
+        raise Unsupported(
+            "bench/libraries/with_jax.py runs GRU and LSTM in two directions, on sequences of one length, for all outputs"
+        )
+    names = [name.removeprefix("forward.") for name in w if name.startswith("forward.")]
+    both = {name: jnp.stack([w[f"forward.{name}"], w[f"backward.{name}"]]) for name in names}
+    steps = jnp.swapaxes(x, 0, 1)
+    _, every = loop(one, both, jnp.stack([steps, steps[::-1]], 1), None, jax.vmap(partial(cell, one)))
+    return jnp.swapaxes(jnp.concatenate([every[:, 0], every[::-1, 1]], -1), 0, 1), s
+
+
+def conv2d(layer: kinds.Conv2D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """Convolution, channels last."""
     y = lax.conv_general_dilated(x, w["weight"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return ACTIVATIONS[layer.activation](y + w["bias"]), s
 
 
-def max_pool(layer: kinds.MaxPool2D, w: dict[str, Any], s: Any, x: Any, key: Any) -> tuple[Any, Any]:
+def max_pool(layer: kinds.MaxPool2D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """The largest of each window."""
     size = (1, layer.size, layer.size, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, size, size, "VALID"), s
@@ -83,13 +122,14 @@ def max_pool(layer: kinds.MaxPool2D, w: dict[str, Any], s: Any, x: Any, key: Any
 
 BUILDERS: dict[type[kinds.Layer], Callable[..., tuple[Any, Any]]] = {
     kinds.Dense: dense,
-    kinds.Activation: lambda layer, w, s, x, key: (ACTIVATIONS[layer.activation](x), s),
+    kinds.Activation: lambda layer, w, s, x, key, n: (ACTIVATIONS[layer.activation](x), s),
     kinds.Dropout: dropout,
     kinds.BatchNorm: batch_norm,
-    kinds.Flatten: lambda layer, w, s, x, key: (x.reshape(x.shape[0], -1), s),
+    kinds.Flatten: lambda layer, w, s, x, key, n: (x.reshape(x.shape[0], -1), s),
     kinds.RNN: recurrent,
     kinds.GRU: recurrent,
     kinds.LSTM: recurrent,
+    kinds.Bidirectional: bidirectional,
     kinds.Conv2D: conv2d,
     kinds.MaxPool2D: max_pool,
 }
@@ -103,9 +143,8 @@ class Training:
         if missing:
             raise Unsupported(f"bench/libraries/with_jax.py has no line for {missing[0]}")
         self.row = row
-        x, y = row.data()
-        self.x = jnp.asarray(x.reshape(row.steps, row.batch, *row.input))
-        self.y = jnp.asarray(y.reshape(row.steps, row.batch))
+        given = (*row.data(), row.lengths())  # of a batch: x, y, and lengths, if sequences have any
+        self.data = tuple(jnp.asarray(a.reshape(row.steps, row.batch, *a.shape[1:])) for a in given if a is not None)
         values: Any = [{} for _ in row.layers]
         for name, value in row.parameters().items():
             at, _, own = name.partition(".")
@@ -121,16 +160,18 @@ class Training:
         self.carry = (values, *zeros, statistics, jnp.zeros((), jnp.int32))
         self.key = jax.random.key(0, impl="rbg")  # the processor's fastest: threefry took longer in trials
 
-    def objective(self, parameters: Any, statistics: Any, key: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    def objective(self, parameters: Any, statistics: Any, key: Any, x: Any, y: Any, n: Any = None) -> tuple[Any, Any]:
         """The mean loss of a batch, and new statistics."""
         new = []
         for i, (layer, w, s) in enumerate(zip(self.row.layers, self.unflatten(parameters), statistics, strict=True)):
             own = jax.random.fold_in(key, i) if isinstance(layer, kinds.Dropout) and layer.rate else key
-            x, s = BUILDERS[type(layer)](layer, w, s, x, own)
+            x, s = BUILDERS[type(layer)](layer, w, s, x, own, n)
             new.append(s)
         if self.row.loss == "binary_cross_entropy":
             return jnp.mean(jax.nn.softplus(x[:, 0]) - y * x[:, 0]), new
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], 1)), new
+        if self.row.loss == "mse":
+            return jnp.mean((x.reshape(y.shape) - y) ** 2), new
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), y[..., None], -1)), new
 
     def step(self, carry: Any, batch: Any) -> tuple[Any, Any]:
         """Forward, backward, Adam."""
@@ -153,7 +194,7 @@ class Jit(Training):
         super().__init__(row, flat)
         self.run = jax.jit(self.step, donate_argnums=0)
         cut = min(row.steps, 256)  # cutting makes an array a batch; enough of them not to stay in a cache
-        self.batches = [(self.x[i], self.y[i]) for i in range(cut)]
+        self.batches = [tuple(a[i] for a in self.data) for i in range(cut)]
         self.at = 0
 
     def losses(self, steps: int) -> list[float]:
@@ -175,29 +216,36 @@ class Jit(Training):
 
 
 class Scan(Training):
-    """All batches of the data in one call."""
+    """All batches of the data in one call, or as many as the row says."""
 
     def __init__(self, row: Row, flat: bool) -> None:
         super().__init__(row, flat)
-        self.run = jax.jit(lambda carry, x, y: lax.scan(self.step, carry, (x, y)), donate_argnums=0)
+        self.run = jax.jit(lambda carry, batches: lax.scan(self.step, carry, batches), donate_argnums=0)
+        starts = range(0, row.steps, row.call)
+        self.parts = [tuple(a[i : i + row.call] for a in self.data) for i in starts] if len(starts) > 1 else [self.data]
+        self.at = 0
         self.found: list[float] = []
 
     def losses(self, steps: int) -> list[float]:
-        """Out of a pass over the data."""
+        """Out of calls."""
         while len(self.found) < steps:
-            self.carry, losses = self.run(self.carry, self.x, self.y)
-            self.found += losses.tolist()
+            self.found += self._call().tolist()
         found, self.found = self.found[:steps], self.found[steps:]
         return found
 
     def train(self, steps: int) -> tuple[int, float]:
-        """Whole passes over the data."""
-        passes = ceil(steps / self.row.steps)
+        """Whole calls."""
+        calls = ceil(steps / self.row.call)
         begun = perf_counter()
-        for _ in range(passes):
-            self.carry, _ = self.run(self.carry, self.x, self.y)
+        for _ in range(calls):
+            self._call()
         jax.block_until_ready(self.carry)
-        return passes * self.row.steps, perf_counter() - begun
+        return calls * self.row.call, perf_counter() - begun
+
+    def _call(self) -> Any:
+        self.carry, losses = self.run(self.carry, self.parts[self.at])
+        self.at = (self.at + 1) % len(self.parts)
+        return losses
 
 
 def prepare(row: Row, way: str, settings: Settings) -> Trainee:

@@ -14,20 +14,23 @@ from .. import layers as kinds
 from ..rows import Row
 from . import Settings, Trainee, Unsupported
 
+RECURRENT = (kinds.RNN, kinds.GRU, kinds.LSTM, kinds.Bidirectional)
 ACTIVATIONS: dict[str, Callable[[], Any]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class Last(nn.Module):  # type: ignore[misc]  # torch is not typed where it is not installed
-    """A recurrent layer, batch first, that gives all its outputs or the last one."""
+    """A recurrent layer, batch first or packed, that gives all its outputs or the last one."""
 
     def __init__(self, cell: Any, sequences: bool) -> None:
         super().__init__()
         self.cell, self.sequences = cell, sequences
 
     def forward(self, x: Any) -> Any:
-        """(B, T, I) -> (B, T, H) or (B, H)."""
-        y = self.cell(x)[0]
-        return y if self.sequences else y[:, -1]
+        """(B, T, I) -> (B, T, H) or (B, H); packed sequences -> the same packed, or (B, H)."""
+        y, state = self.cell(x)
+        if self.sequences:
+            return y
+        return state[0][-1] if isinstance(state, tuple) else state[-1]
 
 
 class Permuted(nn.Module):  # type: ignore[misc]
@@ -61,13 +64,28 @@ def batch_norm(layer: kinds.BatchNorm, shape: kinds.Shape, w: dict[str, Any]) ->
 def recurrent(layer: Any, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
     """RNN, GRU, LSTM. The second bias of RNN and LSTM says nothing that the first does not; it is held at 0."""
     cell: Any = getattr(nn, type(layer).__name__)(shape[-1], layer.units, batch_first=True)
-    _set(cell.weight_ih_l0, w["weight_input"].T)
-    _set(cell.weight_hh_l0, w["weight_hidden"].T)
-    _set(cell.bias_ih_l0, w["bias"])
-    _set(cell.bias_hh_l0, w.get("bias_hidden", w["bias"] * 0))
-    if "bias_hidden" not in w:
-        cell.bias_hh_l0.requires_grad_(False)
+    _set_cell(cell, "", w)
     return [Last(cell, layer.return_sequences)]
+
+
+def bidirectional(layer: kinds.Bidirectional, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """Both directions in one layer of PyTorch's."""
+    one: Any = layer.layer
+    if not one.return_sequences:
+        raise Unsupported("bench/libraries/with_torch.py gives all outputs of two directions, not the last ones")
+    cell: Any = getattr(nn, type(one).__name__)(shape[-1], one.units, batch_first=True, bidirectional=True)
+    for suffix, direction in (("", "forward."), ("_reverse", "backward.")):
+        _set_cell(cell, suffix, {n.removeprefix(direction): v for n, v in w.items() if n.startswith(direction)})
+    return [Last(cell, True)]
+
+
+def _set_cell(cell: Any, suffix: str, w: dict[str, Any]) -> None:
+    _set(getattr(cell, f"weight_ih_l0{suffix}"), w["weight_input"].T)
+    _set(getattr(cell, f"weight_hh_l0{suffix}"), w["weight_hidden"].T)
+    _set(getattr(cell, f"bias_ih_l0{suffix}"), w["bias"])
+    second = getattr(cell, f"bias_hh_l0{suffix}")
+    _set(second, w.get("bias_hidden", w["bias"] * 0))
+    second.requires_grad_("bias_hidden" in w)
 
 
 def conv2d(layer: kinds.Conv2D, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
@@ -97,6 +115,7 @@ BUILDERS: dict[type[kinds.Layer], Callable[[Any, kinds.Shape, dict[str, Any]], l
     kinds.RNN: recurrent,
     kinds.GRU: recurrent,
     kinds.LSTM: recurrent,
+    kinds.Bidirectional: bidirectional,
     kinds.Conv2D: conv2d,
     kinds.MaxPool2D: lambda layer, shape, w: [Permuted(nn.MaxPool2d(layer.size))],
 }
@@ -114,24 +133,40 @@ def network(row: Row) -> Any:
     return nn.Sequential(*modules)
 
 
+# A loss by name -> PyTorch's function, and the targets as it takes them: beside scores (rows, or steps of all rows, outputs).
+LOSSES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
+    "cross_entropy": (nn.functional.cross_entropy, lambda y: y.reshape(-1)),
+    "binary_cross_entropy": (nn.functional.binary_cross_entropy_with_logits, lambda y: y.float()[:, None]),
+    "mse": (nn.functional.mse_loss, lambda y: y.reshape(len(y), -1)),
+}
+
+
+def _packed(row: Row, batches: Any) -> Any:
+    """The inputs of batches; sequences that differ in length as PyTorch wants them. That is done once, not in each step."""
+    lengths = row.lengths()
+    if lengths is None:
+        return batches
+    pack = nn.utils.rnn.pack_padded_sequence
+    each = torch.from_numpy(lengths.copy()).split(row.batch)
+    return [pack(x, own, batch_first=True) for x, own in zip(batches, each, strict=True)]
+
+
 class Training:
     """A step a call, over batches cut beforehand."""
 
     def __init__(self, row: Row, compiled: bool) -> None:
         torch.manual_seed(0)
         self.net = network(row)
-        x, y = (torch.from_numpy(a) for a in row.data())
-        if row.loss == "binary_cross_entropy":
-            y, function = y.float()[:, None], nn.functional.binary_cross_entropy_with_logits
-        else:
-            function = nn.functional.cross_entropy
-        self.batches = list(zip(x.split(row.batch), y.split(row.batch), strict=True))
+        function, shape = LOSSES[row.loss]
+        x, y = (torch.from_numpy(a).split(row.batch) for a in row.data())
+        self.batches = [(packed, shape(own)) for packed, own in zip(_packed(row, x), y, strict=True)]
         trained = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, row.learning_rate, fused=True)
         net = self.net
 
         def objective(x: Any, y: Any) -> Any:
-            return function(net(x), y)
+            scores = net(x)
+            return function(scores.reshape(-1, scores.shape[-1]), y)
 
         if compiled:
             torch._dynamo.reset()  # it stops compiling a function, without a word, after 8 networks
@@ -162,6 +197,9 @@ class Training:
 def prepare(row: Row, way: str, settings: Settings) -> Trainee:
     """See `bench.libraries`."""
     torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)  # as JAX and chainrule do: what vanishes over time would slow it down
     if way == "compile" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise Unsupported("torch.compile needs a C++ compiler, and there is none here")
+    if way == "compile" and any(isinstance(layer, RECURRENT) for layer in row.layers):
+        raise Unsupported("torch.compile leaves recurrent layers as they are; allowed to unroll them, it takes minutes")
     return Training(row, way == "compile")

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from math import prod
 
 from .affine import Axis
+from .driver import ORDER
 from .fuse import VIRTUAL
 from .kernels import Buffer, Item, Kernel, Loop, Value, kernels_of
 
-ORDER = "order"  # the numbers of the rows of a step, which every copy of rows reads
 FREE = {"load", "constant", "iota", "cast", "where", "philox", "checked"}  # no operations on floating-point numbers
 
 

@@ -4,7 +4,7 @@ In: nothing. Out: LLVM IR of `void run(ptr {shared words, number of the thread, 
 once. For each step it calls the step's entry, and then moves the pointers that go on from step to step: the bytes by which each moves
 follow from the kind of the step, except after the last step of a round, where some go back. Where the kind of step changes, it
 first calls the function that prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or
--1. A stop flag is looked at after each step.
+-1. The run ends after a step in which any thread has found an index out of range; DONE says how many steps came before that.
 
 And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays and tells whether any of their numbers is not finite.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 # Words of the block that the threads of a run share. ROUND: steps of a round; PLACE: of the first step in its round; KINDS: of the steps
 # of a round; MOVES: how many pointers move; SLOTS: which; BYTES: by how much, a row for each kind of step; REWOUND: the row for the last
-# step of a round.
+# step of a round; HALT: the number of the step after which all threads leave, counted from 1.
 (
     STEPS,
     THREADS,
@@ -22,7 +22,6 @@ from __future__ import annotations
     PLACE,
     KINDS,
     FUNCTIONS,
-    STOP,
     DONE,
     MOVES,
     SLOTS,
@@ -32,8 +31,11 @@ from __future__ import annotations
     FIRST,
     ARENAS,
     BEFORE,
-) = range(17)
+) = range(16)
 WORDS = 24
+ORDER = "order"  # the name of the buffer that holds the numbers of the rows of a step
+CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
+MOST_CLOCKS = 4096  # of how many kernels they are
 CHUNK = 64  # bytes that `keep` copies at a time
 # By the dtype of an array, what `keep` looks for in pairs of its words of 32 bits: those of the masked bits that are equal to the
 # second number belong to numbers that are not finite. No masked bit is ever equal to 1 of no bits.
@@ -71,10 +73,8 @@ entry:
 {word("rewound", REWOUND, "ptr")}
 {word("arenas", ARENAS, "ptr")}
 {word("earlier", BEFORE)}
-  %stop = getelementptr i64, ptr %shared, i64 {STOP}
   %done = getelementptr i64, ptr %shared, i64 {DONE}
   %halt = getelementptr i64, ptr %shared, i64 {HALT}
-  %leader = icmp eq i64 %thread, 0
   %old = call i64 @flush_on()
   %some = icmp slt i64 %first, %last
   %anymove = icmp sgt i64 %moves, 0
@@ -123,16 +123,10 @@ move:
   br i1 %more, label %move, label %moved
 moved:
   %next = add i64 %i, 1
-  br i1 %leader, label %lead, label %meet
-lead:
-  %asked = load atomic i64, ptr %stop monotonic, align 8
-  %wrong = zext i32 %bad to i64
-  %ends = or i64 %asked, %wrong
-  %isend = icmp ne i64 %ends, 0
-  %mark = select i1 %isend, i64 %next, i64 0
-  store i64 %mark, ptr %halt, align 8
-  %good = sub i64 %next, %wrong
-  store i64 %good, ptr %done, align 8
+  %wrong = icmp ne i32 %bad, 0
+  br i1 %wrong, label %halts, label %meet
+halts:
+  store atomic i64 %next, ptr %halt monotonic, align 8
   br label %meet
 meet:
   %several = icmp sgt i64 %threads, 1
@@ -141,12 +135,19 @@ wait:
   call void @barrier(ptr %barrier, i64 %threads)
   br label %onward
 onward:
-  %marked = load i64, ptr %halt, align 8
+  %marked = load atomic i64, ptr %halt monotonic, align 8
   %halted = icmp eq i64 %marked, %next
   %left = icmp slt i64 %next, %last
   %keepon = xor i1 %halted, true
   %goon = and i1 %keepon, %left
-  br i1 %goon, label %step, label %out
+  br i1 %goon, label %step, label %leave
+leave:
+  %leader = icmp eq i64 %thread, 0
+  br i1 %leader, label %tell, label %out
+tell:
+  %good = select i1 %halted, i64 %i, i64 %next
+  store i64 %good, ptr %done, align 8
+  br label %out
 out:
   call void @flush_restore(i64 %old)
   ret void

@@ -10,6 +10,7 @@ may write to it; whatever goes wrong with it (no space, no permission, a damaged
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -49,7 +50,8 @@ BOUND = 256 * 1024 * 1024  # bytes that the cache may fill
 LOOKS = 64  # how often the folder is looked through while that many bytes are written: it may hold thousands of files
 EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
 
-SOURCES = ("compiler", "graph", "ops", "run")  # folders of the package of which a change may change what is made of a program
+# Files of the package of which a change may change what is made of a program.
+SOURCES = ("normalize.py", "compiler/*.py", "graph/*.py", "ops/*.py", "run/*.py")
 FORMAT = b"chainrule object 1\n"  # to change with anything that makes older files useless, `_optimize` included
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "aarch64"}  # family -> how LLVM names what only it has
 INTRINSIC = re.compile(rb"\0_?(llvm\.[a-z0-9_.]+)\0")  # in an object's table of names
@@ -67,6 +69,9 @@ _unseen: dict[Path, int] = {}  # bytes written to a folder since it was last loo
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+# The end of the process takes LLVM's tables apart, and a daemon thread that is compiling meanwhile would abort it. So the interpreter
+# waits for such a thread, and keeps the lock.
+atexit.register(_lock.acquire)
 
 
 class Loaded:
@@ -175,7 +180,7 @@ def _sources() -> bytes | None:
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     try:
-        for path in sorted(str(p) for folder in SOURCES for p in (package / folder).glob("*.py")):
+        for path in sorted(str(p) for files in SOURCES for p in package.glob(files)):
             with open(path, "rb") as file:
                 content = file.read()
                 if os.fstat(file.fileno()).st_mtime > _imported:
@@ -326,6 +331,8 @@ def _read(digest: bytes) -> tuple[bytes, bytes] | None:
         if folder is None or not _ours(os.stat(folder)):
             return None
         path = folder / f"{digest.hex()}{SUFFIX}"
+        if not path.is_file():  # to open a pipe would wait for somebody to write to it
+            return None
         with open(path, "rb") as file:
             if not _ours(os.fstat(file.fileno())):
                 return None

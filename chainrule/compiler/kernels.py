@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import GraphError
 from ..graph.node import Node
-from .affine import Affine, Axis
+from .affine import Affine, Axis, flat
 
 Space = Literal["input", "state", "result", "scratch"]
 
@@ -141,8 +141,10 @@ def kernels_of(items: Sequence[Item]) -> Iterator[Kernel]:
 def verify(items: Sequence[Item]) -> None:
     """Whether kernels are what the passes after this one take them for.
 
-    Indices lie inside what they index; every axis of a value is one of the kernel's or of a loop around it; all sums of a kernel run
-    over its reduced axes; each store uses all axes of the domain that are longer than 1, so that no element is written twice.
+    Indices lie inside what they index, and that is the buffer, whatever shape it is seen under; every axis of a value is one of the
+    kernel's or of a loop around it; all sums of a kernel run over its reduced axes; what is stored has the buffer's type, and no
+    store writes an element twice, but for one that adds. Not looked at: whether several stores write the same element, and whether
+    what is read has been written.
     Raises: `GraphError`.
     """
     _verify(items, frozenset())
@@ -157,14 +159,17 @@ def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
         for v in item.values():
             _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
             if v.op == "load":
+                assert v.buffer is not None
                 _demand(_inside(v.index, v.shape), item, f"reads {v.buffer} outside of it")
+                _demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
             if v.op == "reduce":
                 _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
         for s in item.stores:
             _demand(_inside(s.index, s.view), item, f"writes {s.buffer} outside of it")
+            _demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
             used = frozenset[Axis]().union(*(i.axes for i in s.index))
-            whole = s.mode == "add" or {a for a in item.domain if a.extent > 1} <= used
-            _demand(whole and used <= {*item.domain, *around}, item, f"writes elements of {s.buffer} twice")
+            _demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
+            _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
             _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
 
 
@@ -178,6 +183,24 @@ def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...]) -> bool:
         return False
     empty = any(a.extent == 0 for i in index for a in i.axes)
     return empty or all(isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) for i, n in zip(index, shape, strict=True))
+
+
+def _is_seen(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether a buffer can be seen as an array of this shape and type."""
+    return prod(shape) == buffer.size and dtype == buffer.dtype
+
+
+def _once(store: Store, domain: Sequence[Axis]) -> bool:
+    """Whether each point of the domain is stored at a place of its own: a step along an axis leads further than all shorter ones
+    together."""
+    if any(isinstance(i, Value) for i in store.index):
+        return False
+    position, reach = flat(store.index, store.view), 0  # type: ignore[arg-type]
+    for step, extent in sorted((abs(position.coefficient(a)), a.extent) for a in domain if a.extent > 1):
+        if step <= reach:
+            return False
+        reach += step * (extent - 1)
+    return True
 
 
 def ordered(roots: Sequence[Value]) -> list[Value]:

@@ -22,6 +22,7 @@ from .affine import Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .carry import carried
 from .cost import work
+from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered
@@ -38,9 +39,6 @@ from .schedule import TINY, Schedule, block, packs, schedule, units
 from .share import share
 from .simplify import simplify
 from .target import Target
-
-CLOCKS = 8  # the word behind the report where the cycles of each kernel begin
-ORDER = "order"  # the numbers of the rows of a step
 
 
 @dataclass(frozen=True)
@@ -246,10 +244,12 @@ class _Entry:
                 self._test_report()
                 tested = True
             for item in items:
-                before = self._clock() if self.timed else ""
+                number = next(self.clock)
+                timed = self.timed and number < MOST_CLOCKS
+                before = self._clock() if timed else ""
                 self._item(item)
-                if self.timed:
-                    self._clocked(before, next(self.clock))
+                if timed:
+                    self._clocked(before, number)
         if not tested:
             self._test_report()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"

@@ -1,7 +1,8 @@
 """Where each value carries the rows (samples) of a batch.
 
 In: a graph and the row axis of each of its inputs. Out: the row axis of its outputs, by the rule of each operator. A value with a
-row axis depends, in each row, on that row of its arguments only: this is what lets a thread take a block of rows through a network.
+row axis depends, in each row, on that row of its arguments only, and on sums over all rows: this is what lets a thread take a block of
+rows through a network. "mixed" is all that depends on rows in another way, so on their order perhaps.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Pace:
 
 
 # By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
-# another has found out need not try again.
+# another has found out need not try again. Several Python threads may use one Pace at the same moment.
 _paces: OrderedDict[tuple[float, int | None], Pace] = OrderedDict()
 
 
@@ -93,8 +93,8 @@ class Crew:
     def pace(self, graphs: Iterable[Graph]) -> Pace:
         """What is known of steps made of these graphs."""
         work = max(map(operations, graphs), default=0.0)
-        found = _paces.setdefault((work, self._asked), Pace(work))
-        _paces.move_to_end((work, self._asked))
+        key = (work, self._asked)
+        found = _paces[key] = _paces.pop(key, Pace(work))  # last in the order
         while len(_paces) > KEPT:
             _paces.popitem(last=False)
         return found
@@ -130,7 +130,7 @@ class Crew:
         """Be told how long steps took."""
         if not steps:
             return
-        for other in pace.last:
+        for other in tuple(pace.last):
             pace.idle[other] = pace.idle.get(other, 0.0) + seconds
         known = way in pace.rough  # the very first slice finds caches cold and threads asleep
         pace.rough[way] = seconds / steps

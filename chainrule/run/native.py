@@ -1,8 +1,8 @@
 """Machine code: whole runs of steps without Python.
 
 In: programs and graphs. Out: a backend that compiles each entry to one native function when it is first needed. A run hands native
-code a list of steps; it gathers rows by their numbers, runs the entry of each step, and looks at a stop flag after each. Python is
-entered several times a second, for progress and Ctrl-C.
+code a list of steps; it gathers rows by their numbers and runs the entry of each step. Python is entered several times a second, for
+progress and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from ..compiler.driver import (
     BARRIER,
     BEFORE,
     BYTES,
+    CLOCKS,
     DONE,
     EXPONENTS,
     FIRST,
     FUNCTIONS,
     KINDS,
+    MOST_CLOCKS,
     MOVES,
     NO_EXPONENT,
+    ORDER,
     PLACE,
     REWOUND,
     ROUND,
@@ -65,7 +68,7 @@ KEPT_LAYOUTS = 4
 SHORT = 64  # so many steps are compared one by one; of more, the lists have to be the same objects
 LINE = 16  # words of two cache lines, which some processors fetch together
 KEPT_ARENA = 2**20  # bytes of scratch memory that a function keeps for its next call
-CLOCKS = 8  # words of the report before the cycles of each kernel
+CHANGED = "an index lay outside its array and no longer does: something, such as another thread, changes the data meanwhile"
 
 
 class Machine:
@@ -168,8 +171,8 @@ class NativeSession(Session):
             names.update(dict.fromkeys([*program.state, *(f"in/{i}" for i in program.inputs)]))
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
-                names.update(dict.fromkeys(_captured(program, entry, i) for i in range(len(entry.captures))))
-        self._slots = {name: i for i, name in enumerate(["arena", "report", "order", *names])}
+                names.update(dict.fromkeys(_captures(program, entry)))
+        self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._shapes = {n: t.shape for n, t in types.items()}
         self._state = {
@@ -178,14 +181,15 @@ class NativeSession(Session):
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
-                for i, (node, value) in enumerate(zip(entry.graph.inputs[-len(entry.captures) :], entry.captures, strict=False)):
-                    self._captures[_captured(program, entry, i)] = own(value, node.dtype)
+                nodes = entry.graph.inputs[len(entry.reads) + len(entry.inputs) :]
+                for name, node, value in zip(_captures(program, entry), nodes, entry.captures, strict=True):
+                    self._captures[name] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
         self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
-        self._report = np.zeros(CLOCKS + (4096 if backend.timed else 0), np.int64)
+        self._report = np.zeros(CLOCKS + (MOST_CLOCKS if backend.timed else 0), np.int64)
         self._last: Machine | None = None  # whose copies of the state are those of the state as it is
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
@@ -349,7 +353,7 @@ class NativeSession(Session):
         state = self.state()
         values = [*(state[n] for n in entry.reads), *(cast(given[i], program.inputs[i]) for i in entry.inputs)]
         evaluate(entry.graph, values)
-        raise DataError("an index lies outside its array")
+        raise DataError(CHANGED)
 
     def call(self, rows: int, entry: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         program = self._programs[rows]
@@ -473,7 +477,7 @@ class _Layout:
         self._counts = np.bincount(self.which, minlength=len(self.kinds))
         sizes = np.array([size for _, size in self.kinds], np.int64)
         every, each = np.ones(len(sizes), np.int64), len(self.which)
-        moves = [(slots["order"], 8 * sizes, steps.order.ndim == 1)]
+        moves = [(slots[ORDER], 8 * sizes, steps.order.ndim == 1)]
         for k in self.numbers:
             moves.append((slots[f"in/{k}"], every * inputs[k].size * inputs[k].dtype.itemsize, len(steps.numbers[k]) == each))
         self.readers: list[_Reader] = []
@@ -556,8 +560,10 @@ def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
     return kinds, which
 
 
-def _captured(program: Program, entry: Entry, at: int) -> str:
-    return f"capture/{program.rows}/{entry.name}/{at}"
+def _captures(program: Program, entry: Entry) -> tuple[str, ...]:
+    """What the table of pointers calls the arrays that an entry took from outside."""
+    count = len(entry.graph.inputs) - len(entry.reads) - len(entry.inputs)
+    return tuple(f"capture/{program.rows}/{entry.name}/{at}" for at in range(count))
 
 
 class NativeBackend(Backend):
@@ -582,7 +588,7 @@ class NativeBackend(Backend):
         """Machine code for one entry, its rows gathered from data of these types."""
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
         key = ("entry", self.target, self.level, self.guard, self.timed,
-               _identity(entry.graph), entry.reads, entry.inputs, entry.results, entry.writes, along,
+               _identity(entry.graph), entry.reads, entry.inputs, _captures(program, entry), entry.results, entry.writes, along,
                program.rows, dtypes, tuple(slots.items()), threads, program.memory)  # fmt: skip
         bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
         return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, threads), self.target, self.level)
@@ -602,8 +608,8 @@ class NativeBackend(Backend):
             buffer = Buffer(f"in/{n}", known.type.shape, dtype or known.type.dtype, "input")
             inputs.append(Given(buffer, program.rows if known.rows is not None else 0))
             rows.append(known.rows)
-        for i, node in enumerate(entry.graph.inputs[len(inputs) :]):
-            inputs.append(Given(Buffer(_captured(program, entry, i), node.shape, node.dtype, "input")))
+        for name, node in zip(_captures(program, entry), entry.graph.inputs[len(inputs) :], strict=True):
+            inputs.append(Given(Buffer(name, node.shape, node.dtype, "input")))
             rows.append(None)
         results = [
             Buffer(f"out/{r}", o.shape, o.dtype, "result") for r, o in zip(entry.results, entry.graph.outputs, strict=False)
@@ -688,8 +694,10 @@ class _Function(Function):
         if self._poison is not None:
             arena[:] = self._poison
         if self._call(table, 0, 1, None):
-            evaluate(self._graph, [*given, *self._last])  # NumPy finds which index it was, and says so
-            raise DataError("an index lies outside its array")
+            # NumPy finds which index it was, and says so. It gets copies: where it checks an array that another thread changes, and
+            # reads it afterwards, it crashes.
+            evaluate(self._graph, [*map(np.array, given), *self._last])
+            raise DataError(CHANGED)
         if arena.size <= KEPT_ARENA:
             self._spare.append(work)
         return results

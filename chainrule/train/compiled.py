@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..compiler.driver import MOST_CLOCKS
 from ..errors import NotBuiltError, UnknownNameError, UsageError
 from ..graph.node import Array
 from ..graph.text import graph_text
@@ -37,7 +38,6 @@ RUN = 0.015  # seconds of a run that is timed: long beside the way through Pytho
 RUNS = 20
 MOST = 1.0  # seconds after which no further run is begun
 HEADING = ("kernel", "layer", "computes", "loops", "flop", "read", "written", "predicted", "measured", "of peak")
-MOST_KERNELS = 4096  # that a session has counters for
 
 
 @record(frozen=True)
@@ -314,7 +314,7 @@ class _Request:
         from ..compiler import peak
 
         plain, b = self._session(self.backend), self.backend
-        count, counter = self._count(plain), peak.counter() if kernels <= MOST_KERNELS else None
+        count, counter = self._count(plain), peak.counter() if kernels <= MOST_CLOCKS else None
         cycles, reading = counter or (lambda: 0, 0.0)
         timed = self._session(NativeBackend(b.target, b.level, b.guard, b.poison, timed=True)) if counter else None
         wholes: list[float] = []

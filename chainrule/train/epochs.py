@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..graph.node import Array, Node
+from ..graph.node import Array, Graph, Node
+from ..graph.rows import rows_of_nodes
 from ..ops.random import key_of
 from ..optim import Optimizer
 from ..program import Entry, Program
@@ -79,7 +81,7 @@ class Epochs:
         self._planned, self.keep, self._counts_steps = planned, tuple(keep), STEP in reads
         self._sizes = step_sizes(data.rows, batch_size)
         self.steps = len(self._sizes)  # of an epoch
-        self._orders = Orders(data.rows, shuffle=shuffle and self.steps > 1, seed=seed)  # a step has no order
+        self._orders = Orders(data.rows, shuffle=shuffle, seed=seed)
         self._group = optimizer.accumulate
         self._update = np.arange(self.steps) // self._group
         self.updates = int(self._update[-1]) + 1  # of an epoch
@@ -240,6 +242,24 @@ def _carries(value: Node, old: Node) -> bool:
 def _is_number(value: Node) -> bool:
     value = value.args[0] if value.op == "broadcast" else value
     return value.op == "constant" and bool(np.isfinite(value.attrs["value"]))
+
+
+def order_counts(programs: Sequence[Program]) -> bool:
+    """Whether the order of the rows within a step may make a difference, beyond the rounding of sums: whether anything looks at other
+    rows but by sums over them all. Random numbers belong to places in the batch and are as good in any order."""
+    return any(_mixes(program, entry) for program in programs for entry in program.entries.values())
+
+
+_mixing: WeakKeyDictionary[Graph, bool] = WeakKeyDictionary()  # what `_mixes` has found, which takes as long as some fits
+
+
+def _mixes(program: Program, entry: Entry) -> bool:
+    found = _mixing.get(entry.graph)
+    if found is None:
+        rows = [*(program.state[n].rows for n in entry.reads), *(program.inputs[i].rows for i in entry.inputs)]
+        table = rows_of_nodes(entry.graph, [*rows, *(None for _ in entry.captures)])
+        found = _mixing[entry.graph] = "mixed" in table.values()
+    return found
 
 
 # ---- the order of rows -----------------------------------------------------------------------------------------------------------

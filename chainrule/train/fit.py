@@ -23,7 +23,7 @@ from ..registry import nearest
 from ..run.backend import Backend, Kept, Session, Steps, Taken, finite
 from ..run.batches import step_sizes
 from ..run.interrupt import Watch
-from .epochs import Behind, Data, Epochs, Pace, lasting
+from .epochs import Behind, Data, Epochs, Pace, lasting, order_counts
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, Task, make_program, sums_name
 from .progress import Progress
@@ -143,10 +143,18 @@ class Training:
         assert optimizer is not None
         keep = ("loss", "penalty", *wanted(self.metrics, self.task))
         reads = {i for program in self._programs.values() for entry in program.entries.values() for i in entry.inputs}
+        programs = list(self._programs.values())
+        shuffle = self.shuffle and (self.batch_size < self.data.rows or order_counts(programs))
         return Epochs(
-            self.data, self.batch_size, shuffle=self.shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
+            self.data,
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            optimizer=optimizer,
+            planned=self.epochs,
+            keep=keep,
             reads=reads,
-        )  # fmt: skip
+        )
 
     def _most(self) -> int:
         """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
