@@ -3,7 +3,6 @@ taken out of the steps, steps taken again. All of it against NumPy, step by step
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import chainrule as cr
 from chainrule.compiler import gather
 from chainrule.compiler.kernels import Loop, kernels_of
 from chainrule.compiler.scans import improve
-from chainrule.errors import UsageError
+from chainrule.errors import BudgetError
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph, Node
 
@@ -55,9 +54,8 @@ def least(made: Made, arrays: Sequence[Array], memory: int = 1) -> int:
     graph, _ = graph_of(made(memory), arrays)
     try:
         backend_of(None, 1).function(graph)
-    except UsageError as refused:
-        needed = int(re.findall(r"at least ([\d,]+) bytes", str(refused))[0].replace(",", ""))
-        return least(made, arrays, needed)
+    except BudgetError as refused:
+        return least(made, arrays, refused.least)
     return memory
 
 

@@ -124,9 +124,8 @@ def least_of(call: Callable[[int], Any], below: int = 1) -> int:
         UsageError, match=rf"memory={below:,} bytes is too little: at least [\d,]+ bytes .* Give that much"
     ) as refused:
         call(below)
-    found = re.search(r"at least ([\d,]+)", str(refused.value))
-    assert found is not None
-    return int(found[1].replace(",", ""))
+    assert f"at least {refused.value.least:,} bytes" in str(refused.value)
+    return refused.value.least
 
 
 def gradients(case: Case, net: nn.Module, memory: Any = None, **options: Any) -> dict[str, Array]:
@@ -242,24 +241,22 @@ def test_all_kinds_of_plans_occur_and_their_counts_are_the_optimum() -> None:
     fit = lambda m: net.fit(x, y, loss="mse", epochs=1, batch_size=case.rows, memory=m)
     least = least_of(fit)
     found: dict[int, LoopPlan] = {}
-    for memory in (*np.linspace(least, 2 * least, 6).astype(int), 4 * least):
+    for memory in (*(least * np.array([1, 1.1, 1.3, 1.6, 2.5, 4])).astype(int), LARGE):
         fit(memory)
         (found[int(memory)],) = net.compiled.plan().loops
     plans = list(found.values())
     assert {p.kind for p in plans} == {"all", "segments", "recursive"}
     assert [p.extra for p in plans] == sorted((p.extra for p in plans), reverse=True), "more memory never means more work"
-    several = [p for p in plans if p.kind != "all"]
     state = 130 * 2 * 4
-    taped = {(a.bytes - b.bytes - (a.states - b.states) * state) // (a.segment - b.segment)
-             for a in several for b in several if a.segment != b.segment}  # fmt: skip
-    (each,) = taped
-    fixed = several[0].bytes - several[0].segment * each - several[0].states * state
+    without = {p.segment: p.bytes - p.states * state for p in plans}  # but for states: so much a step, and what any plan takes
+    (taped,) = {(a - b) // (i - j) for i, a in without.items() for j, b in without.items() if i > j}
+    fixed = without[4] - 4 * taped
     for plan in plans:
         units = -(-50 // plan.segment)
         assert plan.segment % 4 == 0 or plan.segment == 50, "segments are whole chunks"
         assert plan.extra == (plan.segment * least_advances(units, plan.states - 1) if units > 1 else 0)
         others = [
-            (segment * least_advances(-(-50 // segment), slots), fixed + segment * each + (slots + 1) * state)
+            (segment * least_advances(-(-50 // segment), slots), fixed + segment * taped + (slots + 1) * state)
             for segment in range(4, 50, 4)
             for slots in range(1, -(-50 // segment))
         ]
