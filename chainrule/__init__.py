@@ -7,6 +7,7 @@
 
 from . import initializers, losses, metrics, nn, ops, optim, schedules
 from .errors import (
+    BudgetError,
     BusyError,
     ChainruleError,
     DataError,

@@ -48,6 +48,14 @@ class UsageError(ChainruleError, ValueError):
     """An option or a call that makes no sense; the message says which ones do."""
 
 
+class BudgetError(UsageError):
+    """A budget of memory that cannot be kept. `least` is the number of bytes that can."""
+
+    def __init__(self, message: str, least: int = 0) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 class NotBuiltError(ChainruleError, RuntimeError):
     """A network that has not seen data yet, so it has no shapes and no parameters."""
 

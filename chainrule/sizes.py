@@ -6,6 +6,7 @@ In: a number of bytes, or text such as "64MB". Out: bytes.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+(?:_[0-9]+)*)?(?:(?<=[0-9])|\.[0-9]+)"  # a comma stands before thousands, never for a point
 
 
 def bytes_of(memory: Any) -> int:
@@ -35,9 +37,9 @@ def bytes_of(memory: Any) -> int:
     (64000000, 1610612736, 1000)
     """
     if isinstance(memory, str):
-        found = re.fullmatch(r"\s*([0-9_,]*\.?[0-9]+|[0-9_,]+)\s*([a-zA-Z]*)\s*", memory)
+        found = re.fullmatch(rf"\s*({NUMBER})\s*([a-zA-Z]*)\s*", memory)
         if found is not None and found[2].upper() in UNITS:
-            return _at_least_one(round(float(found[1].replace(",", "").replace("_", "")) * UNITS[found[2].upper()]), memory)
+            return _at_least_one(round(Fraction(re.sub("[,_]", "", found[1])) * UNITS[found[2].upper()]), memory)
     elif isinstance(memory, (int, np.integer)) and not isinstance(memory, bool):
         return _at_least_one(int(memory), memory)
     raise UsageError(f'memory is a number of bytes, or text such as "64MB" or "1.5GiB", not {memory!r}')

@@ -448,5 +448,6 @@ def test_errors_can_be_copied_and_shown() -> None:
         cr.UnknownNameError("c"),
         cr.DivergenceError("d", None),
         cr.UsageError("e"),
+        cr.BudgetError("f", 7),
     ):
         assert str(copy.copy(error)) == str(error)

@@ -122,6 +122,17 @@ def layers(item: Item) -> tuple[str, ...]:
     return tuple(dict.fromkeys(scopes or [b.name.rpartition(".")[0] for b in (*_written(item), *_read(item)) if _is_of_layer(b)]))
 
 
+def copies_of_data(items: Iterable[Item]) -> set[Buffer]:
+    """The buffers that hold rows of data, gathered by the numbers in a step's order."""
+    found = set()
+    for store in (s for k in kernels_of([*items]) for s in k.stores):
+        row = store.value.args[0] if store.value.op == "cast" else store.value
+        first = row.index[0] if row.op == "load" and row.index else None
+        if isinstance(first, Value) and first.buffer is not None and first.buffer.name == ORDER:
+            found.add(store.buffer)
+    return found
+
+
 def words(item: Item, most: int = 3) -> str:
     """What an item computes, in the names of operators, and what it gives: "contract add where -> scores"."""
     ops = list(dict.fromkeys(n.op for k in kernels_of([item]) for n in k.origin if n.op not in VIRTUAL))

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..derive.checkpoint import BACKWARD, Checkpoints, choose
-from ..errors import UsageError
+from ..errors import BudgetError
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .gather import chunk, gathered
@@ -63,7 +63,7 @@ def replayed(
     """The items with their loops planned such that all scratch buffers but those in `data` fit `memory` bytes (None: any number), and
     the plan of each forward loop that another goes through backward.
 
-    Raises: `UsageError` with the least budget, if there is no such plan.
+    Raises: `BudgetError` with the least budget, if there is no such plan.
     """
     pairs = list(_pairs(items))
     free = [p for p in pairs if p.forward.memory is None]  # those without a budget of their own
@@ -93,20 +93,24 @@ def replayed(
 
 def _left(memory: int, least: int) -> int:
     if memory < least:
-        raise UsageError(
+        raise BudgetError(
             f"memory={memory:,} bytes is too little: at least {least:,} bytes have to be kept between forward and backward pass. Give "
-            "that much, or take fewer rows at a time or shorter sequences"
+            "that much, or take fewer rows at a time or shorter sequences",
+            least,
         )
     return memory - least
 
 
 def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
+    """Each loop is in one pair at most: it can be cut into units by one plan only."""
     loops = [i for i in items if isinstance(i, Loop)]
+    paired: set[Loop] = set()
     for at, forward in enumerate(loops):
         for back in loops[at + 1 :]:
-            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse:
+            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse and not {forward, back} & paired:
                 tape = _tape(forward, back, items)
                 if tape:
+                    paired |= {forward, back}
                     yield Pair(forward, back, tape)
                     break
 

@@ -50,7 +50,7 @@ from ..compiler.driver import (
 from ..compiler.jit import LEVEL
 from ..compiler.layout import laid_out, logical
 from ..compiler.target import Target, host
-from ..errors import DataError
+from ..errors import BudgetError, DataError
 from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
@@ -209,17 +209,24 @@ class NativeSession(Session):
     # ---- code ----------------------------------------------------------------------------------------------------------------
 
     def _machines(self, kinds: Sequence[tuple[str, int]], sources: Mapping[str, Array], units: int) -> list[Machine]:
-        """Machine code for each kind of step, its work cut into `units`."""
+        """Machine code for each kind of step, its work cut into `units`. Raises: `BudgetError` with the least that does for all."""
         found = []
+        refused: list[BudgetError] = []
         for name, rows in kinds:
             program = self._programs[rows]
             entry = program.entries[name]
             dtypes = tuple(sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
             key = (rows, name, dtypes, units)
             if key not in self._known:
-                self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, units)
+                try:
+                    self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, units)
+                except BudgetError as error:
+                    refused.append(error)
+                    continue
                 self._arenas[made] = aligned(made.arena, fill=self._backend.poison)
             found.append(self._known[key])
+        if refused:
+            raise max(refused, key=lambda e: e.least)
         return found
 
     def machine(self, entry: str, rows: int, data: Mapping[str, Array], units: int) -> Machine:

@@ -143,17 +143,19 @@ class LoopPlan:
 class MemoryPlan:
     """What an entry keeps between its forward and its backward pass.
 
-    Attributes: loops: one for each loop that a backward pass follows; bytes: all scratch memory, over all threads, copies of
-    data included; budget: what `memory=` allowed, or None.
+    Attributes: loops: one for each loop that a backward pass follows; bytes: all scratch memory, of a run on one thread; data: so much
+    of it holds copies of the batch, which the budget does not count; budget: what `memory=` allowed, or None.
     """
 
     loops: tuple[LoopPlan, ...]
     bytes: int
+    data: int
     budget: int | None
 
     def __str__(self) -> str:
         allowed = "no budget" if self.budget is None else f"budget {said(self.budget)}"
-        return "\n".join([*map(str, self.loops), f"scratch memory in all: {said(self.bytes)} ({allowed})"])
+        copies = f", {said(self.data)} of it copies of data" if self.data else ""
+        return "\n".join([*map(str, self.loops), f"scratch memory in all: {said(self.bytes)}{copies} ({allowed})"])
 
 
 class Compiled:
@@ -256,7 +258,8 @@ class Compiled:
             LoopPlan(", ".join(cost.layers(loop)), p.kind, p.steps, p.segment, p.states, p.advances, p.bytes)
             for loop, p in code.plans
         ]
-        return MemoryPlan(tuple(loops), code.arena.bytes, request.program.memory)
+        data = sum(b.bytes for b in cost.copies_of_data(i for items in code.plan.phases for i in items))
+        return MemoryPlan(tuple(loops), code.arena.bytes, data, request.program.memory)
 
     def _request(self, entry: str, rows: int | None) -> _Request:
         if entry not in ENTRIES:

@@ -1,0 +1,552 @@
+"""Memory budgets: whatever of a loop is kept, gradients and trained networks have the bits of plain backpropagation through time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from native import WIDTHS, Server, assert_bits, backend_of
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.derive.checkpoint import least_advances
+from chainrule.errors import UsageError
+from chainrule.run.backend import backends
+from chainrule.sizes import bytes_of
+from chainrule.train.compiled import LoopPlan, MemoryPlan
+
+Array = np.ndarray
+LARGE = 10**9  # a budget that any of these networks fits into with all that it keeps
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.stop()
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------------------
+
+
+class Integrator(nn.Recurrent):
+    """A cell with two states of different shape, one of which the other's gradient does not flow into."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(state=[3, (2, 2)], **options)
+
+    def step(self, state: Any, x: Any) -> Any:
+        h, m = state
+        w = self.parameter("w", (x.shape[1], 3))
+        v = self.parameter("v", (3, 3))
+        outer = h[:, :2, None] * h[:, None, 1:]
+        h = np.tanh(x @ w + h @ v + m[:, 0, :1])
+        m = 0.75 * m + outer * cr.stop_gradient(np.max(m))
+        return (h, m), h * 2.0 + np.sum(m, axis=(1, 2))[:, None]
+
+
+def leaky(h: Any, x: Any) -> Any:
+    h = np.where(h > 0.5, 0.25, 0.5) * h + np.sum(np.sin(x), axis=1)[:, None]
+    return h, h
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the size of its data. The sums of a loop are gathered 512 rows at a time, so with 130 rows a chunk has 4 steps."""
+
+    layers: Callable[[], Sequence[nn.Module]]
+    rows: int = 130
+    steps: int = 14
+    each: bool = False  # whether each step has a loss
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def net(self, dtype: str = "float32") -> nn.Sequential:
+        made = nn.Sequential(*self.layers(), nn.Dense(1))
+        x, y = self.data()
+        made.fit(x, y, loss="mse", epochs=0, seed=3, dtype=dtype, batch_size=self.rows, **self.options)
+        r = np.random.default_rng(5)  # zeros hide errors
+        made.load_parameters({n: v + 0.1 * r.normal(size=v.shape) for n, v in made.parameters.items()})
+        return made
+
+    def data(self, rows: int | None = None) -> tuple[Array, Array]:
+        r = np.random.default_rng([self.rows, self.steps])
+        n = rows or self.rows
+        return r.normal(size=(n, self.steps, 2)), r.normal(size=(n, self.steps, 1) if self.each else (n, 1))
+
+
+def ragged(rows: int, steps: int) -> dict[str, Any]:
+    """Lengths, 0 and all steps among them."""
+    return {"lengths": np.r_[0, steps, 1, np.random.default_rng(1).integers(0, steps + 1, rows - 3)]}
+
+
+S = {"return_sequences": True}
+CASES = {
+    "RNN": Case(lambda: [nn.RNN(3)]),
+    "RNN relu, whole chunks": Case(lambda: [nn.RNN(2, "relu")], steps=16),
+    "RNN, chunks of one step": Case(lambda: [nn.RNN(2)], rows=512, steps=7),
+    "RNN, long, one row": Case(lambda: [nn.RNN(3)], rows=1, steps=1600),
+    "RNN, one step": Case(lambda: [nn.RNN(3)], steps=1),
+    "RNN, two steps": Case(lambda: [nn.RNN(3)], rows=300, steps=2),
+    "RNN reversed": Case(lambda: [nn.RNN(3, reverse=True)]),
+    "LSTM": Case(lambda: [nn.LSTM(3)]),
+    "LSTM peephole": Case(lambda: [nn.LSTM(2, peephole=True)]),
+    "LSTM layer_norm": Case(lambda: [nn.LSTM(2, layer_norm=True)]),
+    "LSTM in panels": Case(lambda: [nn.LSTM(64)], rows=33, steps=60),
+    "GRU": Case(lambda: [nn.GRU(3)]),
+    "GRU reset before": Case(lambda: [nn.GRU(3, reset_after=False)]),
+    "GRU learnt": Case(lambda: [nn.GRU(3, learn_initial=True)]),
+    "LSTM learnt, each step": Case(lambda: [nn.LSTM(2, learn_initial=True, **S)], each=True),
+    "both": Case(lambda: [nn.Bidirectional(nn.RNN(2))]),
+    "both, LSTM, each step": Case(lambda: [nn.Bidirectional(nn.LSTM(2, **S))], each=True),
+    "stack": Case(lambda: [nn.RNN(3, **S), nn.RNN(2)]),
+    "stack, there and back": Case(lambda: [nn.RNN(3, **S), nn.RNN(2, reverse=True)]),
+    "stack of both": Case(lambda: [nn.Bidirectional(nn.RNN(2, **S)), nn.Bidirectional(nn.GRU(2))]),
+    "stack, each step": Case(lambda: [nn.GRU(2, **S), nn.LSTM(2, **S)], each=True),
+    "dropout": Case(lambda: [nn.RNN(3, **S), nn.Dropout(0.3), nn.RNN(2)]),
+    "variational dropout": Case(lambda: [nn.LSTM(3, dropout=0.3, recurrent_dropout=0.4)]),
+    "ragged": Case(lambda: [nn.LSTM(3)], options=ragged(130, 14)),
+    "ragged, each step": Case(lambda: [nn.Bidirectional(nn.GRU(2, **S))], each=True, options=ragged(130, 14)),
+    "stateful": Case(lambda: [nn.LSTM(2, stateful=130)]),
+    "a cell of two states": Case(lambda: [Integrator()]),
+    "a cell of two states, each step": Case(lambda: [Integrator(**S)], each=True),
+    "a function as cell": Case(lambda: [nn.Recurrent(leaky, state=2)]),
+}
+FEW = ["RNN", "LSTM peephole", "GRU", "both, LSTM, each step", "stack of both", "variational dropout", "ragged", "stateful"]
+
+
+def least_of(call: Callable[[int], Any], below: int = 1) -> int:
+    """The least budget, by what is said about one that is too small."""
+    with pytest.raises(
+        UsageError, match=rf"memory={below:,} bytes is too little: at least [\d,]+ bytes .* Give that much"
+    ) as refused:
+        call(below)
+    assert f"at least {refused.value.least:,} bytes" in str(refused.value)
+    return refused.value.least
+
+
+def gradients(case: Case, net: nn.Module, memory: Any = None, **options: Any) -> dict[str, Array]:
+    x, y = case.data()
+    found: dict[str, Array] = net.gradients(x, y, loss="mse", seed=7, memory=memory, **case.options, **options)
+    return found
+
+
+def assert_equal(got: dict[str, Array], want: dict[str, Array], label: Any) -> None:
+    assert list(got) == list(want)
+    assert_bits(list(got.values()), list(want.values()), label)
+
+
+# ---- gradients ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_gradients_within_any_budget_have_the_bits_of_plain_ones(name: str) -> None:
+    case = CASES[name]
+    net = case.net()
+    want = gradients(case, net)
+    assert all(np.isfinite(g).all() for g in want.values())
+    least = least_of(lambda m: gradients(case, net, m))
+    for memory in (least, least * 3 // 2):
+        assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CASES))
+def test_gradients_within_more_budgets(name: str) -> None:
+    case = CASES[name]
+    for dtype in ("float32", "float64"):
+        net = case.net(dtype)
+        want = gradients(case, net)
+        least = least_of(lambda m, net=net: gradients(case, net, m))  # type: ignore[misc]
+        assert least_of(lambda m, net=net: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+        for memory in (least, *np.linspace(least + 1, 3 * least, 8).astype(int), LARGE):
+            assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
+
+
+def test_a_byte_less_than_the_least_budget_is_refused() -> None:
+    for name in ("RNN", "RNN, long, one row"):
+        case = CASES[name]
+        net = case.net()
+        least = least_of(lambda m, net=net, case=case: gradients(case, net, m))  # type: ignore[misc]
+        assert least_of(lambda m, net=net, case=case: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
+def test_gradients_in_double_precision(name: str) -> None:
+    case = CASES[name]
+    net = case.net("float64")
+    want = gradients(case, net)
+    least = least_of(lambda m: gradients(case, net, m))
+    for memory in (least, least * 3 // 2):
+        got = gradients(case, net, memory)
+        assert_equal(got, want, memory)
+        assert all(g.dtype == np.float64 for g in got.values())
+
+
+@pytest.mark.parametrize("options", [{"training": False}, {"through_time": True}], ids=["evaluation", "through time"])
+def test_gradients_in_other_ways(options: dict[str, Any]) -> None:
+    case = CASES["dropout"]
+    net = case.net()
+    least = least_of(lambda m: gradients(case, net, m, **options))
+    assert_equal(gradients(case, net, least, **options), gradients(case, net, **options), options)
+
+
+# ---- training ----------------------------------------------------------------------------------------------------------------
+
+
+def trained(case: Case, memory: Any = None, threads: int | None = 1, epochs: int = 3, batches: int = 2) -> nn.Sequential:
+    """A network after some epochs; the last batch of those with dropout is shorter than the others."""
+    net = case.net()
+    rows = case.rows * batches - (7 if "dropout" in repr(net) else 0)
+    x, y = case.data(rows)
+    options = {k: np.resize(v, rows) for k, v in case.options.items()}
+    run = net.fit(
+        x, y, loss="mse", optimizer=cr.Adam(0.01), epochs=epochs, batch_size=case.rows, seed=9, threads=threads, memory=memory,
+        shuffle="stateful" not in repr(net), **options,
+    )  # fmt: skip
+    net.history = run.loss  # type: ignore[assignment]
+    return net
+
+
+def learnt(net: nn.Sequential) -> list[Array]:
+    return [np.asarray(net.history), *net.parameters.values(), *net.statistics.values()]
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_training_within_any_budget_gives_the_same_network(name: str) -> None:
+    case = CASES[name]
+    plain = trained(case)
+    want = learnt(plain)
+    least = least_of(lambda m: trained(case, m))
+    kinds = set()
+    for memory in (least, LARGE):
+        net = trained(case, memory)
+        assert_bits(learnt(net), want, f"{memory} bytes, of at least {least}")
+        plan = net.compiled.plan()
+        assert plan.budget == memory
+        assert sum(loop.bytes for loop in plan.loops) <= memory
+        kinds |= {loop.kind for loop in plan.loops}
+    assert {"recursive", "all"} <= kinds
+    assert {loop.kind for loop in plain.compiled.plan().loops} == {"all"}
+    assert plain.compiled.plan().budget is None
+
+
+def test_all_kinds_of_plans_occur_and_their_counts_are_the_optimum() -> None:
+    case = Case(lambda: [nn.RNN(2)], rows=130, steps=50)  # 13 chunks
+    net = case.net()
+    x, y = case.data()
+    fit = lambda m: net.fit(x, y, loss="mse", epochs=1, batch_size=case.rows, memory=m)
+    least = least_of(fit)
+    found: dict[int, LoopPlan] = {}
+    for memory in (*(least * np.array([1, 1.1, 1.3, 1.6, 2.5, 4])).astype(int), LARGE):
+        fit(memory)
+        (found[int(memory)],) = net.compiled.plan().loops
+    plans = list(found.values())
+    assert {p.kind for p in plans} == {"all", "segments", "recursive"}
+    assert [p.extra for p in plans] == sorted((p.extra for p in plans), reverse=True), "more memory never means more work"
+    state = 130 * 2 * 4
+    without = {p.segment: p.bytes - p.states * state for p in plans}  # but for states: so much a step, and what any plan takes
+    (taped,) = {(a - b) // (i - j) for i, a in without.items() for j, b in without.items() if i > j}
+    fixed = without[4] - 4 * taped
+    for plan in plans:
+        units = -(-50 // plan.segment)
+        assert plan.segment % 4 == 0 or plan.segment == 50, "segments are whole chunks"
+        assert plan.extra == (plan.segment * least_advances(units, plan.states - 1) if units > 1 else 0)
+        others = [
+            (segment * least_advances(-(-50 // segment), slots), fixed + segment * taped + (slots + 1) * state)
+            for segment in range(4, 50, 4)
+            for slots in range(1, -(-50 // segment))
+        ]
+        assert not [o for o in others if o[0] < plan.extra and o[1] <= plan.bytes], "no plan of this size does with less work"
+
+
+def test_a_plan_in_words() -> None:
+    case = CASES["RNN, chunks of one step"]
+    net = case.net()
+    x, y = case.data()
+    net.fit(x, y, loss="mse", epochs=1, batch_size=512, memory=least_of(lambda m: gradients(case, net, m)) + 5000)
+    plan = net.compiled.plan()
+    assert isinstance(plan, MemoryPlan)
+    (loop,) = plan.loops
+    assert loop.layer == "0"
+    assert f"0: {loop.kind}: {loop.states} states and the inner values of {loop.segment} step" in str(plan)
+    assert f"{loop.extra} of 7 steps computed again" in str(plan)
+
+
+# ---- threads and widths ------------------------------------------------------------------------------------------------------
+
+
+def thread_faults(name: str) -> None:
+    case = CASES[name]
+    want = learnt(trained(case))
+    least = least_of(lambda m: trained(case, m))
+    for threads in (2, 4):
+        for memory in (least, least * 3 // 2)[: threads // 2]:
+            assert_bits(learnt(trained(case, memory, threads)), want, f"{threads} threads, {memory} bytes")
+
+
+@pytest.mark.parametrize("name", ["GRU", "stack", "LSTM in panels"])
+def test_threads_change_no_bit(server: Server, name: str) -> None:
+    server(thread_faults, name)
+
+
+def width_faults(name: str, width: str) -> None:
+    case = CASES[name]
+    before, backends._things["native"] = backends._things["native"], backend_of(width, 1)
+    try:
+        net = case.net()
+        want = gradients(case, net)
+        least = least_of(lambda m: gradients(case, net, m))
+        for memory in (least,):
+            assert_equal(gradients(case, net, memory), want, f"{width}, {memory} bytes")
+    finally:
+        backends._things["native"] = before
+
+
+@pytest.mark.parametrize("width", WIDTHS[1:])
+@pytest.mark.parametrize("name", ["LSTM in panels", "GRU"])
+def test_narrow_vectors(server: Server, name: str, width: str) -> None:
+    server(width_faults, name, width)
+
+
+# ---- what a budget is --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [("64MB", 64_000_000), ("1.5GiB", 3 * 2**29), ("1.5 GiB", 3 * 2**29), ("500kB", 500_000), ("2 kib", 2048), ("100", 100), ("7B", 7),
+     ("1,000,000", 10**6), ("1_000", 1000), (".5KB", 500), (np.int64(12), 12), (1, 1), ("1TB", 10**12), ("1TiB", 2**40),
+     ("12,345.5kB", 12_345_500), ("1" + "0" * 400, 10**400)],
+)  # fmt: skip
+def test_amounts_of_memory(said: Any, size: int) -> None:
+    assert bytes_of(said) == size
+
+
+NONSENSE = [
+    0, -1, 1.5, True, "", "MB", "64 XB", "-5MB", "64MB extra", "0", "0.0001B", "1..5MB", None, [1], "1e6", float("nan"), ",", "_,MB", ",5",
+    b"64MB", "٣MB", "1,5GB", "1,0000", "1__0", "5.", ".", "1.5.2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=repr)
+def test_amounts_that_are_none(nonsense: Any) -> None:
+    with pytest.raises(UsageError, match="memory"):
+        bytes_of(nonsense)
+
+
+@pytest.mark.parametrize("nonsense", ["lots", 0, 1.5])
+def test_nonsense_is_refused_everywhere(nonsense: Any) -> None:
+    case = Case(lambda: [nn.RNN(2)], rows=4, steps=3)
+    net = case.net()
+    x, y = case.data()
+    before = net.parameters
+    for use in (
+        lambda: net.fit(x, y, epochs=1, memory=nonsense),
+        lambda: net.gradients(x, y, memory=nonsense),
+        lambda: cr.scan(lambda h, x: (h + x, None), 0.0, np.arange(3.0), memory=nonsense),
+    ):
+        with pytest.raises(UsageError, match=f"memory.*{re.escape(repr(nonsense))}"):
+            use()
+    assert_equal(net.parameters, before, "a refused fit changes nothing")
+
+
+def test_only_machine_code_keeps_budgets() -> None:
+    case = Case(lambda: [nn.RNN(2)], rows=4, steps=3)
+    net = case.net()
+    x, y = case.data()
+    for use in (net.fit, net.gradients):
+        with pytest.raises(UsageError, match='"native"; "reference" keeps what it needs, so leave it out'):
+            use(x, y, backend="reference", memory="64MB")
+
+
+def test_a_refused_fit_leaves_the_network_as_it_was_and_usable() -> None:
+    case = CASES["RNN"]
+    net, other = case.net(), case.net()
+    x, y = case.data()
+    least_of(lambda m: net.fit(x, y, loss="mse", epochs=1, memory=m, seed=1))
+    assert_equal(net.parameters, other.parameters, "refused")
+    fit = lambda n: n.fit(x, y, loss="mse", epochs=1, seed=1)
+    fit(net), fit(other)
+    assert_equal(net.parameters, other.parameters, "after another fit")
+
+
+def test_a_network_without_loops_may_have_a_budget() -> None:
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(16, 3)), r.normal(size=(16, 1))
+    nets = [nn.Sequential(nn.Dense(4, "tanh"), nn.Dense(1)) for _ in range(2)]
+    for net, memory in zip(nets, (None, "1MB"), strict=True):
+        net.fit(x, y, loss="mse", epochs=2, seed=1, memory=memory)
+    assert_equal(nets[1].parameters, nets[0].parameters, "1 MB")
+    assert nets[1].compiled.plan().loops == ()
+    least = least_of(lambda m: nets[1].gradients(x, y, memory=m))
+    assert_equal(nets[1].gradients(x, y, memory=least), nets[1].gradients(x, y), least)
+
+
+def test_predictions_and_evaluation_know_nothing_of_budgets() -> None:
+    case = CASES["LSTM peephole"]
+    x, y = case.data()
+    x_val, y_val = case.data(40)
+    nets = [case.net(), case.net()]
+    runs = []
+    least = least_of(lambda m: nets[1].fit(x, y, loss="mse", epochs=1, batch_size=130, memory=m, seed=2))
+    for net, memory in zip(nets, (None, least), strict=True):
+        runs.append(net.fit(x, y, loss="mse", epochs=2, batch_size=130, memory=memory, seed=2, validation=(x_val, y_val)))
+    assert runs[0].validation_loss == runs[1].validation_loss
+    assert_bits([nets[1].predict(x)], [nets[0].predict(x)])
+    assert nets[0].evaluate(x, y) == nets[1].evaluate(x, y)
+
+
+@pytest.mark.parametrize("rule", [lambda: cr.SGD(0.1, accumulate=2), lambda: cr.optim.LBFGS()], ids=["accumulate", "LBFGS"])
+def test_other_ways_to_take_steps(rule: Callable[[], Any]) -> None:
+    case = CASES["RNN"]
+    x, y = case.data(260)
+    found = []
+    fit = lambda net, m: net.fit(x, y, loss="mse", optimizer=rule(), epochs=2, batch_size=130, seed=4, memory=m)
+    least = least_of(lambda m: fit(case.net(), m))
+    for memory in (None, least):
+        net = case.net()
+        run = fit(net, memory)
+        found.append([np.asarray(run.loss), *net.parameters.values()])
+    assert_bits(found[1], found[0])
+
+
+# ---- bytes -------------------------------------------------------------------------------------------------------------------
+
+
+MEASURED = {
+    "RNN": Case(lambda: [nn.RNN(16)], rows=64, steps=60),
+    "LSTM": Case(lambda: [nn.LSTM(16)], rows=64, steps=60),
+    "LSTM, many steps": Case(lambda: [nn.LSTM(32)], rows=16, steps=300),
+    "GRU, each step": Case(lambda: [nn.GRU(16, **S)], rows=32, steps=150, each=True),
+    "both": Case(lambda: [nn.Bidirectional(nn.LSTM(8))], rows=64, steps=40),
+    "stack": Case(lambda: [nn.LSTM(16, **S), nn.LSTM(16)], rows=64, steps=40),
+}
+
+
+@pytest.mark.parametrize("name", [n if n in ("RNN", "LSTM") else pytest.param(n, marks=pytest.mark.slow) for n in MEASURED])
+def test_scratch_memory_stays_within_the_budget(name: str) -> None:
+    case = MEASURED[name]
+    net = case.net()
+    x, y = case.data()
+    fit = lambda m: net.fit(x, y, loss="mse", epochs=1, batch_size=case.rows, memory=m)
+    least = least_of(fit)
+    for memory in (least, 2 * least):
+        fit(memory)
+        plan = net.compiled.plan()
+        assert plan.data >= x.size * 4, "a copy of the sequences, at least"
+        assert plan.bytes - plan.data <= 1.1 * memory, (plan.bytes, plan.data, memory)
+    fit(None)
+    assert net.compiled.plan().bytes - plan.data > 1.1 * least, "without a budget it is more: else this would prove nothing"
+
+
+# ---- the time it takes to compile --------------------------------------------------------------------------------------------
+
+
+def sizes_of_code(net: nn.Sequential) -> tuple[int, int, int]:
+    kernels, loops, llvm = (net.compiled.text(stage).count("\n") for stage in ("kernels", "loops", "llvm"))
+    return kernels, loops, llvm
+
+
+@pytest.mark.parametrize("memory", [None, "300kB"])
+def test_code_does_not_grow_with_time(memory: Any) -> None:
+    sizes = []
+    for steps in (1000, 10_000) if memory else (10, 10_000):
+        net = nn.Sequential(nn.LSTM(4), nn.Dense(1))
+        net.fit(np.ones((4, steps, 1)), np.ones((4, 1)), loss="mse", epochs=1, memory=memory)
+        if memory:
+            assert net.compiled.plan().loops[0].kind != "all"
+        sizes.append(sizes_of_code(net))
+    for short, long in zip(*sizes, strict=True):
+        assert long <= 1.6 * short, sizes
+
+
+# ---- cr.scan -----------------------------------------------------------------------------------------------------------------
+
+
+def cell(w: Any, v: Any) -> Callable[[Any, Any], Any]:
+    def step(state: Any, x: Any) -> Any:
+        h, c = state
+        c = 0.5 * c + cr.sigmoid(x @ w + h @ v)
+        h = np.tanh(c) * cr.sigmoid(h + x @ w)
+        return (h, c), h * c
+
+    return step
+
+
+def arrays(steps: int, rows: int = 130, dtype: str = "f4") -> list[Array]:
+    r = np.random.default_rng(steps)
+    return [r.normal(size=s).astype(dtype) for s in ((2, 3), (3, 3), (rows, 3), (rows, 3), (steps, rows, 2))]
+
+
+def loss_of(memory: Any = None, reverse: bool = False) -> Callable[..., Any]:
+    def loss(w: Any, v: Any, h: Any, c: Any, xs: Any) -> Any:
+        (h, c), ys = cr.scan(cell(w, v), (h, c), xs, memory=memory, reverse=reverse)
+        return np.sum(h * c) + np.mean(ys**2)
+
+    return loss
+
+
+EVERY = (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 13, 16])
+def test_a_scan_within_a_budget(steps: int, reverse: bool) -> None:
+    given = arrays(steps)
+    want = cr.grad(loss_of(None, reverse), EVERY)(*given)
+    gradient = lambda m: cr.grad(loss_of(m, reverse), EVERY)(*given)
+    least = least_of(gradient)
+    assert least_of(gradient, least - 1) == least
+    for memory in (least, least * 3 // 2, "1GB"):
+        assert_bits(gradient(memory), want, memory)
+
+
+def test_a_scan_of_no_steps_within_a_budget() -> None:
+    given = arrays(0)
+    loss = lambda m: lambda *a: np.sum(cr.scan(cell(a[0], a[1]), (a[2], a[3]), a[4], memory=m)[0][0])
+    assert_bits(cr.grad(loss("1MB"), EVERY)(*given), cr.grad(loss(None), EVERY)(*given))
+
+
+def test_the_value_of_a_scan_is_that_without_a_budget() -> None:
+    given = arrays(5)
+    step = cell(given[0], given[1])
+    plain, bounded = (cr.scan(step, (given[2], given[3]), given[4], memory=m) for m in (None, 1000))
+    assert_bits([*bounded[0], bounded[1]], [*plain[0], plain[1]])
+
+
+def test_second_derivatives_through_a_scan_within_a_budget() -> None:
+    given = arrays(13, 40, "f8")
+    w, rest = given[0], given[1:]
+    f = lambda m: lambda w: loss_of(m)(w, *rest)
+    direction = np.random.default_rng(2).normal(size=w.shape)
+    least = least_of(lambda m: cr.hvp(f(m), w, direction))
+    want = cr.hvp(f(None), w, direction)
+    e = 1e-6
+    by_hand = (cr.grad(f(None))(w + e * direction) - cr.grad(f(None))(w - e * direction)) / (2 * e)
+    np.testing.assert_allclose(want, by_hand, rtol=1e-6, atol=1e-8)
+    for memory in (least, 2 * least, "1GB"):
+        assert_bits([cr.hvp(f(memory), w, direction)], [want], memory)
+
+
+def test_a_layer_whose_own_loop_has_a_budget() -> None:
+    class Decaying(nn.Module):
+        def __init__(self, memory: Any) -> None:
+            self.memory = memory
+
+        def __call__(self, x: Any) -> Any:
+            w = self.parameter("w", (2, 2))
+            first = np.zeros((x.shape[0], 2), x.dtype)
+            return cr.scan(lambda h, x: (np.tanh(h @ w + x), None), first, np.moveaxis(x, 1, 0), memory=self.memory)[0]
+
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(130, 14, 2)), r.normal(size=(130, 1))
+    fit = lambda net, m=None: net.fit(x, y, loss="mse", epochs=2, batch_size=130, seed=3, memory=m)
+    least = least_of(lambda m: fit(nn.Sequential(Decaying(m), nn.Dense(1))))
+    nets = [nn.Sequential(Decaying(m), nn.Dense(1)) for m in (None, least, least + 3000)]
+    for net in nets:
+        fit(net)
+        assert_equal(net.parameters, nets[0].parameters, net[0].memory)
+    assert nets[1].compiled.plan().loops[0].kind == "recursive"
