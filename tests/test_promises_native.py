@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -309,3 +310,111 @@ def test_an_exception_in_a_handler_of_another_signal() -> None:
         signal.signal(signal.SIGALRM, before)
     assert np.isfinite(net.predict(data()[0])).all()
     assert fitted(net).steps == 6
+
+
+# ---- numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def _cube_root(x: Any) -> Any:
+    return mpmath.sign(x) * mpmath.cbrt(abs(x))
+
+
+EXACT: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], float, float]] = {
+    "sigmoid": (cr.sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), -80, 80),
+    "softplus": (cr.softplus, lambda x: mpmath.log1p(mpmath.exp(x)), -80, 80),
+    "exp2": (np.exp2, lambda x: mpmath.mpf(2) ** x, -120, 120),
+    "log2": (np.log2, lambda x: mpmath.log(x, 2), 0, 1e6),
+    "tan": (np.tan, mpmath.tan, -40, 40),
+    "sinh": (np.sinh, mpmath.sinh, -89.4, 89.4),
+    "cosh": (np.cosh, mpmath.cosh, -89.4, 89.4),
+    "arcsin": (np.arcsin, mpmath.asin, -1, 1),
+    "arccos": (np.arccos, mpmath.acos, -1, 1),
+    "arcsinh": (np.arcsinh, mpmath.asinh, -1e6, 1e6),
+    "arccosh": (np.arccosh, mpmath.acosh, 1, 1e6),
+    "arctanh": (np.arctanh, mpmath.atanh, -1, 1),
+    "cbrt": (np.cbrt, _cube_root, -3e38, 3e38),
+}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 4.0), (np.float64, 2.0)], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", EXACT)
+def test_functions_that_are_combinations_against_mpmath(name: str, dtype: Any, bound: float) -> None:
+    function, exact, low, high = EXACT[name]
+    random = np.random.default_rng(0)
+    near = np.concatenate([low + random.random(40) * 1e-3, high - random.random(40) * 1e-3])
+    x = np.concatenate([random.uniform(low, high, 150), random.normal(size=80), near, 2.0 ** random.uniform(-30, 5, 40)])
+    x = x.astype(dtype)
+    x = x[(x > low) & (x < high)]
+    found = cr.compile(lambda v: function(v))(x)
+    assert found.dtype == dtype
+    with mpmath.workprec(160):
+        for a, y in zip(x, found, strict=True):
+            true = exact(mpmath.mpf(float(a)))
+            ulp = mpmath.mpf(float(np.spacing(np.abs(dtype(float(true))))))
+            assert abs(mpmath.mpf(float(y)) - true) <= bound * ulp, (a, y, true)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "name", ["sinh", "cosh", "tan", "arcsin", "arccos", "arcsinh", "arctanh", "cbrt", "exp2", "log2", "rint"]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_special_values_of_combinations(name: str, dtype: Any) -> None:
+    function = getattr(np, name)
+    tiny, largest = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    x = np.array([0.0, -0.0, 1, -1, 0.5, -0.5, np.inf, -np.inf, np.nan, tiny, -tiny, largest, -largest], dtype)
+    if name == "tan":
+        x = x[np.abs(x) < 2]  # NumPy's own is off at the largest numbers on some platforms
+    found, expected = cr.compile(lambda v: function(v))(x), function(x)
+    np.testing.assert_allclose(found, expected, rtol=4 * np.finfo(dtype).eps, atol=0)
+    zero = expected == 0
+    assert np.array_equal(np.signbit(found[zero]), np.signbit(expected[zero]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["hypot", "logaddexp", "floor_divide"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_special_pairs_of_combinations(name: str, dtype: Any) -> None:
+    function = getattr(np, name)
+    values = [0.0, -0.0, 1, -1, 0.5, -2, np.inf, -np.inf, np.nan, 1e-30, -1e-30, 1e30, -1e30]
+    a, b = (v.ravel() for v in np.meshgrid(*[np.array(values, dtype)] * 2))
+    found = cr.compile(lambda a, b: function(a, b))(a, b)
+    np.testing.assert_allclose(found, function(a, b), rtol=4 * np.finfo(dtype).eps, atol=0)
+
+
+def test_derivatives_of_combinations_at_their_seams() -> None:
+    def second(f: Callable[[Any], Any], x: float) -> float:
+        return float(cr.grad(cr.grad(f))(x))
+
+    assert second(lambda x: np.logaddexp(x, 0.0), 0.0) == 0.25
+    assert second(lambda x: np.logaddexp(x, -1000.0), 0.0) == 0.0
+    assert second(np.cosh, 0.0) == 1.0
+    assert second(np.sinh, 0.0) == 0.0
+    assert second(np.cosh, 65.0) == pytest.approx(np.cosh(65.0), rel=1e-14)
+    assert second(lambda x: np.hypot(x, 3.0), 3.0) == pytest.approx(3.0**2 / 18**1.5, rel=1e-14)
+    assert second(np.cbrt, -8.0) == pytest.approx(2 / 9 * 8 ** (-5 / 3), rel=1e-14)
+    assert second(np.exp2, 3.0) == pytest.approx(8 * np.log(2) ** 2, rel=1e-14)
+    assert second(np.arccos, 0.999) == pytest.approx(-0.999 / (1 - 0.999**2) ** 1.5, rel=1e-12)
+    assert [float(g) for g in cr.grad(np.logaddexp, (0, 1))(-np.inf, -np.inf)] == [0.5, 0.5]
+    assert [float(g) for g in cr.grad(np.hypot, (0, 1))(3e200, 4e200)] == pytest.approx([0.6, 0.8], rel=1e-15)
+
+
+LONG: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "all of a line": (lambda a: np.sum(a), (999_983,)),
+    "a long axis": (lambda a: np.sum(a, axis=0), (300_000, 3)),
+    "a long axis in lanes": (lambda a: np.sum(a, axis=1), (3, 300_000)),
+    "both, the long one last": (lambda a: np.sum(a), (3, 300_000)),
+    "two long ones": (lambda a: np.sum(a), (1000, 1000)),
+    "a product": (lambda a: a.T @ a, (300_000, 3)),
+    "squares": (lambda a: a.ravel() @ a.ravel(), (3, 300_000)),
+    "exponentials": (lambda a: cr.logsumexp(a), (999_983,)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_sums_are_as_exact_as_numpys_best(name: str) -> None:
+    """NumPy sums a line pairwise; a sum of n terms one after the other would be off by hundreds of ulp."""
+    function, shape = LONG[name]
+    a = np.random.default_rng(0).random(shape).astype(np.float32)
+    found, exact = cr.compile(function)(a), function(a.astype(np.float64))
+    np.testing.assert_allclose(found, exact, rtol=16 * np.finfo(np.float32).eps)
