@@ -404,6 +404,7 @@ LONG: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "a long axis": (lambda a: np.sum(a, axis=0), (300_000, 3)),
     "a long axis in lanes": (lambda a: np.sum(a, axis=1), (3, 300_000)),
     "both, the long one last": (lambda a: np.sum(a), (3, 300_000)),
+    "both, the long one first": (lambda a: np.sum(a), (300_000, 3)),
     "two long ones": (lambda a: np.sum(a), (1000, 1000)),
     "a product": (lambda a: a.T @ a, (300_000, 3)),
     "squares": (lambda a: a.ravel() @ a.ravel(), (3, 300_000)),

@@ -551,7 +551,28 @@ class _Lowering:
                 return self._nest(axes[1:], cells, now)
             return self._together(now, self._nest(axes[1:], cells, self._neutral(cells)))
 
-        return self._carried(axes[0], axes[0].extent, current, inside)
+        size = max(1, LONG_SUM // max(within, 1))
+        if within >= NESTED_SUM or axes[0].extent <= size:
+            return self._carried(axes[0], axes[0].extent, current, inside)
+        return self._outer_parts(axes[0], size, cells, current, inside)
+
+    def _outer_parts(self, axis: Axis, size: int, cells: Mapping[Any, Any], current: dict[Any, Register],
+                     inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        """A long axis around short ones, in parts, each summed from nothing."""
+        for start, how_many, own in _whole(axis.extent, size):
+            variable = self.variable("part", how_many)
+
+            def part(
+                now: dict[Any, Register], start: int = start, own: int = own, variable: Axis = variable
+            ) -> dict[Any, Register]:
+                within = self.variable(axis.name, own)
+                at = affine(start, ((variable, size),)) if variable.extent > 1 else Affine(start)
+                self.table[axis] = at + of(within)
+                return self._together(now, self._carried(within, own, self._neutral(cells), inside))
+
+            current = self._carried(variable, how_many, current, part) if how_many > 1 else part(current)
+        self.table.pop(axis, None)
+        return current
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
