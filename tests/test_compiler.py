@@ -183,6 +183,11 @@ def product(**changed: Any) -> Kernel:
 def test_the_verifier_lets_a_product_pass() -> None:
     verify([product()])
     verify([product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
+    nothing, some = Buffer("nothing", (0, 3), F4, "result"), (Axis("n", 0), J)
+    verify([Kernel("k", some, (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])
+    verify([Kernel("k", (J, some[0]), (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])
+    empty = Buffer("empty", (3, 0), F4, "result")
+    verify([Kernel("k", (J, some[0]), (), [Store(empty, (of(J), of(some[0])), constant(1, F4))])])
     verify([Loop("l", Axis("time", 2), False, [product()], [])])
 
 

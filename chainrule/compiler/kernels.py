@@ -195,6 +195,8 @@ def _once(store: Store, domain: Sequence[Axis]) -> bool:
     together."""
     if any(isinstance(i, Value) for i in store.index):
         return False
+    if not all(a.extent for a in domain):
+        return True
     position, reach = flat(store.index, store.view), 0  # type: ignore[arg-type]
     for step, extent in sorted((abs(position.coefficient(a)), a.extent) for a in domain if a.extent > 1):
         if step <= reach:
