@@ -10,7 +10,6 @@ Keyword arguments are passed on; derivatives are by positional ones.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -27,6 +26,7 @@ from .normalize import graph_key, normalize
 from .ops.call import composition
 from .ops.elementwise import convert
 from .ops.loop import scan
+from .recent import keep, recall
 from .run.backend import Function, backends
 from .run.native import NativeBackend
 
@@ -79,20 +79,15 @@ def trace_call(f: Callable[..., Any], args: Sequence[Any]) -> Traced:
     return Traced(graph, out[0], leaves, inputs, spans, structures)
 
 
-_functions: OrderedDict[Any, Function] = OrderedDict()
+_functions: dict[Any, Function] = {}
 _KEPT_FUNCTIONS = 256
 
 
 def executable(graph: Graph) -> Function:
     """The backend's function for a graph; found by what the graph computes."""
     key = graph_key(graph)
-    if key in _functions:
-        _functions.move_to_end(key)
-        return _functions[key]
-    made = _functions[key] = backends[DEFAULT_BACKEND].function(normalize(graph))
-    while len(_functions) > _KEPT_FUNCTIONS:
-        _functions.popitem(last=False)
-    return made
+    found = recall(_functions, key)
+    return found or keep(_functions, key, backends[DEFAULT_BACKEND].function(normalize(graph)), _KEPT_FUNCTIONS)
 
 
 def execute(graph: Graph, args: Sequence[Any]) -> list[Any]:
@@ -459,7 +454,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
     >>> fast(np.array([1.0, 2.0]), 3).tolist()
     [3.0, 6.0]
     """
-    known: OrderedDict[Any, Callable[[Sequence[Any]], Any]] = OrderedDict()
+    known: dict[Any, Callable[[Sequence[Any]], Any]] = {}
     flat: dict[Any, Callable[[Sequence[Any]], Any]] = {}  # for arguments that are arrays and numbers, found with less effort
 
     @wraps(f)
@@ -467,20 +462,20 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
         if Trace.current() is not None:
             return f(*args, **kwargs)  # recorded, or computed at once, with what is around it
         short = None if kwargs else _flat_key(args)
-        if short in flat:
-            return flat[short](args)
+        run = flat.get(short)
+        if run is not None:
+            return run(args)
         leaves, structure = trees.flatten((*args, kwargs))
         key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
         try:
-            run = known.get(key)
+            run = recall(known, key)
         except TypeError:
             raise UsageError("compile: an argument is neither an array nor hashable, so it cannot be static") from None
         if run is None:
             traced = trace_call(lambda *values: f(*values[:-1], **values[-1]), (*args, kwargs))
             if len(known) >= _KEPT_FUNCTIONS:
-                known.popitem(last=False)
                 flat.clear()
-            run = known[key] = _compiled(traced)
+            run = keep(known, key, _compiled(traced), _KEPT_FUNCTIONS)
         if short is not None:
             flat[short] = run
         return run([leaf for leaf in leaves if is_array(leaf)])

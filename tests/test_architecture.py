@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "chainrule"
 # stands with them ("graph/node graph/tree"). A folder named as a whole may use any order inside, but no circle.
 # "graph/" is the folder's own __init__, which re-exports and so stands after its files.
 LAYERS: tuple[tuple[str, str], ...] = (
-    ("0 foundation", "errors registry records sizes"),
+    ("0 foundation", "errors registry records recent sizes"),
     ("1 graph", "graph/node graph/tree graph/rows graph/trace graph/verify graph/text graph/interpret graph/"),
     ("2 ops", "ops/*"),
     ("3 derive", "derive/backward derive/checkpoint derive/"),

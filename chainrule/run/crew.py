@@ -9,7 +9,7 @@ was not chosen is timed again, for a machine becomes busy, or idle.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +17,7 @@ from math import prod
 
 from ..graph.node import Graph
 from ..ops.contract import parse
+from ..recent import keep, recall
 from .threads import available
 
 SHARE = 4e5  # operations in a step for each thread, at least: a few microseconds, twenty times what it takes to meet
@@ -81,7 +82,7 @@ class Pace:
 
 # By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
 # another has found out need not try again. Several Python threads may use one Pace at the same moment.
-_paces: OrderedDict[tuple[float, int | None], Pace] = OrderedDict()
+_paces: dict[tuple[float, int | None], Pace] = {}
 
 
 class Crew:
@@ -94,10 +95,7 @@ class Crew:
         """What is known of steps made of these graphs."""
         work = max(map(operations, graphs), default=0.0)
         key = (work, self._asked)
-        found = _paces[key] = _paces.pop(key, Pace(work))  # last in the order
-        while len(_paces) > KEPT:
-            _paces.popitem(last=False)
-        return found
+        return recall(_paces, key) or keep(_paces, key, Pace(work), KEPT)
 
     def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,6 +54,7 @@ from ..graph.interpret import evaluate
 from ..graph.node import DTYPES, Array, Graph, Rows
 from ..normalize import graph_key
 from ..program import Entry, Program
+from ..recent import keep, recall
 from .backend import Backend, Function, Kept, Session, Steps, Taken, backends
 from .crew import Crew, Pace, Way
 from .reference import cast
@@ -84,17 +84,15 @@ class Machine:
         return self.anew()
 
 
-_machines: OrderedDict[Any, Machine] = OrderedDict()
+_machines: dict[Any, Machine] = {}
 _identities: WeakKeyDictionary[Graph, Any] = WeakKeyDictionary()
 
 
 def _machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> Machine:
     """The machine code for a key: made once in this process, and kept on the disk for the next."""
-    try:
-        _machines.move_to_end(key)
-        return _machines[key]
-    except KeyError:
-        pass  # also where another thread has just thrown it out
+    known = recall(_machines, key)
+    if known is not None:
+        return known
     name = jit.program_key(key)
     found = jit.load(name, target, level=level) if name is not None else None
     if found is not None:
@@ -106,10 +104,7 @@ def _machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> 
         size = code.arena.bytes
         loaded = jit.compile_module(code.text, target, level=level, key=name, meta=b"%d" % size)
         made = Machine(loaded, size, make)
-    _machines[key] = made
-    while len(_machines) > KEPT_FUNCTIONS:
-        _machines.popitem(last=False)
-    return made
+    return keep(_machines, key, made, KEPT_FUNCTIONS)
 
 
 @contextmanager
@@ -186,7 +181,7 @@ class NativeSession(Session):
                     self._captures[name] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
         self._arenas: dict[Any, Array] = {}
-        self._layouts: OrderedDict[Any, _Layout] = OrderedDict()
+        self._layouts: dict[Any, _Layout] = {}
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
         self._report = np.zeros(CLOCKS + (MOST_CLOCKS if backend.timed else 0), np.int64)
@@ -260,10 +255,8 @@ class NativeSession(Session):
         key = (sequence, steps.order.ndim, *numbers, 0, *steps.keep, 0, *steps.data)
         found = self._layouts.get(key)
         if found is None:
-            found = self._layouts[key] = _Layout(steps, self._programs, self._slots)
+            found = keep(self._layouts, key, _Layout(steps, self._programs, self._slots), KEPT_LAYOUTS)
             found.pace = self._crew.pace(self._programs[size].entries[name].graph for name, size in found.kinds)
-            while len(self._layouts) > KEPT_LAYOUTS:
-                self._layouts.popitem(last=False)
         for slot, size in found.unread:
             self._place(slot, size)
         return found

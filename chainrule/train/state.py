@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -24,6 +23,7 @@ from ..losses import Loss
 from ..metrics import Metric
 from ..optim import Optimizer
 from ..program import Kind, Program
+from ..recent import keep, recall
 from ..records import record
 from ..registry import nearest
 from ..run.backend import Kept
@@ -84,14 +84,14 @@ class Stateful(ABC):
         self._counters = {"steps": 0, "updates": 0, "epochs": 0}
         self._schedule_state: dict[str, float] = {}
         self._fresh: list[tuple[Any, str]] = []
-        self._programs: OrderedDict[Any, Program] = OrderedDict()  # by all that they depend on
+        self._programs: dict[Any, Program] = {}  # by all that they depend on
         self._fitted: Any = None  # what the last fit ran, for `compiled`
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
         state = dict(vars(self))
         state.pop("_lock", None)
-        state["_programs"], state["_owner"], state["_fitted"] = OrderedDict(), 0, None
+        state["_programs"], state["_owner"], state["_fitted"] = {}, 0, None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -454,13 +454,7 @@ class Stateful(ABC):
 
     def _kept_program(self, key: Any, record: Callable[[], Program]) -> Program:
         """The program that is kept under this key, recorded if there is none."""
-        if key in self._programs:
-            self._programs.move_to_end(key)
-            return self._programs[key]
-        program = self._programs[key] = record()
-        while len(self._programs) > _KEPT_PROGRAMS:
-            self._programs.popitem(last=False)
-        return program
+        return recall(self._programs, key) or keep(self._programs, key, record(), _KEPT_PROGRAMS)
 
     def fingerprint(self, *, identity: bool = False) -> tuple[Any, ...]:
         """What the layers say of themselves, as a hashable value: class and attributes of each. Objects that have no value of their
