@@ -16,7 +16,6 @@ from same import assert_same, state
 
 import chainrule as cr
 from chainrule import nn
-from chainrule.run.backend import backends
 from chainrule.train.windows import Windows
 
 Array = np.ndarray
@@ -424,14 +423,65 @@ def test_a_run_that_goes_wrong_keeps_the_weights_of_before() -> None:
 
 
 def test_another_truncation_is_another_program() -> None:
+    """Programs are kept for the next call, but not for one in which the same shapes mean something else."""
     x, y = data()
-    runs = []
+    net, fresh = (CASES["LSTM"].built(x, y) for _ in range(2))
+    before = dict(net.parameters)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 3, "shuffle": False, "optimizer": cr.SGD(0.1)}
+    for who, steps, pair in ((net, 4, None), (net, 12, (4, 4)), (fresh, 12, (4, 4))):
+        who.load_parameters(before)
+        run = who.fit(x[:, :steps], y[:, :steps], truncate=pair, **options)
+    assert run.steps == 6
+    assert_same(net.parameters, fresh.parameters)
+
+
+@pytest.mark.parametrize("pair", [(4, 4), (5, 7)])
+def test_a_run_that_is_interrupted_goes_on_with_the_next_batch_from_its_beginning(pair: tuple[int, int]) -> None:
+    """An epoch that ends early leaves no state behind: the next one is as any other."""
+    x, y = data()
+    nets = [CASES["LSTM"].built(x, y) for _ in range(2)]
+    options: dict[str, Any] = {
+        "truncate": pair,
+        "batch_size": 3,
+        "shuffle": False,
+        "optimizer": cr.SGD(0.1),
+        "backend": "reference",
+    }
+    count = [0]
+
+    def metric(scores: Array, target: Array) -> float:
+        count[0] += 1
+        raise KeyboardInterrupt
+
+    run = nets[0].fit(x, y, epochs=2, metrics=[metric], **options)
+    assert run.interrupted
+    assert count == [1]
+    nets[1].load_parameters(nets[0].parameters)
+    assert nets[0].fit(x, y, epochs=1, **options).loss == nets[1].fit(x, y, epochs=1, **options).loss
+    assert_same(nets[0].parameters, nets[1].parameters)
+
+
+@pytest.mark.parametrize("pair", [(4, 4), (5, 8)])
+def test_validation_of_sequences_that_differ_in_length(pair: tuple[int, int]) -> None:
+    x, y = data(8)
+    n = np.array([12, 3, 7, 9, 1, 12, 4, 8])
     net = nn.Sequential(nn.LSTM(4, True), nn.Dense(2))
-    for pair in [(4, 4), (4, 6), (6, 6), (4, 4)]:
-        net.reset()
-        runs.append(net.fit(x, y, truncate=pair, epochs=2, batch_size=3).loss[-1])
-    assert len(set(runs)) == 3
-    assert runs[0] == runs[-1]
+    run = net.fit(
+        x[:5],
+        y[:5],
+        lengths=n[:5],
+        truncate=pair,
+        validation=(x[5:, :9], y[5:, :9], np.minimum(n[5:], 9)),
+        metrics=["mae"],
+        epochs=2,
+    )
+    wanted = net.evaluate(x[5:, :9], y[5:, :9], lengths=np.minimum(n[5:], 9), metrics=["mae"])
+    assert run.validation_loss[-1] == pytest.approx(wanted["loss"], rel=1e-5)
+    assert run.metrics["validation_mae"][-1] == pytest.approx(wanted["mae"], rel=1e-5)
+    seen = net.fit(x[:5], y[:5], lengths=n[:5], truncate=pair, metrics=["mae"], epochs=1, optimizer=cr.SGD(0.0))
+    whole = net.evaluate(x[:5], y[:5], lengths=n[:5], metrics=["mae"])
+    assert seen.loss[0] == pytest.approx(whole["loss"], rel=1e-5)
+    assert seen.metrics["mae"][0] == pytest.approx(whole["mae"], rel=1e-5)
 
 
 def test_the_compiled_step_can_be_looked_at() -> None:
@@ -599,7 +649,3 @@ def test_a_first_state_that_knows_all_steps_is_refused_with_lengths_too() -> Non
     x, y = data()
     with pytest.raises(cr.DataError, match=r"rows differ in length, and .*mixes their steps"):
         MeanFirst().fit(x, y, lengths=[12, 3, 4, 5, 6, 7])
-
-
-def test_both_backends_are_tested() -> None:
-    assert {"native", "reference"} <= set(backends)
