@@ -40,8 +40,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "8 train",
         (
-            "initializers losses metrics schedules optim health train/sequences train/data train/scope train/history train/objective "
-            "train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled train/model train/ "
+            "initializers losses metrics schedules optim health train/sequences train/data train/windows train/scope train/history "
+            "train/objective train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled "
+            "train/model train/ "
             "nn/saving nn/module nn/layers nn/recurrent nn/"
         ),
     ),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -249,6 +250,26 @@ def test_a_worker_that_cannot_start_is_reported_before_anything_runs(monkeypatch
     assert len(errors) == 1
     assert results == [True]
     assert exchange.wrong == [0, 0, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed here")
+@pytest.mark.parametrize(("processors", "workers"), [(2, 1), (4, 3), (16, 1), (16, 3)])
+def test_processors_are_shared_out_among_workers(processors: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = threads._Crew()
+    crew.workers = [types.SimpleNamespace(number=[1000 + i]) for i in range(workers)]
+    placed: dict[int, set[int]] = {}
+    monkeypatch.setattr(threads, "_processor", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: set(range(processors)))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda number, where: placed.update({number: set(where)}))
+    stay, leave = threads._place(crew)
+    assert sorted(p for where in placed.values() for p in where) == [p for p in range(processors) if p != 1]
+    assert len(placed) == workers
+    for step in stay:
+        step()
+    assert placed[0] == {1}
+    for step in leave:
+        step()
+    assert placed[0] == set(range(processors))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

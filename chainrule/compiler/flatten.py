@@ -12,7 +12,7 @@ from math import ceil
 
 from .affine import Affine, Axis, flat, of
 from .fuse import EXPENSIVE, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt, terms
 from .target import Target
 
 FULL = 0.75  # of the lanes: a kernel that fills fewer is worth splitting, if
@@ -35,7 +35,7 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
     sums = [v for v in kernel.values() if v.op == "reduce"]
     if not sums or len(kernel.domain) < 2 or kernel.sequential:
         return [kernel]
-    inside = _below(sums)
+    inside = terms(sums)
     rest = [v for v in kernel.values() if v.op in EXPENSIVE and v not in inside and v.axes]
     width = target.vector_bytes // sums[0].dtype.itemsize
     extent = kernel.domain[-1].extent
@@ -48,17 +48,6 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
     table = rebuilt([s.value for s in kernel.stores], {v: load(b, index) for v, b in buffers.items()})
     stores = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, origin=kernel.origin[1:])]
-
-
-def _below(roots: Sequence[Value]) -> set[Value]:
-    found: set[Value] = set()
-    stack = [a for v in roots for a in v.args]
-    while stack:
-        v = stack.pop()
-        if v not in found:
-            found.add(v)
-            stack += [*v.args, *(i for i in v.index if isinstance(i, Value))]
-    return found
 
 
 def can_be_lines(kernel: Kernel) -> bool:

@@ -13,7 +13,7 @@ transpose, slice and window do not exist here: they are indices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
@@ -217,6 +217,11 @@ def ordered(roots: Sequence[Value]) -> list[Value]:
             stack.append((value, True))
             stack.extend((a, False) for a in reversed((*value.args, *(i for i in value.index if isinstance(i, Value)))))
     return order
+
+
+def terms(sums: Iterable[Value]) -> set[Value]:
+    """All values that these reductions are made of."""
+    return set(ordered([a for v in sums for a in v.args]))
 
 
 def rebuilt(

@@ -35,7 +35,7 @@ from .panels import in_panels
 from .phases import Plan, accesses, plan
 from .replay import replayed
 from .scans import improve
-from .schedule import TINY, Schedule, block, packs, schedule, units
+from .schedule import FAR, TINY, Schedule, block, packs, schedule, units
 from .share import share
 from .simplify import simplify
 from .target import Target
@@ -84,7 +84,7 @@ def compile_graph(
     """
     names = Names()
     graph = improve(simplify(graph))
-    items, sources = _gathered(inputs, graph, names)
+    items, sources = _gathered(inputs, graph, target, names)
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
@@ -134,22 +134,20 @@ def _scheduled(
     return schedules, first
 
 
-def _gathered(inputs: Sequence[Given], graph: Graph, names: Names) -> tuple[list[Item], list[Source]]:
-    """What each input is at an index. Rows that only products read are read where they are; others are copied together first, and
-    cast."""
+def _gathered(inputs: Sequence[Given], graph: Graph, target: Target, names: Names) -> tuple[list[Item], list[Source]]:
+    """What each input is at an index. Rows that only products read are read where they are, if they are matrices, or so
+    large that a copy would not stay near; others are copied together first, and cast."""
     items: list[Item] = []
     sources: list[Source] = []
-    users: dict[Node, set[str]] = {}
-    for n in graph.nodes():
-        for a in n.args:
-            users.setdefault(a, set()).add(n.op)
     for given, node in zip(inputs, graph.inputs, strict=True):
         buffer = given.buffer
         if not given.rows:
             sources.append(partial(load, buffer))
             continue
         order = Buffer(ORDER, (given.rows,), np.dtype(np.int64), "input")
-        if users.get(node) == {"contract"} and buffer.dtype == node.dtype and len(node.shape) == 2 and node not in graph.outputs:
+        size = prod(node.shape) * node.dtype.itemsize
+        large = len(node.shape) == 2 or size > FAR * target.level2
+        if large and buffer.dtype == node.dtype and _only_products_read(node, graph):
             sources.append(partial(_row, buffer, order))
             continue
         copy = Buffer(names("x"), node.shape, node.dtype)
@@ -161,6 +159,26 @@ def _gathered(inputs: Sequence[Given], graph: Graph, names: Names) -> tuple[list
         items.append(Kernel(names("k"), domain, (), [Store(copy, index, value)], domain[0]))
         sources.append(partial(load, copy))
     return items, sources
+
+
+def _only_products_read(node: Node, graph: Graph) -> bool:
+    """Whether a node is read, and by products alone, inside loops too; as it is, or in another order of its axes."""
+    users = [n for n in graph.nodes() if node in n.args]
+    return bool(users) and node not in graph.outputs and all(_is_product_of(n, node, graph) for n in users)
+
+
+def _is_product_of(user: Node, node: Node, graph: Graph) -> bool:
+    if user.op == "contract":
+        return True
+    if user.op == "transpose":
+        return _only_products_read(user, graph)
+    if user.op != "scan":
+        return False
+    body: Graph = user.attrs["body"]
+    first = user.attrs["states"]
+    places = [i for i, a in enumerate(user.args) if a is node]
+    within = range(first, first + user.attrs["sequences"])
+    return all(i in within and _only_products_read(body.inputs[i], body) for i in places)
 
 
 def _row(buffer: Buffer, order: Buffer, index: Index) -> Value:

@@ -1,8 +1,9 @@
 """How each kernel runs: which axis lies in vector lanes, how large a tile of registers is, in what order the loops stand.
 
-In: a kernel and the target. Out: a `Schedule`. All tuning numbers of the compiler are in this file; they follow from the number of
-registers, the width of a vector and the sizes of the caches. Nothing here may depend on the number of threads, for lanes and
-chains settle the order of sums.
+In: a kernel and the target. Out: a `Schedule`. All tuning numbers of how a kernel runs, and of what threads share out, are in this file
+(what decides which kernels there are stands in simplify.py, fuse.py and flatten.py); they follow from the number of registers, the
+width of a vector and the sizes of the caches. Lanes, chains and parts of sums settle the order of sums, so they may depend neither on
+the number of threads nor on the caches: those two only say what is packed, and in how many pieces work is cut.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value
+from .kernels import Kernel, Value, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -27,6 +28,7 @@ PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
+FAR = 8  # times the second cache: a copy of data as large as that gains nothing
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
@@ -182,7 +184,7 @@ def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows
         return (rows if tile in axes else 1) * (vectors if lane in axes and lane not in reduced else 1)
 
     inner = outer = 0.0
-    below = _inside(kernel)
+    below = terms(v for v in kernel.values() if v.op == "reduce")
     for v in kernel.values():
         one = 1.0
         if v.op == "load":
@@ -216,18 +218,6 @@ def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows
     tiles = prod(count(a) for a in kernel.domain)
     times = prod(count(a) for a in kernel.reduced)
     return tiles * (times * (inner + 1) + outer + 1), inner
-
-
-def _inside(kernel: Kernel) -> set[Value]:
-    """Values that reductions are made of."""
-    found: set[Value] = set()
-    stack = [a for v in kernel.values() if v.op == "reduce" for a in v.args]
-    while stack:
-        v = stack.pop()
-        if v not in found:
-            found.add(v)
-            stack += [*v.args, *(i for i in v.index if isinstance(i, Value))]
-    return found
 
 
 def len_tiles(extent: int, most: int) -> int:

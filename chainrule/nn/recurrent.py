@@ -24,7 +24,7 @@ from ..ops.elementwise import convert
 from ..ops.loop import apply_iota, scan
 from ..ops.reduce import standardize
 from ..records import record
-from ..train.scope import Scope
+from ..train.scope import Scope, Window
 from .layers import layer_of, rate_of
 from .module import Module, activation_of, positive
 from .saving import layers
@@ -114,15 +114,22 @@ class Recurrent(Module):
             raise ShapeError(located(f"{type(self).__name__} needs sequences, shape (B, T, ...); it got {x.shape}"))
         scope = _scope()
         lengths = scope.times.lengths_of(x) if scope.times is not None else None
+        window = scope.window if scope.times is not None and scope.times.is_cut(x) else None
         first, structure = self._first(scope, x.shape[0], initial)
-        loop = _Loop(self, scope, x, first, structure, lengths)
+        goes_on: list[str] = []
+        if window is not None:
+            self._check_windows(window)
+            first, goes_on = self._from_window_before(scope, window, first)
+        loop = _Loop(self, scope, x, first, structure, lengths, window)
         last, y = loop.run()
         for name, value in zip(self._names(), last, strict=True):
             self._go_on(name, value)
         if scope.times is not None:
-            scope.times.ends(x, *last, y)
+            scope.times.ends(x, *last, *loop.passed, y)
             if self.return_sequences:
                 scope.times.follows(y, x)
+        for full, value in zip(goes_on, loop.passed, strict=False):
+            scope.keep(full, value)
         return (y, trees.unflatten(structure, last)) if self.return_state else y
 
     def drop(self, h: Any) -> Any:
@@ -159,6 +166,8 @@ class Recurrent(Module):
                     f"{type(self).__name__}: the first state must be {trees.describe(structure)} of shapes {wanted}, not "
                     f"{trees.describe(nest)} of shapes {[np.shape(g) for g in given]}"
                 ))  # fmt: skip
+            if scope.times is not None:
+                scope.times.check(dict(zip(self._names(), given, strict=True)))
             return [convert(g, scope.dtype) for g in given], structure
         pairs = zip(self._names(), shapes, strict=True)
         return [self._begin(scope, name, rows, shape) for name, shape in pairs], structure
@@ -184,15 +193,53 @@ class Recurrent(Module):
             rows = last.shape[0]
             self.update(f"state_{name}", last if rows == self.stateful else np.concatenate([last, kept[rows:]]))
 
+    # ---- windows of time -----------------------------------------------------------------------------------------------------
+
+    def _check_windows(self, window: Window) -> None:
+        name = type(self).__name__
+        if self.reverse:
+            raise UsageError(located(
+                f"truncate: this {name} goes from the last step to the first, as one half of Bidirectional does, so each of its steps "
+                "needs the whole future, which a window of time does not hold"
+            ))  # fmt: skip
+        if self.return_state or not self.return_sequences:
+            raise UsageError(located(
+                f"truncate: this {name} gives what it has at the end of a sequence, so the windows before the last one would have nothing "
+                "to learn from: let it return_sequences (and not return_state), with a target for each step"
+            ))  # fmt: skip
+        if self.stateful and window.back > window.every:
+            raise UsageError(located(
+                f"truncate=({window.every}, {window.back}): a stateful layer goes on from where the steps before ended, so it takes no "
+                f"step twice; use truncate=({window.every}, {window.every})"
+            ))  # fmt: skip
+
+    def _from_window_before(self, scope: Scope, window: Window, first: list[Any]) -> tuple[list[Any], list[str]]:
+        """The first state in a window, and the names under which it goes on: a sequence begins with that of the layer; that of a
+        stateful one goes on anyway."""
+        if self.stateful:
+            return first, []
+        kept = [scope.kept(self, name, h) for name, h in zip(self._names(), first, strict=True)]
+        begins = np.greater_equal(window.begin, np.zeros((), np.int32))
+        return [np.where(begins, h, k) for h, (_, k) in zip(first, kept, strict=True)], [full for full, _ in kept]
+
 
 class _Loop:
-    """One run of a layer over sequences."""
+    """One run of a layer over sequences, or over a window of them."""
 
     def __init__(
-        self, layer: Recurrent, scope: Scope, x: Any, first: list[Any], structure: trees.Structure, lengths: Any
+        self,
+        layer: Recurrent,
+        scope: Scope,
+        x: Any,
+        first: list[Any],
+        structure: trees.Structure,
+        lengths: Any,
+        window: Window | None,
     ) -> None:
         self.layer, self.scope, self.first, self.structure, self.lengths = layer, scope, first, structure, lengths
         self.x, self.steps = x, x.shape[1]
+        self.overlap = window if window is not None and window.back > window.every else None
+        self.passed: list[Any] = []  # the state that goes on to the next window
         self.names = layer._names()
         pairs = zip(self.names, first, strict=True)
         taps = {n: scope.tap(layer, n, (self.steps, *h.shape)) for n, h in pairs}
@@ -210,7 +257,7 @@ class _Loop:
     def run(self) -> tuple[list[Any], Any]:
         """The state after the last step, and the outputs."""
         along = {"x": np.moveaxis(self.x, 1, 0), "taps": self.taps}
-        if self.lengths is not None:
+        if self.lengths is not None or self.overlap is not None:
             along["time"] = apply_iota(self.steps)
         met: list[bool] = []
         if self.state_mask is not None:
@@ -223,6 +270,10 @@ class _Loop:
                     "recurrent_dropout changes what the step reads by self.drop(h), but this step does not call it: "
                     "write a subclass of nn.Recurrent whose step does"
                 ))  # fmt: skip
+        self.passed = last
+        if self.overlap is not None:
+            outputs, states = outputs
+            self.passed = [s[self.overlap.every - 1] for s in states]
         if self.layer.return_sequences:
             return last, np.moveaxis(outputs, 0, 1)
         return last, last[0] if self.output_is_state else self._last(outputs)
@@ -239,6 +290,10 @@ class _Loop:
             inside = np.less(along["time"], self.lengths)
             new = [np.where(_as_rows(inside, n), n, h) for n, h in zip(new, state, strict=True)]
             y = np.where(_as_rows(inside, y), y, np.zeros((), y.dtype))
+        if self.overlap is not None:
+            begun = np.greater_equal(along["time"], self.overlap.begin)
+            new = [np.where(begun, n, h) for n, h in zip(new, state, strict=True)]
+            return new, (y, new)
         return new, None if self.output_is_state and not self.layer.return_sequences else y
 
     def _call(self, state: Any, x: Any) -> tuple[list[Any], Any]:

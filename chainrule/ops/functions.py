@@ -27,6 +27,8 @@ from .elementwise import (
     logical_not,
     logical_or,
     remainder,
+    strong_divide,
+    strong_multiply,
 )
 
 
@@ -100,10 +102,23 @@ def _whole_power(a: Any, b: int) -> Any:
 
 answers(np.float_power)(lambda a, b: power(*common(np.float_power, (a, b))))
 unary(np.square)(lambda x: x * x)
-unary(np.cbrt)(lambda x: np.where(less(x, 0), -_power(-x, 1 / 3), _power(x, 1 / 3)))
-unary(np.exp2)(lambda x: np.exp(x * math.log(2)))
+unary(np.exp2)(lambda x: _power(2.0, x))
 unary(np.log2)(lambda x: np.log(x) * (1 / math.log(2)))
 unary(np.log10)(lambda x: np.log(x) * (1 / math.log(10)))
+
+
+@composition(
+    "cbrt",
+    numpy=(np.cbrt,),
+    elementwise=True,
+    derivative=(lambda g, y, x: strong_divide(g, 3.0 * (y * y)),),
+    examples=lambda r: [([r.normal(size=4)], {})],
+)
+def cbrt(x: Any) -> Any:
+    """The cube root. 1/3 is not a binary number, so the power is off by some ulp for large and small x: one step of Newton's."""
+    near = _power(np.abs(x), 1 / 3)
+    root = near - (near - np.abs(x) / (near * near)) * (1 / 3)
+    return np.where(equal(x, 0.5 * x), x, np.where(less(x, 0), -root, root))  # 0, -0 and the infinities are their own roots
 
 
 @unary(np.reciprocal)
@@ -113,10 +128,22 @@ def reciprocal(x: Any) -> Any:
     return divide(1.0, x)
 
 
-@composition("hypot", numpy=(np.hypot,), elementwise=True, examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})])
+@composition(
+    "hypot",
+    numpy=(np.hypot,),
+    elementwise=True,
+    derivative=(
+        lambda g, y, a, b: strong_multiply(g, strong_divide(a, y)),
+        lambda g, y, a, b: strong_multiply(g, strong_divide(b, y)),
+    ),
+    examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})],
+)
 def hypot(a: Any, b: Any) -> Any:
-    """sqrt(a² + b²)"""
-    return np.sqrt(a * a + b * b)
+    """sqrt(a² + b²), without overflow; infinite if one of them is, whatever the other."""
+    a, b = np.abs(a), np.abs(b)
+    large, ratio = np.maximum(a, b), np.minimum(a, b) / np.maximum(a, b)
+    y = np.where(equal(large, 0), large, large * np.sqrt(1 + ratio * ratio))
+    return np.where(logical_or(equal(a, np.inf), equal(b, np.inf)), np.inf, y)
 
 
 # ---- signs and whole numbers -------------------------------------------------------------------------------------------------
@@ -157,30 +184,47 @@ def rint(x: Any) -> Any:
     down = floor(x)
     rest = x - down
     odd = np.not_equal(floor(down * 0.5) * 2.0, down)
-    return np.where(logical_or(less(0.5, rest), logical_and(equal(rest, 0.5), odd)), down + 1.0, down)
+    y = np.where(logical_or(less(0.5, rest), logical_and(equal(rest, 0.5), odd)), down + 1.0, down)
+    return np.where(equal(y, 0), 0.0 * x, y)  # from below it is -0
 
 
 @answers(np.floor_divide)
 def floor_divide(a: Any, b: Any) -> Any:
     """floor(a / b), from the exact remainder: 1.0 // 0.1 is 9. Whole numbers are exact up to 2**53; divided by 0 they give 0."""
     a, b = common(np.floor_divide, (a, b))
-    whole = a - remainder(a, b)
+    rest = remainder(a, b)
+    whole = a - rest
     if a.dtype.kind == "f":
-        return np.where(equal(b, 0), a / b, rint(whole / b))
+        turned = np.isinf(rest)  # a is finite, b infinite and of the other sign
+        return np.where(equal(b, 0), a / b, np.where(turned, -1.0, rint(whole / b)))
     return np.where(equal(b, 0), 0, convert(rint(convert(whole, np.float64) / convert(b, np.float64)), a.dtype))
 
 
 # ---- functions ---------------------------------------------------------------------------------------------------------------
 
 unary(np.tan)(lambda x: np.sin(x) / np.cos(x))
-unary(np.sinh)(lambda x: 0.5 * (np.expm1(x) - np.expm1(-x)))
-unary(np.cosh)(lambda x: 0.5 * (np.exp(x) + np.exp(-x)))
+unary(np.sinh)(lambda x: _halved(x, _within(np.expm1, x) - _within(np.expm1, -x)))
+unary(np.cosh)(lambda x: _halved(x, _within(np.exp, x) + _within(np.exp, -x)))
 unary(np.arcsin)(lambda x: np.arctan(x / np.sqrt((1 - x) * (1 + x))))
-unary(np.arccos)(lambda x: 0.5 * math.pi - np.arcsin(x))
+unary(np.arccos)(lambda x: 2.0 * np.arctan(np.sqrt((1 - x) / (1 + x))))
 unary(np.arctanh)(lambda x: 0.5 * (np.log1p(x) - np.log1p(-x)))
 unary(np.arcsinh)(lambda x: np.where(less(x, 0), -_arcsinh(-x), _arcsinh(x)))
 unary(np.deg2rad, np.radians)(lambda x: x * (math.pi / 180))
 unary(np.rad2deg, np.degrees)(lambda x: x * (180 / math.pi))
+
+
+_FAR = 64  # beyond, x - 1 is exact, expm1 is exp, and of exp(x) and exp(-x) the smaller is nothing
+
+
+def _within(f: Callable[[Any], Any], x: Any) -> Any:
+    """f(x) of exp or expm1; where x is large f(x - 1), which does not overflow before f(x) / 2 does."""
+    return f(np.where(less(_FAR, x), x - 1, x))
+
+
+def _halved(x: Any, y: Any) -> Any:
+    """y / 2, and e y / 2 where y was computed from |x| - 1."""
+    return np.where(less(_FAR, np.abs(x)), 0.5 * math.e * y, 0.5 * y)
+
 
 _LARGE = 1e9  # beyond, x² + 1 and x² - 1 are x² in every type
 
@@ -188,7 +232,7 @@ _LARGE = 1e9  # beyond, x² + 1 and x² - 1 are x² in every type
 def _arcsinh(x: Any) -> Any:
     """log(x + sqrt(x² + 1)) for x ≥ 0, without cancellation and without overflow."""
     y = np.where(less(x, _LARGE), x, 0.0)
-    return np.where(less(x, _LARGE), np.log1p(y + y * y / (1 + np.sqrt(y * y + 1))), np.log(x) + math.log(2))
+    return np.where(less(x, _LARGE), np.log1p(y * (1 + y / (1 + np.sqrt(y * y + 1)))), np.log(x) + math.log(2))
 
 
 @unary(np.arccosh)
@@ -198,12 +242,25 @@ def arccosh(x: Any) -> Any:
     return np.where(less(x, _LARGE), np.log1p(y + np.sqrt(y) * np.sqrt(y + 2)), np.log(x) + math.log(2))
 
 
+def _above(a: Any, b: Any) -> Any:
+    """a - b, and 0 for equal infinities."""
+    return np.where(logical_and(equal(a, b), np.isinf(a)), 0.0, a - b)
+
+
 @composition(
-    "logaddexp", numpy=(np.logaddexp,), elementwise=True, examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})]
+    "logaddexp",
+    numpy=(np.logaddexp,),
+    elementwise=True,
+    # The derived ones are those of max and |a - b|, whose own derivatives are wrong where a = b.
+    derivative=(
+        lambda g, y, a, b: strong_multiply(g, divide(1.0, 1.0 + np.exp(_above(b, a)))),
+        lambda g, y, a, b: strong_multiply(g, divide(1.0, 1.0 + np.exp(_above(a, b)))),
+    ),
+    examples=lambda r: [([r.normal(size=4), r.normal(size=4)], {})],
 )
 def logaddexp(a: Any, b: Any) -> Any:
     """log(exp a + exp b), without overflow."""
-    return np.maximum(a, b) + np.log1p(np.exp(-np.abs(a - b)))
+    return np.maximum(a, b) + np.log1p(np.exp(-np.abs(_above(a, b))))
 
 
 @answers(np.clip, method="clip")

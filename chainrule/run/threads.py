@@ -238,8 +238,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self.tasks: SimpleQueue[Any] = SimpleQueue()
-        # A weak reference that calls `put` with itself, rather than __del__: no Python code that Ctrl-C could cut short.
         self.number: list[int] = []  # by which the operating system knows it, as soon as it runs
+        # A weak reference that calls `put` with itself, rather than __del__: no Python code that Ctrl-C could cut short.
         _thread.start_new_thread(_serve, (_member(), self.tasks, ref(self, self.tasks.put), self.number))
 
 
@@ -255,9 +255,8 @@ class _Crew(threading.local):
 
     def __init__(self) -> None:
         self.workers: list[_Worker] = []
-        self.placed: tuple[
-            int, ...
-        ] = ()  # the processor of the caller when the workers were placed, and their number; (-1,): forbidden
+        # The processor of the caller when the workers were placed, and their number; (-1,): forbidden.
+        self.placed: tuple[int, ...] = ()
         memory = (ctypes.c_char * (BARRIER_BYTES + BARRIER_ALIGNMENT))()
         # A view, so that every task that holds it keeps the memory: a worker may still look at the barrier when `run` has returned.
         self.meeting = (ctypes.c_char * BARRIER_BYTES).from_buffer(memory, -ctypes.addressof(memory) % BARRIER_ALIGNMENT)
@@ -267,9 +266,10 @@ _Calls = list[Callable[[], None]]
 
 
 def _place(crew: _Crew) -> tuple[_Calls, _Calls]:
-    """Put each worker on a processor of its own, none on the caller's, where the operating system lets us. Returns what keeps the caller
-    where it is for the time of a run, and what lets it go again.
+    """Let no two workers have a processor in common, and none the caller's, where the operating system lets us. Returns what keeps the
+    caller where it is for the time of a run, and what lets it go again.
 
+    All processors are shared out among the workers, so where there are many of them, other processes and callers do not meet on a few.
     Left alone, a guest system of some virtual machines wakes a thread on the processor of its waker, though another one rests; the two
     then wait for each other in turn, and since only one of them is ever running, nothing moves either away: two threads took as long as
     one, for minutes.
@@ -284,8 +284,8 @@ def _place(crew: _Crew) -> tuple[_Calls, _Calls]:
         if not len(others) >= len(crew.workers) == len(numbers):
             return [], []
         if crew.placed != (here, len(numbers)):
-            for number, processor in zip(numbers, others, strict=False):
-                os.sched_setaffinity(number, {processor})
+            for at, number in enumerate(numbers):
+                os.sched_setaffinity(number, others[at :: len(numbers)])
             crew.placed = (here, len(numbers))
     except OSError:  # a container may forbid it; then they run where they are put
         crew.placed = (-1,)

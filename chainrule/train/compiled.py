@@ -26,6 +26,7 @@ from ..run.crew import Crew
 from ..run.native import NativeBackend, NativeSession
 from ..sizes import said
 from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT, Task, make_program
+from .windows import BEGIN
 
 if TYPE_CHECKING:
     from ..compiler.kernels import Item
@@ -358,7 +359,7 @@ class _Request:
         hyper = task.optimizer.hyper() if task.optimizer is not None else {}
         numbers: dict[str, Array] = {f"hyper.{k}": np.full(count, v) for k, v in hyper.items()}
         numbers |= {SEED: np.broadcast_to(key_of(0), (count, 2)), STEP: np.arange(count, dtype=np.uint32)}
-        numbers |= {DIVISOR: np.full(count, float(rows)), RATE: np.zeros(count)}
+        numbers |= {DIVISOR: np.full(count, float(rows)), RATE: np.zeros(count), BEGIN: np.zeros(count, np.int32)}
         return Steps([self.entry.name] * count, data, np.tile(np.arange(rows), count), [rows] * count, numbers, ())
 
     def _data(self, name: str, like: Array, random: np.random.Generator) -> Array:

@@ -21,7 +21,8 @@ from ..program import Entry, Program
 from ..run.backend import Steps
 from ..run.batches import SHUFFLE, epoch_order, step_sizes
 from ..schedules import Schedule
-from .objective import DIVISOR, RATE, SEED, STEP, TARGET, WEIGHT
+from .objective import DIVISOR, RATE, REST, SEED, STEP, TARGET, WEIGHT
+from .windows import BEGIN, Windows
 
 _AHEAD = 4096  # row numbers that are shuffled ahead where epochs are asked for one by one, and
 _MOST_AHEAD = 64  # the epochs: what a run that ends early has shuffled in vain costs less than a millisecond
@@ -70,18 +71,22 @@ class Behind:
 class Epochs:
     """The steps of a run.
 
-    Args: planned: its epochs; keep: the results of steps that are asked for; reads: the inputs that steps read.
+    Args: planned: its epochs; keep: the results of steps that are asked for; reads: the inputs that steps read. windows: of which the
+    rows of data are some; then a step is a window of a batch, and rests where nothing in it has a weight.
     """
 
     def __init__(self, data: Data, batch_size: int, *, shuffle: bool, seed: int, optimizer: Optimizer, planned: int,
-                 keep: Sequence[str], reads: Collection[str]) -> None:  # fmt: skip
-        self._data, self._arrays, self._batch = data, data.arrays(), batch_size
+                 keep: Sequence[str], reads: Collection[str], windows: Windows | None = None, rests: bool = False) -> None:  # fmt: skip
+        self._data, self._arrays, self._batch, self._windows, self._rests = data, data.arrays(), batch_size, windows, rests
         self._optimizer, self.schedule = optimizer, optimizer.schedule
         self.watched = type(self.schedule).observe is not Schedule.observe  # whether rates depend on how epochs went
         self._planned, self.keep, self._counts_steps = planned, tuple(keep), STEP in reads
-        self._sizes = step_sizes(data.rows, batch_size)
+        each = windows.count if windows is not None else 1
+        sizes = step_sizes(data.rows // each, batch_size)
+        self._sizes = [size for size in sizes for _ in range(each)]
+        self._whole = data.rows // each // batch_size * batch_size * each  # rows in steps of full size
         self.steps = len(self._sizes)  # of an epoch
-        self._orders = Orders(data.rows, shuffle=shuffle, seed=seed)
+        self._orders = Orders(data.rows // each, shuffle=shuffle, seed=seed)
         self._group = optimizer.accumulate
         self._update = np.arange(self.steps) // self._group
         self.updates = int(self._update[-1]) + 1  # of an epoch
@@ -89,9 +94,10 @@ class Epochs:
         self.entries[self._group - 1 :: self._group] = ["step"] * (self.steps // self._group)
         self.entries[-1] = "step"
         self._numbers = {SEED: key_of(seed)[None]} | {f"hyper.{k}": np.array([v]) for k, v in optimizer.hyper().items()}
+        if windows is not None:
+            self._numbers[BEGIN] = np.tile(windows.begins(), len(sizes))
         if data.weight is None:
-            rows = np.full(self.updates, float(batch_size * self._group))
-            rows[-1] += data.rows - rows.sum()  # of the last update, which may have fewer
+            rows = np.add.reduceat(np.array(self._sizes, np.float64), np.arange(0, self.steps, self._group))
             self._numbers[DIVISOR] = _shortest(rows[self._update])
         self._steady = self.schedule(np.zeros(1), 1) if _is_ours(self.schedule) and self.schedule.steady else None
         self._tied = self._steady is None and _is_tied(self.schedule, planned * self.updates)
@@ -108,22 +114,31 @@ class Epochs:
         numbers = {**self._numbers, RATE: rates if scale == 1.0 else rates * scale}
         if self._counts_steps:
             numbers[STEP] = np.arange(behind.steps, behind.steps + epochs * self.steps).astype(np.uint32)
+        entries = self.entries
+        if self._windows is not None:
+            order = self._windows.order(order, self._batch)
         if self._data.weight is not None:
-            numbers[DIVISOR] = self._divisors(self._data.weight[order])
-        return Steps(self.entries, self._arrays, order, self._sizes, numbers, self.keep, epochs)
+            totals = self._sums(self._data.weight[order], self._group)[:, self._update].reshape(-1)
+            none = totals == 0  # rows of weight 0 alone cost nothing
+            numbers[DIVISOR] = np.where(none, 1.0, totals)
+            if self._rests and none.any():
+                assert epochs == 1
+                entries = [REST if n else e for e, n in zip(entries, none.tolist(), strict=True)]
+        return Steps(entries, self._arrays, order, self._sizes, numbers, self.keep, epochs)
 
-    def _divisors(self, weights: Array) -> Array:
-        """For each step the weight of all rows that make the update it belongs to. Rows of weight 0 alone cost nothing."""
-        totals = self._sums(weights, self._batch * self._group)[:, self._update].reshape(-1)
-        return np.where(totals == 0, 1.0, totals)
-
-    def _sums(self, weights: Array, size: int) -> Array:
-        """The sums over so many rows at a time, of which an epoch's last ones may be fewer: (epochs, groups)."""
-        rows = self._data.rows
-        whole = rows // size
-        each = weights.reshape(-1, rows)
-        sums = each[:, : whole * size].reshape(len(each), whole, size).sum(axis=2)
-        return sums if whole * size == rows else np.column_stack([sums, each[:, whole * size :].sum(axis=1)])
+    def _sums(self, weights: Array, group: int = 1) -> Array:
+        """The weights of the rows, in an epoch's order, of so many steps at a time, of which an epoch's last ones may be fewer: (epochs,
+        groups)."""
+        each, rows = weights.reshape(-1, self._data.rows), self._data.rows
+        if self._windows is None:
+            size, group = self._batch * group, 1
+            whole = rows // size * size
+            last = rows - whole
+        else:
+            size, whole, last = self._batch, self._whole, self._sizes[-1]
+        parts = [(each[:, :whole], size), (each[:, whole:], last)]
+        sums = np.concatenate([p.reshape(len(each), -1, n).sum(axis=2) for p, n in parts if p.size], axis=1)
+        return sums if group == 1 else np.asarray(np.add.reduceat(sums, np.arange(0, self.steps, group), axis=1))
 
     def _rates(self, behind: Behind, epochs: int) -> Array:
         """Learning rates. A schedule counts updates of the weights: one that depends on the run's length those of this run, any
@@ -152,7 +167,7 @@ class Epochs:
         if self._data.weight is None:
             loss = sums.sum(axis=1) / rows
         else:
-            weights = self._sums(self._data.weight[np.atleast_2d(steps.order)[:epochs]], self._batch)
+            weights = self._sums(self._data.weight[np.atleast_2d(steps.order)[:epochs]])
             loss = np.where(weights > 0, sums, 0.0).sum(axis=1) / weights.sum(axis=1)
         return {
             "loss": loss.tolist(),

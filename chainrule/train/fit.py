@@ -25,7 +25,7 @@ from ..run.batches import step_sizes
 from ..run.interrupt import Watch
 from .epochs import Behind, Data, Epochs, Pace, lasting, order_counts
 from .history import Callback, EarlyStopping, Run
-from .objective import DIVISOR, Task, make_program, sums_name
+from .objective import DIVISOR, REST, Task, make_program, sums_name
 from .progress import Progress
 from .sequences import counted
 
@@ -56,7 +56,9 @@ class Training:
     record_program: Callable[[Task, int, tuple[str, ...]], Program] = make_program
     threads: int | None = None
     watch: Watch = field(default_factory=Watch)
+    judge: Task | None = None  # for validation on whole sequences, where `task` is for windows of them
     _programs: dict[tuple[int, tuple[str, ...]], Program] = field(default_factory=dict)
+    _judging: dict[int, Program] = field(default_factory=dict)
     _best: dict[str, Any] = field(default_factory=dict)
     _ready: Session | None = None
     _plan: Epochs = field(init=False)
@@ -65,6 +67,8 @@ class Training:
     def prepare(self, state: Mapping[str, Array]) -> None:
         """Record all programs and check all names, before anything is changed."""
         self._ready = self._session(state)
+        if self.judge is not None and self.validation is not None:
+            self._judging = self._judges(self.judge, self.validation)
         if self.early_stopping is not None:
             self._sign(self.early_stopping.monitor or "loss")
 
@@ -127,12 +131,26 @@ class Training:
     def session(self, state: Mapping[str, Array], entries: tuple[str, ...], sizes: Sequence[int]) -> Session:
         """A session with these entries for these numbers of rows, and for the rows of validation "evaluate"."""
         wanted = dict.fromkeys(sizes, entries)
-        for size in evaluation_sizes(self.validation.rows) if self.validation is not None else ():
+        held = self.validation if self.judge is None else None
+        for size in evaluation_sizes(held.rows) if held is not None else ():
             wanted[size] = (*(e for e in wanted.get(size, ()) if e != "evaluate"), "evaluate")
         return self.backend.session({rows: self.program(rows, names) for rows, names in wanted.items()}, state, self.threads)
 
     def _session(self, state: Mapping[str, Array]) -> Session:
-        return self.session(state, self._entries, list(dict.fromkeys(step_sizes(self.data.rows, self.batch_size))))
+        return self.session(state, self._entries, list(dict.fromkeys(step_sizes(self._sequences, self.batch_size))))
+
+    def _judges(self, task: Task, data: Data) -> dict[int, Program]:
+        return {rows: self.record_program(task, rows, ("evaluate",)) for rows in evaluation_sizes(data.rows)}
+
+    @property
+    def _sequences(self) -> int:
+        """Rows, as the user counts them."""
+        return self.data.rows // (self.task.windows.count if self.task.windows is not None else 1)
+
+    @property
+    def _rests(self) -> bool:
+        """Whether steps rest over windows in which all sequences have ended. Statistics see all that there is."""
+        return self.task.windows is not None and self.task.weighted and not self.task.statistics
 
     @property
     def _accumulate(self) -> int:
@@ -144,22 +162,18 @@ class Training:
         keep = ("loss", "penalty", *wanted(self.metrics, self.task))
         reads = {i for program in self._programs.values() for entry in program.entries.values() for i in entry.inputs}
         programs = list(self._programs.values())
-        shuffle = self.shuffle and (self.batch_size < self.data.rows or order_counts(programs))
+        rows = self.data.rows // (self.task.windows.count if self.task.windows is not None else 1)
+        shuffle = self.shuffle and (self.batch_size < rows or order_counts(programs))
         return Epochs(
-            self.data,
-            self.batch_size,
-            shuffle=shuffle,
-            seed=self.seed,
-            optimizer=optimizer,
-            planned=self.epochs,
-            keep=keep,
-            reads=reads,
-        )
+            self.data, self.batch_size, shuffle=shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
+            reads=reads, windows=self.task.windows, rests=self._rests,
+        )  # fmt: skip
 
     def _most(self) -> int:
         """How many epochs one call may take: one where somebody looks at the run or the network after each, or where numbers that
         are not finite could come and go unseen."""
         looked_at = self.validation or self.callbacks or self.early_stopping or self._looks_at_scores or self._plan.watched
+        looked_at = looked_at or self._rests
         if looked_at or self.epochs < 2 or not lasting(list(self._programs.values())):
             return 1
         entries = [e for p in self._programs.values() for e in p.entries.values()]
@@ -282,7 +296,9 @@ class Training:
         """Loss and metrics on the rows held out: nothing if there are none."""
         if self.validation is None:
             return {}
-        value, measured = evaluate(session, self.validation, self.metrics, self.task)
+        if self.judge is not None:
+            session = self.backend.session(self._judging, session.state(), self.threads)
+        value, measured = evaluate(session, self.validation, self.metrics, self.judge or self.task)
         return {"validation_loss": value, **{f"validation_{name}": v for name, v in measured.items()}}
 
     def _measured_as_seen(self, taken: Taken, data: Data, epochs: int) -> dict[str, list[float]]:
@@ -378,7 +394,8 @@ class Training:
 
     @property
     def _entries(self) -> tuple[str, ...]:
-        return ("step", "accumulate") if self._accumulate > 1 else ("step",)
+        entries = ("step", "accumulate") if self._accumulate > 1 else ("step",)
+        return (*entries, REST) if self._rests else entries
 
 
 def evaluation_sizes(rows: int) -> list[int]:

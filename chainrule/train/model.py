@@ -36,9 +36,10 @@ from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, batch_type, initial_slots, make_program, objective, slot_name
 from .recipe import recipe
-from .scope import TAP
-from .sequences import cleared, is_ragged, padded, refilled
-from .state import Stateful, dtype_of
+from .scope import KEPT, TAP
+from .sequences import cleared, is_ragged, lengths_name, measured_by, padded, refilled
+from .state import LENGTHS, Stateful, dtype_of
+from .windows import BEGIN, COUNTED, Windows, truncation
 
 
 @record(frozen=True)
@@ -80,6 +81,7 @@ class Model(Stateful):
         dtype: str | None = None,
         backend: str = DEFAULT_BACKEND,
         memory: str | int | None = None,
+        truncate: tuple[int, int] | None = None,
         verbose: bool = True,
     ) -> Run:
         """Train by backpropagation. Called again, it goes on where it ended.
@@ -110,12 +112,23 @@ class Model(Stateful):
                 keeps some states and computes the steps between them again: `net.compiled.plan()` says which. The gradient has the
                 same bits as without. A budget that cannot be kept is refused with the least that can.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
+            truncate: (k1, k2), truncated backpropagation through time, for recurrent networks with a loss at each step: along the
+                sequences of a batch an update every k1 steps, whose gradient goes back k2 steps. See below.
             backend: "native", machine code, or "reference", NumPy one operator at a time.
             verbose: a progress line, if standard error is a terminal.
         Returns: a `Run` with the history.
         Raises: `DataError`, `ShapeError`, `UsageError` before anything is changed; `DivergenceError` if the loss is no longer
         finite, with the last good weights kept; `BusyError` if another thread is training this network.
         Ctrl-C ends the run after the step at hand and returns what has been learnt; `run.interrupted` says so.
+
+        Truncation: window j makes an update of the mean loss of steps j k1 to (j + 1) k1 - 1, by the gradient through these and the
+        k2 - k1 steps before them, which are taken again with the weights of the moment. The state with which that begins goes on from
+        window to window as a constant, with the bits that one pass would give it. Each batch begins with the layer's first state, so with
+        `learn_initial` only windows that reach the beginning teach it. A window that does not fill is shorter; one in which no sequence
+        has a step left makes no update. Masks of dropout last for one window. With k1 as long as the sequences nothing is cut, with
+        larger k2 the gradient goes back to the beginning. Metrics of your own see windows as rows. Validation is of whole sequences.
+        Refused: a loss at the last step only, of which earlier windows have nothing to learn; Bidirectional, which needs the future;
+        layers that mix steps. Source: Williams & Peng, Neural Computation 2, 1990, BPTT(h; h') with h = k2, h' = k1.
 
         >>> import numpy as np
         >>> from chainrule import nn, optim
@@ -128,10 +141,16 @@ class Model(Stateful):
         with self._busy("fit"), Watch() as watch:
             options = _Options(epochs, batch_size, seed, threads)
             budget = _budget(memory, backend)
+            shortened = truncation(truncate)
             engine = backends[backend]
             run = Run(options.seed, planned_epochs=epochs, network=self)
             chosen = losses.resolve(loss) if loss is not None else self._loss or losses.mse()
             rule = optim.resolve(optimizer) if optimizer is not None else self._optimizer or optim.Adam()
+            driven = bool(getattr(rule, "driver", False))
+            if driven and shortened is not None:
+                raise UsageError(
+                    f"{type(rule).__name__} looks at all rows for one update, so truncate= makes no sense with it: use Adam"
+                )
             measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
             stopping = early_stopping_of(early_stopping)
             if callable(callbacks) or not all(callable(c) for c in _listed(callbacks)):
@@ -140,18 +159,23 @@ class Model(Stateful):
                 )
             with self._undone_if_it_fails():
                 inputs = self._ready(x, options.seed, dtype, lengths, mask)
-                inputs, judged = self._judged(inputs, validation)
+                windows = self._windows(inputs, shortened)
+                inputs, judged = self._judged(_measured(inputs, windows), validation)
                 data, held = self._split(
                     inputs, y, judged, chosen, validation, sample_weight, class_weight, shuffle, options.seed
                 )
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 task = replace(task, memory=budget)
-                state = {**self._state(), **slots}
+                state, judge, batch_size = {**self._state(), **slots}, None, min(batch_size, data.rows)
+                if windows is not None:
+                    judge = task
+                    task, data = self._cut(task, data, inputs, windows, batch_size)
+                    state |= _unknown(task)
                 store = partial(self._store_later, places=self._places())
-                training = (FullBatch if getattr(rule, "driver", False) else Training)(
-                    task, data, held, engine, epochs, min(batch_size, data.rows), shuffle, options.seed, measures,
-                    tuple(callbacks), stopping, verbose, run, self._counters, schedule_state, store, self._recorded, threads, watch,
+                training = (FullBatch if driven else Training)(
+                    task, data, held, engine, epochs, batch_size, shuffle, options.seed, measures, tuple(callbacks), stopping,
+                    verbose, run, self._counters, schedule_state, store, self._recorded, threads, watch, judge,
                 )  # fmt: skip
                 if epochs:
                     training.prepare(state)
@@ -188,6 +212,76 @@ class Model(Stateful):
             slots = {n: kept[n] if n in kept and kept[n].shape == v.shape and n not in sums else v for n, v in fresh.items()}
         goes_on = same and before is not None and before.schedule == rule.schedule and self._schedule_state
         return slots, dict(self._schedule_state) if goes_on else rule.schedule.start()
+
+    # ---- windows of time -----------------------------------------------------------------------------------------------------
+
+    def _windows(self, inputs: Inputs, shortened: tuple[int, int] | None) -> Windows | None:
+        """How sequences are cut; None where they are not, or are shorter than a window.
+
+        Raises: `UsageError` for a network that has nothing to cut, or needs more than a window of it.
+        """
+        if shortened is None:
+            return None
+        every, back = shortened
+        seen = self._seen(inputs)
+        if not seen.sequences:
+            raise UsageError("truncate is for sequences that a recurrent layer reads (RNN, LSTM, GRU), and this network has none")
+        names = seen.timed
+        if not set(seen.sequences) <= set(names):
+            raise UsageError(
+                "truncate needs a score, and a target, for each step of the sequences: with a loss at the last step only, the windows "
+                "before it have nothing to learn from, and where scores mix steps (a mean over time, Flatten), no window holds what it "
+                "takes. Let recurrent layers return_sequences, or leave truncate out"
+            )
+        steps = {n: inputs.arrays[n].shape[1] for n in names}
+        if len(set(steps.values())) > 1:
+            raise UsageError(
+                f"truncate cuts sequences of one length only, not of {', '.join(f'{k} ({n})' for n, k in steps.items())}"
+            )
+        count = steps[names[0]]
+        windows = Windows(count, every, min(back, -(-count // every) * every), names)
+        return windows if windows.count > 1 else None
+
+    def _cut(self, task: Task, data: Data, inputs: Inputs, windows: Windows, rows: int) -> tuple[Task, Data]:
+        """Task and data for windows instead of whole sequences. rows: of a batch."""
+        if windows.uneven and task.steps is None:
+            raise UsageError(
+                f"truncate: {windows.steps} steps are no multiple of {windows.every}, so the last window is shorter; give lengths for "
+                f"all of {', '.join(windows.inputs)}, or for none"
+            )
+        lengths = data.inputs[task.steps] if task.steps is not None else None
+        made = windows.cut_inputs(data.inputs, task.steps)
+        data = Data(made, windows.cut_target(data.target), windows.cut_weight(data.weight, lengths))
+        types = {n: Type((windows.back, *t.shape[1:]), t.dtype) if n in windows.inputs else t for n, t in task.inputs.items()}
+        steps = task.steps
+        if COUNTED in made:
+            types[COUNTED], steps = Type((), LENGTHS), COUNTED
+        target = None if task.target is None else Type(data.target.shape[1:], task.target.dtype)
+        task = replace(task, inputs=types, target=target, steps=steps)
+        windows = replace(windows, rows=rows, kept=self._kept(task, windows, rows))
+        return replace(task, windows=windows, forward=partial(self._forward, windows=windows)), data
+
+    def _kept(self, task: Task, windows: Windows, rows: int) -> dict[str, Type]:
+        """The states that go on from window to window: name -> type of one row."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        given = {**{n: batch_type(t, rows) for n, t in task.inputs.items()}, BEGIN: Type((), np.dtype(np.int32))}
+        self._watch(partial(self._forward, windows=windows), task, given, True, shapes)
+        return {n: Type(shape[1:], task.dtype) for n, shape in shapes.items() if n.startswith(KEPT)}
+
+    def _watch(
+        self, forward: Any, task: Task, given: Mapping[str, Type], training: bool, shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        """Trace a forward pass for the shapes of what layers would give away (`Scope.tap` and `Scope.kept`)."""
+        fixed = {**task.parameters, **task.statistics}
+
+        def look(*values: Any) -> list[Any]:
+            return [
+                forward(
+                    dict(zip(fixed, values, strict=False)), dict(zip(given, values[len(fixed) :], strict=True)), training, shapes
+                )[0]
+            ]
+
+        build(look, [*fixed.values(), *given.values()], key=lambda: key_of(0))
 
     def _split(self, inputs: Inputs, y: Any, judged: Inputs | None, loss: Loss, validation: Any, sample_weight: Any,
                class_weight: Any, shuffle: bool, seed: int) -> tuple[Data, Data | None]:  # fmt: skip
@@ -297,12 +391,12 @@ class Model(Stateful):
 
     def gradients(self, x: Any, y: Any, *, lengths: Any = None, mask: Any = None, loss: Any = None, training: bool = True,
                   seed: int = 0, dtype: Any = None, backend: str | None = None, memory: str | int | None = None,
-                  through_time: bool = False) -> dict[str, Array]:  # fmt: skip
+                  truncate: tuple[int, int] | None = None, through_time: bool = False) -> dict[str, Array]:  # fmt: skip
         """The gradient of the mean loss over these rows by every trainable parameter: full name -> array.
 
         Args: lengths, mask: as in `fit`; loss None: that of the last fit; training: with batch statistics and the dropout of `seed`
         (running statistics stay untouched), else in evaluation mode; dtype: "float64" for another precision than the network's;
-        memory: as in `fit`.
+        memory: as in `fit`. truncate: (k1, k2) as in `fit`: the sum of what all windows would learn from, all with these weights.
         through_time: instead, how much gradient reaches each time step of each recurrent layer: the norm of ∂L/∂h_t over all rows and
         units, (T,), for each array of the state, such as "0.hidden" and "0.cell" of an LSTM. h_t is the state that step t leaves, and
         all that depends on it counts, later steps too. A norm that falls towards the beginning shows a gradient that vanishes, one
@@ -319,40 +413,49 @@ class Model(Stateful):
         """
         budget = _budget(memory, backend or DEFAULT_BACKEND)
         chosen = self._known_loss(loss, "gradients")
+        shortened = truncation(truncate)
         inputs = self._ready(x, seed, None, lengths, mask)
+        windows = self._windows(inputs, shortened)
+        inputs = _measured(inputs, windows)
         data = self._data(inputs, y, chosen)
         task = self._task(
             chosen, data.target, data.weight is not None, dtype=None if dtype is None else dtype_of(dtype), inputs=inputs
         )
         task = replace(task, memory=budget)
-        state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()}
+        if windows is not None:
+            task, data = self._cut(task, data, inputs, windows, inputs.rows)
+            windows = task.windows
+        forward = partial(self._forward, windows=windows)
+        state = {n: np.asarray(v, task.dtype) for n, v in self._state().items()} | _unknown(task)
         if through_time:
-            task, taps = self._tapped(task, data, training)
+            task, taps = self._tapped(task, inputs.rows, forward, training)
             state |= taps
         elif not training:
-            task = replace(task, forward=lambda state, given, _: self._forward(state, given, False))
+            task = replace(task, forward=lambda state, given, _: forward(state, given, False))
         program = make_program(task, inputs.rows, ("gradient",))
         session = backends[backend or DEFAULT_BACKEND].session({inputs.rows: program}, state)
-        numbers = {DIVISOR: np.asarray(data.total(np.arange(data.rows))), SEED: key_of(seed), STEP: np.asarray(0)}
-        results = session.call(inputs.rows, "gradient", {**data.arrays(), **numbers})
-        found = {n.removeprefix("gradient."): v for n, v in results.items() if n.startswith("gradient.")}
+        numbers = {DIVISOR: np.asarray(data.total(np.arange(data.rows))), SEED: key_of(seed)}
+        parts = []
+        for step, begin in enumerate(windows.begins() if windows is not None else [-1]):
+            rows = data.arrays() if windows is None else {n: a[step :: windows.count] for n, a in data.arrays().items()}
+            at = {STEP: np.asarray(step)} if windows is None else {STEP: np.asarray(step), BEGIN: np.asarray(begin)}
+            results = session.call(inputs.rows, "gradient", {**rows, **numbers, **at})
+            parts.append({n.removeprefix("gradient."): v for n, v in results.items() if n.startswith("gradient.")})
+        found = {n: _over_time([p[n] for p in parts], windows if through_time else None) for n in parts[0]}
         return {n.removeprefix(TAP): np.sqrt(_squares(v)) for n, v in found.items()} if through_time else found
 
-    def _tapped(self, task: Task, data: Data, training: bool) -> tuple[Task, dict[str, Array]]:
-        """The task with zeros added to the states of recurrent layers, by which it is differentiated in place of the parameters."""
+    def _tapped(self, task: Task, rows: int, of: Any, training: bool) -> tuple[Task, dict[str, Array]]:
+        """The task with zeros added to the states of recurrent layers, by which it is differentiated in place of the parameters. of: the
+        forward pass."""
         shapes: dict[str, tuple[int, ...]] = {}
-        fixed = {**task.parameters, **task.statistics}
 
         def forward(
             state: Mapping[str, Any], given: Mapping[str, Any], _: bool, watched: Any = None
         ) -> tuple[Any, dict[str, Any]]:
-            return self._forward(state, given, training, watched)
+            result: tuple[Any, dict[str, Any]] = of(state, given, training, watched)
+            return result
 
-        def look(*values: Any) -> list[Any]:
-            given = dict(zip(task.inputs, values[len(fixed) :], strict=True))
-            return [forward(dict(zip(fixed, values, strict=False)), given, training, shapes)[0]]
-
-        build(look, [*fixed.values(), *(batch_type(t, data.rows) for t in task.inputs.values())], key=lambda: key_of(0))
+        self._watch(forward, task, {n: batch_type(t, rows) for n, t in task.inputs.items()}, training, shapes)
         if not shapes:
             raise UsageError("through_time: this network has no recurrent layer")
         taps = {n: np.zeros(shape, task.dtype) for n, shape in shapes.items()}
@@ -444,6 +547,33 @@ class Model(Stateful):
             f"{total:,} parameters, {frozen_total:,} of them frozen; a row of input: {inputs}; of output: {self._built.get('outputs', '-')}"
         )
         return "\n".join(lines)
+
+
+def _measured(inputs: Inputs, windows: Windows | None) -> Inputs:
+    """The same; with lengths, if the last window is shorter and there are none."""
+    if windows is None or not windows.uneven or any(set(measured_by(n)) & set(windows.inputs) for n in inputs.lengths):
+        return inputs
+    lengths = {**inputs.lengths, lengths_name(windows.inputs): np.full(inputs.rows, windows.steps, np.int64)}
+    return replace(inputs, lengths=lengths)
+
+
+def _unknown(task: Task) -> dict[str, Array]:
+    """What goes on from window to window, before the first."""
+    windows = task.windows
+    return {n: np.zeros((windows.rows, *t.shape), t.dtype) for n, t in windows.kept.items()} if windows is not None else {}
+
+
+def _over_time(parts: Sequence[Array], windows: Windows | None) -> Array:
+    """The sum of gradients. windows: if they are by the steps of windows, (k2, ...), each is put where its steps are: (T, ...)."""
+    if windows is None:
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+    ahead = np.zeros((windows.before + windows.count * windows.every, *parts[0].shape[1:]), parts[0].dtype)
+    for j, part in enumerate(parts):
+        ahead[j * windows.every :][: windows.back] += part
+    return ahead[windows.before :][: windows.steps]
 
 
 def _squares(gradient: Array) -> Array:

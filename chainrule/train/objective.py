@@ -2,8 +2,8 @@
 
 In: a network (seen only through `Forward`), a loss, an optimizer, metrics. Out: `Program`s with entries "forward" (scores), "evaluate"
 (scores and summed loss), "gradient" (by each parameter), "update" (from given gradients), "accumulate" (add to the running sums), "step"
-(gradient and update in one) and "observed" (a step that also gives the norm of each gradient). What evaluates or learns also gives the
-sums that metrics are made of.
+(gradient and update in one), "observed" (a step that also gives the norm of each gradient) and "rest" (a step with nothing to learn
+from). What evaluates or learns also gives the sums that metrics are made of.
 
 The objective of a batch is Σ w l / divisor over the elements l of the loss, where the divisor, a run-time number, is the sum of the
 weights of all rows that one update is made of. So a short batch and a sum over several batches are exact. Where a loss is taken at
@@ -27,8 +27,10 @@ from ..ops.random import fold_in
 from ..optim import Optimizer, apply_update, penalty
 from ..program import Input, Program, ProgramBuilder, Variable, differentiate
 from ..records import record
+from .windows import BEGIN, Windows
 
 TARGET, WEIGHT, DIVISOR, SEED, STEP, RATE = "target", "weight", "divisor", "seed", "step", "learning_rate"
+REST = "rest"  # an entry
 
 
 class Forward(Protocol):
@@ -54,6 +56,7 @@ class Task:
     steps: str | None = None  # the lengths of the sequences whose steps have a loss each
     metrics: tuple[Metric, ...] = ()  # those that are sums over rows
     memory: int | None = None  # bytes that may be kept between forward and backward pass
+    windows: Windows | None = None  # of which the inputs are some
 
 
 def sums_name(metric: Metric) -> str:
@@ -133,10 +136,13 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
     scalar = Type((), dtype)
     state = [Variable(n, t, "parameter") for n, t in task.parameters.items()]
     state += [Variable(n, t, "statistic") for n, t in task.statistics.items()]
+    state += _kept(task.windows, rows) if task.windows is not None else []
     data = [Input(n, batch_type(t, rows), rows=0) for n, t in task.inputs.items()]
     target = [Input(TARGET, batch_type(task.target, rows), rows=0)] if task.target is not None else []
     weight = [Input(WEIGHT, Type((rows,), dtype), rows=0)] if task.weighted else []
     numbers = [Input(DIVISOR, scalar), Input(SEED, Type((2,), np.dtype(np.uint32))), Input(STEP, Type((), np.dtype(np.uint32)))]
+    if task.windows is not None:
+        numbers.append(Input(BEGIN, Type((), np.dtype(np.int32))))
     hyper: list[Input] = []
     gradients: list[Input] = []
     if optimizer is not None:
@@ -152,6 +158,7 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
         "accumulate": (_accumulate(task, rows), [*data, *target, *weight, *numbers]),
         "step": (_step(task, rows, observed=False), [*data, *target, *weight, *numbers, *hyper]),
         "observed": (_step(task, rows, observed=True), [*data, *target, *weight, *numbers, *hyper]),
+        REST: (_rest(task), [*data, *target, *weight, numbers[0], *hyper]),
     }
     for name in entries:
         function, inputs = makers[name]
@@ -160,6 +167,12 @@ def make_program(task: Task, rows: int, entries: Sequence[str]) -> Program:
             name, function, names, key=_key if SEED in names else None, rows_of={"scores": 0} if name != "update" else None
         )
     return builder.build()
+
+
+def _kept(windows: Windows, rows: int) -> list[Variable]:
+    """What goes on from window to window, as long as the largest batch."""
+    alike = 0 if windows.rows == rows else None
+    return [Variable(n, batch_type(t, windows.rows), "statistic", alike) for n, t in windows.kept.items()]
 
 
 def holds_random_numbers(graph: Graph) -> bool:
@@ -192,6 +205,22 @@ def _evaluate(task: Task, rows: int) -> Callable[..., Any]:
             "scores": scores,
             **_sums(task, scores, given),
         }, {}
+
+    return entry
+
+
+def _rest(task: Task) -> Callable[..., Any]:
+    """A step over rows that have no weight left: all of its results, and nothing changes."""
+
+    def entry(state: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+        optimizer = task.optimizer
+        assert optimizer is not None
+        scores, _ = task.forward(state, given, False)
+        seen = {"scores": scores, **_sums(task, scores, given)}
+        h = {RATE: given[RATE], **{k: given[f"hyper.{k}"] for k in optimizer.hyper()}}
+        none = np.zeros_like(given[DIVISOR])
+        added = np.add(penalty(optimizer, {n: state[n] for n in task.trainable}, h), none)
+        return {"loss": none, "penalty": added, **{n: np.zeros_like(v) for n, v in seen.items()}}, {}
 
     return entry
 

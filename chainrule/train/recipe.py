@@ -15,6 +15,7 @@ import numpy as np
 from ..graph.trace import user_line
 from .objective import Task
 from .state import OWN, Stateful
+from .windows import Windows
 
 _PACKAGE = __name__.partition(".")[0]
 _MOST_BYTES = 4096  # of an array that is compared; a larger one would cost more than it saves
@@ -32,12 +33,17 @@ def recipe(network: Stateful, task: Task) -> tuple[Any, ...] | None:
     types = tuple(tuple(t.items()) for t in (task.parameters, task.statistics, task.inputs))
     try:
         return (
-            user_line(), types, tuple(task.trainable), task.dtype, task.target, task.weighted, task.steps, network._built["keys"],
+            user_line(), types, tuple(task.trainable), task.dtype, task.target, task.weighted, task.steps, _windows(task.windows),
+            network._built["keys"],
             tuple(_layer(path, layer, paths) for path, layer in layers.items()),
             _value(task.loss, paths), _value(task.optimizer, paths), tuple(m.name for m in task.metrics), task.memory,
         )  # fmt: skip
     except _Unknown:
         return None
+
+
+def _windows(windows: Windows | None) -> Any:
+    return windows and (windows.every, windows.back, windows.inputs, windows.rows, tuple(windows.kept.items()))
 
 
 def _layer(path: str, layer: Any, paths: Mapping[int, str]) -> tuple[Any, ...]:

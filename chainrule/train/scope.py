@@ -18,11 +18,22 @@ from ..errors import ShapeError, UsageError
 from ..graph.node import Array
 from ..graph.trace import Tracer, here, located
 from ..program import Kind
+from ..records import record
 from ..run.batches import INITIALIZE, generator
 from .sequences import Times
 
-TAP = "tap/"
+TAP, KEPT = "tap/", "kept/"
 _current: ContextVar[Scope | None] = ContextVar("chainrule_scope", default=None)
+
+
+@record(frozen=True)
+class Window:
+    """What layers know of windows of time: a state goes on to the next after `every` of its `back` steps; its sequences begin at place
+    `begin`, traced, or have begun before it, if that is negative."""
+
+    every: int
+    back: int
+    begin: Any
 
 
 class Scope:
@@ -30,8 +41,8 @@ class Scope:
 
     names: the dotted path of each layer, by identity. state: what to hand out under a full name. training: whether layers behave as
     in training. create: called for a name that `state` lacks, while building; otherwise such a name is an error. dtype: that of the
-    network's numbers. times: which axis of a value is time, and how long sequences are. watched: collects the values that `tap` is
-    asked for.
+    network's numbers. times: which axis of a value is time, and how long sequences are. watched: collects the values that `tap` and
+    `kept` are asked for. window: there if sequences are cut into windows.
     """
 
     def __init__(
@@ -45,6 +56,7 @@ class Scope:
         create: Callable[[Any, str, str, Kind, tuple[int, ...], Any], Array] | None = None,
         times: Times | None = None,
         watched: dict[str, tuple[int, ...]] | None = None,
+        window: Window | None = None,
     ) -> None:
         self.names = names
         self.state = state
@@ -54,8 +66,10 @@ class Scope:
         self.dtype = np.dtype(dtype)
         self.times = times
         self.held: dict[Any, Any] = {}  # what a layer's loop holds for its steps
+        self.window = window
         self._create = create
         self._watched = watched
+        self._goes_on: dict[str, int] = {}
 
     @staticmethod
     def current() -> Scope | None:
@@ -107,6 +121,26 @@ class Scope:
         if self._watched is not None:
             self._watched[full] = shape
         return self.state.get(full)
+
+    def kept(self, layer: Any, name: str, like: Any) -> tuple[str, Any]:
+        """What the window before left for this one, for as many rows as `like` has, and its full name, for `keep`. A layer that is
+        called several times has one for each call."""
+        path = self.path(layer)
+        full = f"{KEPT}{path}.{name}" if path else f"{KEPT}{name}"
+        self._goes_on[full] = call = self._goes_on.get(full, -1) + 1
+        full = f"{full}/{call}" if call else full
+        if self._watched is not None:
+            self._watched[full] = like.shape
+        value = self.state.get(full)
+        if value is None:
+            return full, np.zeros_like(like)
+        rows = like.shape[0]
+        return full, value if value.shape[0] == rows else value[:rows]
+
+    def keep(self, full: str, value: Any) -> None:
+        """Leave a value for the next window. Rows that a short batch lacks keep theirs."""
+        kept, rows = self.state.get(full), value.shape[0]
+        self.updates[full] = value if kept is None or kept.shape[0] == rows else np.concatenate([value, kept[rows:]])
 
     def update(self, layer: Any, name: str, value: Any) -> None:
         """The new value of a statistic; kept only in training, and not in a frozen layer."""

@@ -180,12 +180,18 @@ def counted(
 @record(frozen=True)
 class _Clock:
     """Inputs of one time, and the lengths of their rows, traced, if there are any. `axes`: where values have this time, as far as
-    anyone has asked; `mixed`: for values in which its steps are mixed, the node that did it."""
+    anyone has asked; `mixed`: for values in which its steps are mixed, the node that did it; `cut`: whether they are windows."""
 
     inputs: tuple[str, ...]
     lengths: Any
     axes: dict[Node, Rows]
     mixed: dict[Node, Node]
+    cut: bool
+
+    @property
+    def strict(self) -> bool:
+        """Whether its steps must not be mixed."""
+        return self.lengths is not None or self.cut
 
 
 class Times:
@@ -195,10 +201,10 @@ class Times:
     operators (`graph/rows.py`), except that a sum over time is no value without time but one that mixes its steps.
 
     Args: given: all inputs of a program by name, lengths among them; sequences: the names of the network's inputs; fixed: further
-    traced values, which have no time.
+    traced values, which have no time; cut: the inputs that are windows of longer sequences.
     """
 
-    def __init__(self, given: Mapping[str, Any], sequences: Sequence[str], fixed: Sequence[Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], sequences: Sequence[str], fixed: Sequence[Any], cut: Sequence[str] = ()) -> None:
         groups = {measured_by(n): v for n, v in given.items() if measured_by(n)}
         alone = [n for n in sequences if not any(n in inputs for inputs in groups)]
         groups |= {(n,): None for n in alone}
@@ -207,13 +213,13 @@ class Times:
         for inputs, lengths in groups.items():
             axes: dict[Node, Rows] = {v.node: None for v in others}
             axes |= {given[n].node: 1 for n in inputs if given[n].ndim >= 2}
-            self._clocks.append(_Clock(inputs, lengths, axes, {}))
+            self._clocks.append(_Clock(inputs, lengths, axes, {}, bool(set(inputs) & set(cut))))
         self.reached: set[str] = set()  # inputs whose time is that of a layer which reads lengths
 
     @property
     def limited(self) -> bool:
-        """Whether any sequences have lengths."""
-        return any(c.lengths is not None for c in self._clocks)
+        """Whether any sequences have lengths, or are windows."""
+        return any(c.strict for c in self._clocks)
 
     def lengths_of(self, x: Any) -> Any:
         """For a layer whose time is axis 1 of x: the lengths of its rows, or None.
@@ -223,7 +229,7 @@ class Times:
         found = []
         for clock in self._clocks:
             axis = self._axis(clock, x)
-            if axis == "mixed" and clock.lengths is not None:
+            if axis == "mixed" and clock.strict:
                 self._refuse(clock, x)
             if axis == 1:
                 self.reached.update(clock.inputs)
@@ -235,6 +241,10 @@ class Times:
                 located(f"sequences with lengths of their own, {names}, meet here; a layer can go by one of them only")
             )
         return found[0].lengths if found else None
+
+    def is_cut(self, x: Any) -> bool:
+        """Whether axis 1 of x is the time of windows."""
+        return any(c.cut and self._axis(c, x) == 1 for c in self._clocks)
 
     def follows(self, y: Any, x: Any, at: int = 1, axis: int = 1) -> None:
         """Axis `axis` of y is the time that axis `at` of x is."""
@@ -256,22 +266,31 @@ class Times:
         found: tuple[str, ...] = ()
         for clock in self._clocks:
             axis = self._axis(clock, scores)
-            if clock.lengths is not None and axis not in (None, 1):
+            if clock.strict and axis not in (None, 1):
                 self._refuse(clock, scores)
             if axis == 1 and (not found or clock.lengths is not None):
                 found = clock.inputs
         return found
 
+    def along(self, scores: Tracer) -> tuple[str, ...]:
+        """All inputs whose time is axis 1 of the scores."""
+        return tuple(n for c in self._clocks if self._axis(c, scores) == 1 for n in c.inputs)
+
     def check(self, values: Mapping[str, Any]) -> None:
-        """New statistics must not depend on what lies beyond the ends of sequences."""
+        """What knows no time, new statistics and first states, must not depend on the steps of sequences that end or are cut."""
         for clock in self._clocks:
             for value in values.values():
-                if clock.lengths is not None and isinstance(value, Tracer) and self._axis(clock, value) is not None:
+                if clock.strict and isinstance(value, Tracer) and self._axis(clock, value) is not None:
                     self._refuse(clock, value)
 
     def _refuse(self, clock: _Clock, x: Tracer) -> None:
         node = clock.mixed.get(x.node)
         place = "" if node is None else ", ".join(p for p in (node.scope and f'layer "{node.scope}"', node.source) if p)
+        if clock.cut:
+            raise UsageError(
+                f"truncate cuts {', '.join(clock.inputs)} into windows of time, and {place or 'the network'} mixes their steps, or moves "
+                "time from the second axis: only recurrent layers, TimeDistributed and losses may look at more than one step"
+            )
         raise DataError(
             f"{', '.join(clock.inputs)}: its rows differ in length, and {place or 'the network'} mixes their steps, or moves time from the "
             "second axis: only recurrent layers, TimeDistributed and losses know where a sequence ends. Let a recurrent layer "
@@ -323,10 +342,10 @@ class Times:
                 if inner is node:
                     return self._axis(clock, value) if isinstance(value, Tracer) else None
             trace = trace.parent
-        if clock.lengths is not None:
+        if clock.strict:
             raise UsageError(located(
-                "sequences of different length cannot be followed into a function that is traced by itself (cr.grad, cr.scan): "
-                "call recurrent layers outside it"
+                "sequences that differ in length or are cut into windows cannot be followed into a function that is traced by itself "
+                "(cr.grad, cr.scan): call recurrent layers outside it"
             ))  # fmt: skip
         return None
 

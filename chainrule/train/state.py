@@ -29,8 +29,9 @@ from ..registry import nearest
 from ..run.backend import Kept
 from .data import Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
-from .scope import Scope, initial
+from .scope import Scope, Window, initial
 from .sequences import Times, measured_by
+from .windows import BEGIN, Windows
 
 _STATE = threading.RLock()  # held for moments only: while state is read as a whole, or replaced
 OWN = {  # attributes of a layer that are not its own affair
@@ -251,20 +252,27 @@ class Stateful(ABC):
         given: Mapping[str, Any],
         training: bool,
         watched: dict[str, tuple[int, ...]] | None = None,
+        windows: Windows | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Scores and new statistics, while tracing. watched: see `Scope`."""
+        """Scores and new statistics, while tracing. watched: see `Scope`. windows: of which these inputs are some; the scores are then
+        those of the steps that have a loss. Only where `BEGIN` is given do states go on from window to window."""
         names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
         inputs = Inputs({}, self._built["keys"])
         args, named = inputs.arguments(given)
-        times = Times(given, list(self._built["inputs"]), list(state.values()))
+        times = Times(given, list(self._built["inputs"]), list(state.values()), windows.inputs if windows is not None else ())
         dtype = next((v.dtype for v in state.values()), self._built["dtype"])
-        scope = Scope(names, state, training=training, frozen=self._frozen_paths(), dtype=dtype, times=times, watched=watched)
+        window = Window(windows.every, windows.back, given[BEGIN]) if windows is not None and BEGIN in given else None
+        scope = Scope(
+            names, state, training=training, frozen=self._frozen_paths(), dtype=dtype, times=times, watched=watched, window=window
+        )
         with scope.active():
             scores = self._scores(*args, **named)
         self._check_scores(scores)
         if times.limited:
             times.of_scores(scores)
             times.check(scope.updates)
+        if windows is not None and windows.before:
+            scores = scores[:, windows.before :]
         return scores, scope.updates
 
     def _check_scores(self, scores: Any) -> None:
@@ -309,7 +317,7 @@ class Stateful(ABC):
               create: Callable[..., Array] | None = None) -> _Seen:  # fmt: skip
         """Trace the forward pass once, in evaluation mode, on two rows of these types, and look at what it does."""
         names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
-        clock: list[tuple[Times, tuple[str, ...]]] = []
+        clock: list[tuple[Times, tuple[str, ...], tuple[str, ...]]] = []
 
         def run(*values: Any) -> list[Any]:
             given = dict(zip(types, values, strict=True))
@@ -318,7 +326,7 @@ class Stateful(ABC):
             with Scope(names, state, training=False, create=create, dtype=dtype, times=times).active():
                 scores = self._scores(*args, **named)
             self._check_scores(scores)
-            clock.append((times, times.of_scores(scores)))
+            clock.append((times, times.of_scores(scores), times.along(scores)))
             return [scores]
 
         graph = build(run, list(types.values()))
@@ -327,8 +335,8 @@ class Stateful(ABC):
             raise ShapeError(f"the network must keep the rows of a batch on the first axis; it turned 2 rows into shape {shape}")
         nodes = zip(types.items(), graph.inputs, strict=False)
         index = {n: index_uses(graph, node) for (n, t), node in nodes if t.dtype.kind == "i"}
-        ((times, stepwise),) = clock
-        return _Seen(shape[1:], index, tuple(sorted(times.reached)), stepwise)
+        ((times, stepwise, timed),) = clock
+        return _Seen(shape[1:], index, tuple(sorted(times.reached)), stepwise, timed)
 
     def _common_dtype(self, known: Mapping[str, Array], wanted: Any) -> np.dtype[Any]:
         """The type to build in: the one asked for, else that of layers which have parameters already, else float32."""
@@ -531,13 +539,15 @@ class _Seen:
     """What a network does with rows of certain shapes.
 
     outputs: the shape of a row of scores. index: for each integer input, what its values may be. sequences: inputs whose second axis
-    is the time of layers that read lengths. stepwise: inputs whose time the scores have as their second axis.
+    is the time of layers that read lengths. timed: inputs whose time the scores have as their second axis; stepwise: those of them
+    whose lengths a loss goes by.
     """
 
     outputs: tuple[int, ...]
     index: Mapping[str, Sequence[IndexUse]]
     sequences: tuple[str, ...]
     stepwise: tuple[str, ...]
+    timed: tuple[str, ...]
 
     def kept(self) -> dict[str, Any]:
         """As part of what a network knows of itself; `others` is for rows of other shapes."""
