@@ -115,6 +115,16 @@ CASES = {
     "a cell of two states, each step": Case(lambda: [Integrator(**S)], each=True),
     "a function as cell": Case(lambda: [nn.Recurrent(leaky, state=2)]),
 }
+SLOW = [
+    "LSTM",
+    "LSTM learnt, each step",
+    "GRU reset before",
+    "both",
+    "stack, each step",
+    "dropout",
+    "ragged",
+    "stateful",
+]  # others show it
 FEW = ["RNN", "LSTM peephole", "GRU", "both, LSTM, each step", "stack of both", "variational dropout", "ragged", "stateful"]
 
 
@@ -142,7 +152,7 @@ def assert_equal(got: dict[str, Array], want: dict[str, Array], label: Any) -> N
 # ---- gradients ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_gradients_within_any_budget_have_the_bits_of_plain_ones(name: str) -> None:
     case = CASES[name]
     net = case.net()
