@@ -12,6 +12,7 @@
     measure.py    rounds of measurements, the agreement of losses, medians
     processes.py  whole processes from start to end
     compiling.py  compiling loops over time, short and long
+    memory.py     backpropagation through time within a budget
     growth.py     forward against backward pass; widths and threads; time against parameters
     general.py    networks that nobody measured: odd shapes, layers written by hand
     results.py    what came out, as plain data

@@ -79,6 +79,8 @@ class Bench:
 
     def row(self, row: Row, result: RowResult) -> None:
         """Fill `result`, bit by bit, so that an interrupt leaves what is there."""
+        if row.steps < CHECKED_STEPS:
+            raise ValueError(f"row {row.name}: {row.steps} batches of data, but losses are checked over {CHECKED_STEPS} steps")
         ready = []
         for library in self.libraries:
             if not library.installed:

@@ -8,6 +8,7 @@ prints goes to standard error. The end of the input is the end of the process.
     {"do": "prepare", "row": ..., "way": ...}                -> {"seconds": until the first step is taken}, unless `losses` did it
     {"do": "train", "row": ..., "way": ..., "steps": n}      -> {"seconds": ..., "steps": taken}
     {"do": "operations", "row": ..., "way": ...}             -> {"operations": of a step, as the library itself counts them}
+    {"do": "most_memory", "row": ..., "way": ...}            -> {"bytes": in use at most while a step is taken, less those before}
     {"do": "forget"}                                         -> {}: networks are dropped
 
 or {"unsupported": reason} or {"failed": error}.
@@ -24,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from .libraries import LIBRARIES, Adapter, Counted, Library, Settings, Trainee, Unsupported
@@ -85,11 +87,28 @@ class Worker:
             raise Unsupported("it does not count its operations")
         return {"operations": trainee.operations()}
 
+    def most_memory(self, row: str, way: str) -> dict[str, Any]:
+        """As Linux counts it."""
+        marks = Path("/proc/self/clear_refs")
+        if not marks.exists():
+            raise Unsupported("only Linux tells how much memory was in use at most")
+        gc.collect()
+        before = resident("VmRSS")
+        marks.write_text("5", encoding="ascii")  # the highest mark falls to what is in use
+        self.trainees[row, way].train(1)
+        return {"bytes": resident("VmHWM") - before}
+
     def forget(self) -> dict[str, Any]:
         """Make room."""
         self.trainees.clear()
         gc.collect()
         return {}
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
 def main() -> None:

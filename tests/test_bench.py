@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import chainrule as cr
-from bench import __main__, compiling, general, growth, peak, tables
+from bench import __main__, compiling, general, growth, memory, peak, tables
 from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
-from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, Settings, ours
+from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, WITHIN, Settings, ours
 from bench.measure import Bench, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
@@ -48,7 +48,7 @@ def test_sequences_of_different_length_count_by_their_steps():
     assert all(np.all(row[:n] != 0) and np.all(row[n:] == 0) for row, n in zip(x, lengths, strict=True))
     step = 2 * 2 * 3 * 20 + 3 * 2 * 5 * 20
     assert ragged.flops == pytest.approx(lengths.sum() / 20 * step + 4 * 3 * 2 * 5)
-    for wrong, why in (({"ragged": (2, 9)}, "output a step"), ({"at_once": 3}, "3 at once"), ({"steps": 19}, "over 20 steps")):
+    for wrong, why in (({"ragged": (2, 9)}, "output a step"), ({"at_once": 3}, "3 at once")):
         with pytest.raises(ValueError, match=why):
             replace(both_outputs(), **wrong)
 
@@ -247,6 +247,38 @@ def test_compiling_begins_with_nothing(monkeypatch, tmp_path):
     compiling.compiling(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
     assert (table.notes, table.failed, list(tmp_path.iterdir())) == ([], False, [])
     assert table.values[0]["compiling"] > 0.05  # a network that comes from a folder takes a tenth of that
+
+
+def test_losses_need_data_to_be_compared():
+    bench, row = Bench(SETTINGS, [], 1, 0.1, lambda message: None), replace(SMALL, steps=19)
+    with pytest.raises(ValueError, match="over 20 steps"):
+        bench.row(row, RowResult(row, 1))
+
+
+def test_memory_and_time_are_judged():
+    table = memory.new_table()
+    plain, budget = measured(OURS.name, []), measured(OURS.name, [])
+    plain.times, budget.times = [1.0, 1.1, 1.2], [1.5, 1.6, 1.7]
+    memory.fill(table, [plain, budget], [980_000_000, 40_000_000])
+    assert [cells[1:] for cells in table.cells] == [
+        ("980.0 MB", "1.10 s", "1.00"), ("40.0 MB (too much)", "1.60 s", "1.45 (too much)")
+    ]  # fmt: skip
+
+
+def test_a_budget_from_start_to_end(monkeypatch):
+    pytest.importorskip("llvmlite")
+    if not os.path.exists("/proc/self/clear_refs"):
+        pytest.skip("only Linux tells how much memory was in use at most")
+    monkeypatch.setattr(memory, "LONG", ALL_ROWS["steps-10000"])
+    monkeypatch.setattr(memory, "WAYS", ("fit", f"{WITHIN}2MB"))
+    table, bench = memory.new_table(), Bench(replace(SETTINGS, backend="native"), [OURS], 2, 0.05, lambda message: None)
+    try:
+        memory.memory(table, bench)
+    finally:
+        bench.close()
+    assert (table.notes, table.failed) == ([], False)
+    plain, budget = (v["bytes"] for v in table.values)
+    assert plain > 20e6 > 5e6 > budget
 
 
 # ---- networks that nobody measured ---------------------------------------------------------------------------------------------

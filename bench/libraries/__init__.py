@@ -80,7 +80,8 @@ class Library:
 OURS = Library("chainrule", "chainrule", "ours", ("fit",), "xor_ours", peer=False)
 # Ways of chainrule's adapter that are measured against each other, not against peers.
 ONE_THREAD, FORWARD, BOTH_PASSES = "fit on one thread", "forward pass", "forward and backward pass"
-FLOAT64, BY_HAND = "fit in float64", "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
+WITHIN = "fit in "  # followed by a budget of memory
+FLOAT64, BY_HAND = "float64", "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
 
 PEERS: tuple[Library, ...] = (
     Library("PyTorch", "torch", "with_torch", ("eager", "compile"), "xor_torch"),

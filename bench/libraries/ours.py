@@ -16,17 +16,24 @@ from chainrule.train.objective import DIVISOR, SEED, STEP, TARGET, make_program
 
 from ..layers import Layer, TwoInputs
 from ..rows import Array, Row
-from . import BOTH_PASSES, BY_HAND, FLOAT64, FORWARD, ONE_THREAD, Settings, Trainee, Unsupported
+from . import BOTH_PASSES, BY_HAND, FLOAT64, FORWARD, ONE_THREAD, WITHIN, Settings, Trainee, Unsupported
 from .by_hand import LAYERS, LOSSES, OfTwo
 
 
 class Fit:
-    """`net.fit` over the data, again and again. dtype: of the network; by_hand: names of layers and losses that are not built in."""
+    """`net.fit` over the data, again and again. dtype: of the network; by_hand: names of layers and losses that are not built in;
+    memory: the budget of backpropagation through time."""
 
     def __init__(
-        self, row: Row, backend: str, threads: int | None, dtype: str = "float32", by_hand: Collection[str] = ()
+        self,
+        row: Row,
+        backend: str,
+        threads: int | None,
+        dtype: str = "float32",
+        by_hand: Collection[str] = (),
+        memory: str | None = None,
     ) -> None:
-        self.row, self.backend, self.threads = row, backend, threads
+        self.row, self.backend, self.threads, self.memory = row, backend, threads, memory
         x, self.y, self.lengths = data(row)
         self.x = tuple(part.astype(dtype) for part in inputs(row, x))
         self.net = network(row, by_hand)
@@ -59,7 +66,7 @@ class Fit:
         return self.net.fit(
             x if len(x) > 1 else x[0], self.y[first:last], lengths=None if self.lengths is None else self.lengths[first:last],
             loss=self.loss, optimizer=optimizer, epochs=epochs, batch_size=self.row.batch, shuffle=False, threads=self.threads,
-            dtype=dtype, backend=self.backend, verbose=False,
+            dtype=dtype, backend=self.backend, memory=self.memory, verbose=False,
         )  # fmt: skip
 
 
@@ -137,6 +144,8 @@ def prepare(row: Row, way: str, settings: Settings) -> Trainee:
         return Passes(row, settings.backend, "evaluate" if way == FORWARD else "gradient")
     # Given a number, chainrule takes it; without one it chooses, which is what a user gets.
     threads = 1 if way == ONE_THREAD else None if settings.all_threads else settings.threads
+    if way.startswith(WITHIN):
+        return Fit(row, settings.backend, threads, memory=way.removeprefix(WITHIN))
     if way.startswith(BY_HAND):
         return Fit(row, settings.backend, threads, by_hand=way.removeprefix(BY_HAND).split(", "))
     return Fit(row, settings.backend, threads, "float64" if way == FLOAT64 else "float32")
