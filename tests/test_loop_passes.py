@@ -148,6 +148,9 @@ LOOPS: dict[str, Made] = {  # of h (rows, n), x (length, rows, n), w (n, n)
             lambda s, y: ((s[0] * 0.5 + y, s[1] + np.sum(y, axis=0), s[2] + np.sum(y), s[3] + y), None), (h, w[0], w[0, 0], h), x, m
         )[0]
     ),
+    "a sum beside a state that a reversed loop reads": gradients_of(
+        lambda m, h, x, w: scan(lambda s, y: ((np.tanh(s[0] @ w + y), s[1] + y.T @ np.sin(y)), None), (h, w), x, m)[0]
+    ),
     "a sum minus its term": gradients_of(lambda m, h, x, w: scan(lambda s, y: (s - y.T @ np.tanh(y), None), w, x, m)[0]),
     "a term before its sum": gradients_of(lambda m, h, x, w: scan(lambda s, y: (y.T @ np.tanh(y) + s, None), w, x, m)[0]),
     "a largest value": gradients_of(lambda m, h, x, w: scan(lambda s, y: (np.maximum(s, np.max(y * w[0], axis=0)), None), h[0], x, m)[0]),

@@ -239,7 +239,8 @@ def test_training_within_any_budget_gives_the_same_network(name: str) -> None:
         assert plan.budget == memory
         assert sum(loop.bytes for loop in plan.loops) <= memory
         kinds |= {loop.kind for loop in plan.loops}
-    assert kinds in ({"recursive", "all"}, {"segments", "all"})
+    assert "all" in kinds
+    assert len(kinds) > 1
     assert {loop.kind for loop in plain.compiled.plan().loops} == {"all"}
     assert plain.compiled.plan().budget is None
 

@@ -49,6 +49,8 @@ def chunk(loop: Loop) -> tuple[int, int]:
 
 def _sums(loop: Loop, items: Sequence[Item]) -> list[Kernel]:
     """The kernels of a loop that only add to what nothing else in it reads, from what is known at the end of a step."""
+    if not loop.gathers:
+        return []
     found = [k for k in loop.items if isinstance(k, Kernel) and _adds(k, loop.states)]
     while True:
         rest = [i for i in loop.items if i not in found]

@@ -114,7 +114,7 @@ class Loop:
     """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step; meets: the
     kernels are not all cut alike, so threads meet in each turn, as they do between phases. turns: if there are any, each turn runs one
     of the items, which are loops, once: (which, the value of its axis). memory: bytes
-    that may be kept of its steps for a backward loop."""
+    that may be kept of its steps for a backward loop. gathers: its sums may be added for many steps at a time (gather.py)."""
 
     name: str
     axis: Axis
@@ -124,6 +124,7 @@ class Loop:
     meets: bool = False
     turns: tuple[tuple[int, int], ...] = ()
     memory: int | None = None
+    gathers: bool = True
 
 
 Item = Kernel | Loop

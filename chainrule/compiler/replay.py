@@ -66,6 +66,8 @@ def replayed(
     Raises: `BudgetError` with the least budget, if there is no such plan.
     """
     pairs = list(_pairs(items))
+    for pair in pairs:
+        pair.forward.gathers = False  # a plan may cut it anywhere, and its sums shall have the same order under each
     free = [p for p in pairs if p.forward.memory is None]  # those without a budget of their own
     whole, left = sum(p.bytes for p in free), 0
     if memory is not None:
@@ -240,7 +242,8 @@ class _Replay:
         items = [self._moved(i, where, of(step), taped) for i in loop.items]
         if not taped:
             items = self._needed(items)
-        return Loop(self.names("loop"), step, loop.reverse, items, [self.states.get(b, b) for b in loop.states])
+        states = [self.states.get(b, b) for b in loop.states]
+        return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers)
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
         if isinstance(item, Loop):

@@ -93,15 +93,22 @@ def _add(node: Node) -> Node:
 
 def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
     """The axis and (first place, part) for each part, if a node is the sum of such parts and 0 elsewhere."""
-    if node.op == "add":
-        one, other = (_parts(a) for a in node.args)
-        return (one[0], one[1] + other[1]) if one and other and one[0] == other[0] else None
-    if node.op != "pad" or node.args[1].op != "constant" or node.args[1].attrs["value"] != 0:
-        return None
-    padded = [d for d, amounts in enumerate(node.attrs["amounts"]) if amounts != (0, 0, 0)]
-    if len(padded) != 1 or node.attrs["amounts"][padded[0]][2] or min(node.attrs["amounts"][padded[0]]) < 0:
-        return None
-    return padded[0], [(node.attrs["amounts"][padded[0]][0], node.args[0])]
+    pieces: list[tuple[int, Node]] = []
+    axes: set[int] = set()
+    stack = [node]
+    while stack:
+        n = stack.pop()
+        if n.op == "add":
+            stack += n.args
+            continue
+        if n.op != "pad" or n.args[1].op != "constant" or n.args[1].attrs["value"] != 0:
+            return None
+        padded = [d for d, amounts in enumerate(n.attrs["amounts"]) if amounts != (0, 0, 0)]
+        if len(padded) != 1 or n.attrs["amounts"][padded[0]][2]:
+            return None
+        axes.add(padded[0])
+        pieces.append((n.attrs["amounts"][padded[0]][0], n.args[0]))
+    return (axes.pop(), pieces) if len(axes) == 1 else None
 
 
 RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "contract": _contract, "add": _add}

@@ -34,8 +34,8 @@ class Target:
         fma: a b + c is one instruction with one rounding.
         rounding: rounding to an integer is one instruction (SSE4.1, NEON).
         level1, level2, level3: bytes of data cache: of a core, a core's share, the whole.
-        cores: processors of the machine, whether or not this process may use them. What decides the order of sums may depend on it,
-            as it does not change from run to run, but not on how many threads there are.
+        cores: processors for which it is weighed what threads share out. What decides the order of sums depends on it, so it is the same
+            on all machines.
         panels: columns of a panel of a matrix, which lies in one piece: whole tiles. The first that divides the matrix is taken.
     """
 
@@ -93,7 +93,7 @@ def host() -> Target:
     from llvmlite import binding as llvm
 
     triple, has = llvm.get_process_triple(), llvm.get_host_cpu_features()
-    known = Target(triple, llvm.get_host_cpu_name(), has.flatten(), 16, 16, False, False, *_caches(), os.cpu_count() or 1)
+    known = Target(triple, llvm.get_host_cpu_name(), has.flatten(), 16, 16, False, False, *_caches())
     if known.family == "x86_64":
         return _x86(known, {name for name, there in has.items() if there})
     if known.family == "aarch64":
