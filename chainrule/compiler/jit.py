@@ -51,7 +51,7 @@ LOOKS = 64  # how often the folder is looked through while that many bytes are w
 EXTERNALS = ("memcpy", "memmove", "memset", "sched_yield", "syscall")  # what a module may call beside its own functions
 
 # Files of the package of which a change may change what is made of a program.
-SOURCES = ("normalize.py", "compiler/*.py", "graph/*.py", "ops/*.py", "run/*.py")
+SOURCES = ("normalize.py", "sizes.py", "derive/checkpoint.py", "compiler/*.py", "graph/*.py", "ops/*.py", "run/*.py")
 FORMAT = b"chainrule object 1\n"  # to change with anything that makes older files useless, `_optimize` included
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "aarch64"}  # family -> how LLVM names what only it has
 INTRINSIC = re.compile(rb"\0_?(llvm\.[a-z0-9_.]+)\0")  # in an object's table of names
