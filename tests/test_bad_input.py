@@ -58,6 +58,7 @@ def options(what: str, said: str, error: type[Exception] = cr.UsageError, **give
     return Bad(what, said, error, options=given)
 
 
+MASKED = np.ma.masked_array(X, mask=but(np.zeros(X.shape, bool), ([2, 4], [0, 1]), True))
 CLASSES = {"loss": "cross_entropy"}
 
 BAD_DATA = [
@@ -71,6 +72,8 @@ BAD_DATA = [
     Bad("both infinities in x", r"x holds 2 values .*row 1, column 0", cr.DataError, x=but(X, ([1, 2], [0, 1]), [np.inf, -np.inf])),
     Bad("NaN in single precision", r"x holds 1 value", cr.DataError, x=but(X.astype(np.float32), (5, 3), np.nan)),
     Bad("NaN in half precision", r"x holds 1 value", cr.DataError, x=but(X.astype(np.float16), (5, 3), np.nan)),
+    Bad("masked values in x", r"x holds 2 values that are masked, first in row 2, column 0.*fill", cr.DataError, x=MASKED),
+    Bad("masked values in y", r"y holds 2 values that are masked, first in row 2, column 0", cr.DataError, y=MASKED[:, :2]),
     Bad("missing value in x", r"x .*row 2.*column 1|x holds.*None", cr.DataError, x=but(X.astype(object), (2, 1), None)),
     Bad("NaN in y", r"row 4, column 1.*nan", cr.DataError, y=but(Y, (4, 1), np.nan)),
     Bad("infinity in y", r"row 2, column 0.*inf", cr.DataError, y=but(Y, (2, 0), np.inf)),
@@ -147,6 +150,11 @@ BAD_OPTIONS = [
     options("callback", r"callback", callbacks=(3,)),
     options("a callback alone", r"callback", callbacks=3),
     options("threads below 1", r"threads.*0", threads=0),
+    options("more threads than any machine has", r"threads is at most.*1000000000", threads=10**9),
+    options("weights beyond the precision", r"weights of rows.*1e\+300.*float32.*scale", cr.DataError, sample_weight=np.full(6, 1e300)),
+    options("a sum of weights beyond the precision", r"weights of rows.*float32", cr.DataError, sample_weight=np.full(6, 3e38)),
+    options("weights that the precision takes for 0", r"weights of rows.*1e-300", cr.DataError, sample_weight=np.full(6, 1e-300)),
+    options("masked weights", r"sample_weight holds 1 value that is masked.*row 2", cr.DataError, sample_weight=MASKED[:, 0]),
     options("a scalar loss with weights", r"weight", loss=lambda s, t: np.mean((s - t) ** 2), sample_weight=np.ones(6)),
     options("a loss that keeps no rows", r"\(2,\).*6 rows|6 rows.*\(2,\)", cr.ShapeError, loss=lambda s, t: np.mean((s - t) ** 2, axis=0)),
     options("a loss that does not fit", r"\(6, 3\).*\(2, 3\)", cr.ShapeError, loss=lambda s, t: s @ np.ones((2, 3)) @ np.ones((2, 3))),

@@ -119,7 +119,7 @@ def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
 
 
 def _cost(items: Sequence[Item], target: Target) -> float:
-    """About how many seconds a step takes as many threads as the machine has processors: arithmetic by the thread that has most of it,
+    """About how many seconds a step takes the threads of a usual machine (`Target.cores`): arithmetic by the thread that has most of it,
     barriers, and memory that another thread has written."""
     ends = [i for i in items if isinstance(i, Kernel) and (i.late or any(s.buffer.space == "state" for s in i.stores))]
     order = [*(i for i in items if i not in ends), *ends]

@@ -159,10 +159,13 @@ def numeric(value: Any, name: str) -> Array:
 def as_array(value: Any, name: str) -> Array:
     """`value` as an array of whatever kind.
 
-    Raises: `DataError` for nothing at all and for ragged rows.
+    Raises: `DataError` for nothing at all, for ragged rows and for values that are masked.
     """
     if value is None:
         raise DataError(f"{name} is None; it must be an array of numbers")
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        masked = np.ma.getmaskarray(value)
+        refuse(value.data, masked, name, "masked", "fill them in (numpy.ma.filled) or drop such rows first")
     try:
         return np.asarray(value)
     except ValueError:
@@ -196,6 +199,16 @@ def fits_into(array: Array, dtype: np.dtype[Any], name: str) -> None:
     if dtype == np.float32 and array.dtype == np.float64:
         advice = 'scale the data, or build the network with dtype="float64"'
         refuse(array, np.abs(array) > np.finfo(np.float32).max, name, "beyond float32", advice)
+
+
+def weights_fit(weight: Array, dtype: np.dtype[Any]) -> None:
+    """Refuse weights that this precision takes for infinite, or all of them for 0."""
+    limits, largest, total = np.finfo(dtype), np.max(weight), np.sum(weight)
+    if not limits.tiny <= largest <= total <= limits.max:
+        raise DataError(
+            f"the weights of rows (sample_weight, class_weight) go up to {largest:g} and add up to {total:g}, which {dtype} cannot "
+            "hold; scale them, for only their ratios count"
+        )
 
 
 def refuse(array: Array, bad: Array, name: str, what: str, advice: str) -> None:

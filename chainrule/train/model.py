@@ -29,7 +29,7 @@ from ..run.interrupt import Watch
 from ..sizes import bytes_of
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
-from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length
+from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length, weights_fit
 from .epochs import Data
 from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
 from .fullbatch import FullBatch
@@ -106,7 +106,7 @@ class Model(Stateful):
             callbacks: functions of the `Run`, called after each epoch; `run.stop()` ends it.
             early_stopping: a patience in epochs, or `cr.EarlyStopping`; the best weights come back.
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
-            threads: None for as many as pay; results have the same bits whatever their number.
+            threads: None for as many as pay, or up to 1024; results have the same bits whatever their number.
             memory: so much ("64MB", or bytes) is kept at most between forward and backward pass, over all threads, gradients of
                 weights included; data, weights, the optimizer's slots and what is returned do not count. A recurrent network then
                 keeps some states and computes the steps between them again: `net.compiled.plan()` says which. The gradient has the
@@ -316,6 +316,8 @@ class Model(Stateful):
         steps = self._steps(inputs)
         if steps is not None:
             weight = (np.ones(inputs.rows) if weight is None else weight) * inputs.lengths[steps]
+        if weight is not None:
+            weights_fit(weight, self._built["dtype"])
         return Data(inputs.all, target, weight)
 
     def _target(self, inputs: Inputs, y: Any, loss: Loss) -> Array:
@@ -582,6 +584,9 @@ def _squares(gradient: Array) -> Array:
     return np.asarray(np.sum(wide * wide, axis=tuple(range(1, wide.ndim))))
 
 
+MOST_THREADS = 1024  # of a run: each takes memory of its own, whether there is a processor for it or not
+
+
 def _budget(memory: Any, backend: str) -> int | None:
     if memory is not None and backend != "native":
         raise UsageError(f'memory= is kept by the backend "native"; "{backend}" keeps what it needs, so leave it out')
@@ -604,6 +609,8 @@ class _Options:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, not {value!r}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise UsageError(f"threads is at most {MOST_THREADS}, not {self.threads}; None takes as many as pay")
         seed = secrets.randbits(32) if self.seed_given is None else self.seed_given
         key_of(seed)
         object.__setattr__(self, "seed_given", int(seed))
