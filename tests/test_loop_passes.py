@@ -262,7 +262,7 @@ def random_loops(seed: int) -> tuple[Made, list[Array]]:
             return found
 
         def loss(*given: Any) -> Any:
-            return sum(np.sum(np.sin(v * (0.5 + k % 3))) for k, v in enumerate(values(*given)))
+            return sum(np.sum(v) * (0.5 + k % 3) for k, v in enumerate(values(*given)))
 
         return lambda *given: [*values(*given), *cr.grad(loss, (0, 1, 2))(*given)]
 
@@ -285,7 +285,7 @@ def random_step(seed: int, first: Any, w: Any) -> Callable[[Any, Any], Any]:
         ]  # fmt: skip
         for _ in range(random.integers(2, 7)):
             p = pick()
-            pool.append(unary[random.integers(len(unary))](p) if random.random() < 0.7 else p * pick() + pick())
+            pool.append(unary[random.integers(len(unary))](p) if random.random() < 0.7 else np.tanh(p * pick() + pick()))
         new = np.tanh(pool[-1] * 0.5 + pick() * 0.5)
         matrices = [
             matrix + pick().T @ pick(), matrix - pick().T @ np.sin(pick()), matrix * 0.5 + np.sum(pick()), matrix, np.sum(pick()) + matrix,

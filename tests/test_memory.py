@@ -125,13 +125,20 @@ SLOW = [
     "ragged",
     "stateful",
 ]  # others show it
-FEW = ["RNN", "LSTM peephole", "GRU", "both, LSTM, each step", "stack of both", "variational dropout", "ragged", "stateful"]
+LARGER = [
+    "LSTM layer_norm",
+    "stack of both",
+    "both, LSTM, each step",
+    "variational dropout",
+    "ragged, each step",
+]  # take long to compile
+FEW = ["RNN", "LSTM peephole", "GRU", "stack", "variational dropout", "ragged", "stateful"]
 
 
 def least_of(call: Callable[[int], Any], below: int = 1) -> int:
     """The least budget, by what is said about one that is too small."""
     with pytest.raises(
-        UsageError, match=rf"memory={below:,} bytes is too little: at least [\d,]+ bytes .* Give that much"
+        cr.BudgetError, match=rf"memory={below:,} bytes is too little: at least [\d,]+ bytes .* Give that much"
     ) as refused:
         call(below)
     assert f"at least {refused.value.least:,} bytes" in str(refused.value)
@@ -159,7 +166,7 @@ def test_gradients_within_any_budget_have_the_bits_of_plain_ones(name: str) -> N
     want = gradients(case, net)
     assert all(np.isfinite(g).all() for g in want.values())
     least = least_of(lambda m: gradients(case, net, m))
-    for memory in (least, least * 3 // 2):
+    for memory in (least, least * 3 // 2)[: 1 if name in LARGER else 2]:
         assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
 
 
@@ -311,8 +318,7 @@ def width_faults(name: str, width: str) -> None:
         net = case.net()
         want = gradients(case, net)
         least = least_of(lambda m: gradients(case, net, m))
-        for memory in (least,):
-            assert_equal(gradients(case, net, memory), want, f"{width}, {memory} bytes")
+        assert_equal(gradients(case, net, least), want, f"{width}, {least} bytes")
     finally:
         backends._things["native"] = before
 
@@ -538,7 +544,7 @@ def test_second_derivatives_through_a_scan_within_a_budget() -> None:
     e = 1e-6
     by_hand = (cr.grad(f(None))(w + e * direction) - cr.grad(f(None))(w - e * direction)) / (2 * e)
     np.testing.assert_allclose(want, by_hand, rtol=1e-6, atol=1e-8)
-    for memory in (least, 2 * least, "1GB"):
+    for memory in (least, "1GB"):
         assert_bits([cr.hvp(f(memory), w, direction)], [want], memory)
 
 
