@@ -744,14 +744,23 @@ def test_every_type_of_indices(dtype: str) -> None:
     assert_same(results[1], results[0])
 
 
+def taking(b: Array) -> Callable[..., Any]:
+    """A function that takes an array from outside."""
+    return cr.compile(lambda a: (np.tanh(a) @ b.T, a[::-1] + b, np.sum(a)))
+
+
 def test_every_layout_of_arguments(native_functions: Callable[[str], None]) -> None:
     native_functions("native")
     f = cr.compile(lambda a, b: (np.tanh(a) @ b.T, a[::-1] + b, np.sum(a)))
     for dtype in ("float32", "float64"):
         a, b = np.round(float_inputs((5, 7), dtype) * 3), float_inputs((5, 7), dtype, seed=9)
         want = f(a, b)
-        for name in ("unaligned", "strided", "negative strides", "read-only", "Fortran"):
+        for name in ("unaligned", "strided", "negative strides", "read-only", "Fortran", "big-endian"):
             assert_bits(f(LAYOUTS[name](a), LAYOUTS[name](b)), want, name)
+            assert_bits(taking(LAYOUTS[name](b))(a), want, name)
+        slope = cr.grad(lambda a: np.sum(np.tanh(a) ** 2))
+        assert_bits([slope(LAYOUTS["big-endian"](a))], [slope(a)])
+    np.testing.assert_array_equal(cr.compile(lambda b, i: b[i])(b, np.array([1, 0], ">i4")), b[[1, 0]])
 
 
 def test_arguments_without_axes_and_without_elements(native_functions: Callable[[str], None]) -> None:

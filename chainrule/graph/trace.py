@@ -159,6 +159,8 @@ class Trace:
         if type(value) in (bool, int, float):
             return constant_node(value, np.asarray(value).dtype, self._line(), weak=True)
         array = np.asarray(value)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype not in DTYPES:
             raise DtypeError(located(
                 f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64: convert with .astype"
@@ -250,9 +252,10 @@ def type_of(value: Any) -> Type:
     if type(value) in (bool, int, float):
         return Type((), np.asarray(value).dtype, weak=True)
     array = np.asarray(value)
-    if array.dtype not in DTYPES:
+    dtype = array.dtype.newbyteorder("=")  # numbers with their bytes swapped are put right when they are read
+    if dtype not in DTYPES:
         raise DtypeError(located(f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64"))
-    return Type(array.shape, array.dtype)
+    return Type(array.shape, dtype)
 
 
 def build(
