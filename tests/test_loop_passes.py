@@ -374,7 +374,7 @@ def test_what_costs_little_is_computed_again() -> None:
 def sum_loops(f: Callable[..., Any], *arrays: Array) -> list[Loop]:
     """The loops over chunks that native code has of a function."""
     graph, _ = graph_of(f, arrays)
-    phases = backend_of().function(graph).machine.code.plan.phases  # type: ignore[attr-defined]
+    phases = backend_of().function(graph).machine.code.plan.phases  # type: ignore[attr-defined]  # of native code
     return [i for items in phases for i in items if isinstance(i, Loop) and i.meets]
 
 
@@ -418,7 +418,7 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
     found = {}
     for memory in (None, least(f, arrays)):
         graph, _ = graph_of(f(memory), arrays)
-        code = backend_of().function(graph).machine.code  # type: ignore[attr-defined]
+        code = backend_of().function(graph).machine.code  # type: ignore[attr-defined]  # of native code
         buffers = {s.buffer for items in code.plan.phases for k in kernels_of(items) for s in k.stores}
         found[memory] = max(b.shape[0] for b in buffers if b.space == "scratch" and len(b.shape) == 3)
     whole, cut = found.values()

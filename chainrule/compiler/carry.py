@@ -13,7 +13,7 @@ from math import prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
 
 Index = tuple[Affine | Value, ...]
 
@@ -45,7 +45,7 @@ class _Stack:
         """Where in a step's part of the stack an element of the state stands."""
         (store,) = self.where[loop].stores
         table = {next(iter(i.axes)): j for i, j in zip(store.value.index, index, strict=True) if isinstance(i, Affine) and i.axes}
-        return tuple(i.replaced(table) for i in store.index[1:] if isinstance(i, Affine))  # type: ignore[arg-type]
+        return tuple(i.replaced(table) for i in store.index[1:] if isinstance(i, Affine))  # type: ignore[arg-type]  # `_fits`
 
 
 def _stacks(items: Sequence[Item], tried: set[Buffer]) -> Iterator[_Stack]:
@@ -90,6 +90,8 @@ def _fits(stack: _Stack, items: Sequence[Item]) -> bool:
         views = [(v.buffer, v.shape) for v in kernel.loads()] + [(s.buffer, s.view) for s in kernel.stores]
         if any(b in buffers and shape != b.shape for b, shape in views if b is not None):
             return False
+        if any(v.buffer in buffers and _is_looked_up(v) for v in kernel.loads()):
+            return False
         if any(s.buffer is stack.buffer for s in kernel.stores) and kernel not in stacking:
             return False
     for loop in stack.where:
@@ -109,6 +111,11 @@ def _fits(stack: _Stack, items: Sequence[Item]) -> bool:
         ):
             return False
     return True
+
+
+def _is_looked_up(v: Value) -> bool:
+    """Whether the time at which a stack is read is only known while running."""
+    return bool(v.index) and isinstance(v.index[0], Value)
 
 
 class _Moved:
@@ -139,7 +146,7 @@ class _Moved:
         for kernel in kernels_of(items):
             for s in kernel.stores:
                 writers[s.buffer] = writers.get(s.buffer, 0) + 1
-            viewed |= {v.buffer for v in kernel.loads() if v.buffer in found and v.shape != v.buffer.shape}
+            viewed |= {v.buffer for v in kernel.loads() if v.buffer in found and (v.shape != v.buffer.shape or _is_looked_up(v))}
         return {b for b, n in found.items() if n == writers[b] == len(self.stack.where) and b not in viewed}
 
     def items(self, items: Sequence[Item]) -> list[Item]:
@@ -180,8 +187,7 @@ class _Moved:
             index = place(v.buffer, v.index, False) if v.op == "load" else None
             return v if index is None else load(self.buffer, index)
 
-        roots = [v for s in kernel.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
-        table = rebuilt(roots, {}, None, loaded)
+        table = rebuilt(roots(kernel.stores), {}, None, loaded)
         stores = []
         for s in kernel.stores:
             if s.buffer in self.same:

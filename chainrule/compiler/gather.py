@@ -20,7 +20,7 @@ from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reduce
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reduce, roots
 from .schedule import CHUNK
 
 Index = tuple[Affine | Value, ...]
@@ -166,8 +166,7 @@ class _Chunks:
         return replace(item, name=self.names("k"), stores=self._stores(item, where, step))
 
     def _stores(self, kernel: Kernel, where: Mapping[Axis, Affine], step: Affine) -> list[Store]:
-        roots = [v for s in kernel.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
-        table = rebuilt(roots, {}, where, lambda v: self._loaded(v, step))
+        table = rebuilt(roots(kernel.stores), {}, where, lambda v: self._loaded(v, step))
         stores = []
         for s in kernel.stores:
             index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)

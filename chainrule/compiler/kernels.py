@@ -101,7 +101,7 @@ class Kernel:
     def values(self) -> list[Value]:
         """All values, arguments first. The list is kept: not to be changed."""
         if self._values[0] != self.stores:
-            values = ordered([v for s in self.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)])
+            values = ordered(roots(self.stores))
             self._values = (self.stores[:], values)
         return self._values[1]
 
@@ -198,7 +198,7 @@ def _once(store: Store, domain: Sequence[Axis]) -> bool:
         return False
     if not all(a.extent for a in domain):
         return True
-    position, reach = flat(store.index, store.view), 0  # type: ignore[arg-type]
+    position, reach = flat(store.index, store.view), 0  # type: ignore[arg-type]  # none is looked up: seen to above
     for step, extent in sorted((abs(position.coefficient(a)), a.extent) for a in domain if a.extent > 1):
         if step <= reach:
             return False
@@ -248,6 +248,11 @@ def rebuilt(
             new = replace(new, attrs={**v.attrs, "over": over}, axes=axes - set(over))
         table[v] = change(new) if change is not None else new
     return table
+
+
+def roots(stores: Iterable[Store]) -> list[Value]:
+    """What stores are made of: what they put somewhere, and the places that are looked up."""
+    return [v for s in stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
 
 
 # ---- making values -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
 from .layout import panel, physical
 from .phases import Access, accesses
 from .target import Target
@@ -94,8 +94,7 @@ class _Panels:
 
     def kernel(self, kernel: Kernel) -> Kernel:
         where = _where(self.split)
-        roots = [v for s in kernel.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
-        table = rebuilt(roots, {}, where, self._loaded)
+        table = rebuilt(roots(kernel.stores), {}, where, self._loaded)
         stores = []
         for s in kernel.stores:
             index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)

@@ -23,7 +23,7 @@ from ..errors import BudgetError
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .gather import chunk, gathered
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
 
 Index = tuple[Affine | Value, ...]
 SAVE, RESTORE, ADVANCE, BACK = range(4)
@@ -249,8 +249,7 @@ class _Replay:
         if isinstance(item, Loop):
             inside = [self._moved(i, where, step, taped) for i in item.items]
             return Loop(self.names("loop"), item.axis, item.reverse, inside, item.states)
-        roots = [v for s in item.stores for v in (*(i for i in s.index if isinstance(i, Value)), s.value)]
-        table = rebuilt(roots, {}, where, lambda v: self._loaded(v, step))
+        table = rebuilt(roots(item.stores), {}, where, lambda v: self._loaded(v, step))
         stores = []
         for s in item.stores:
             index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
