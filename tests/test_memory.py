@@ -177,8 +177,8 @@ def test_gradients_within_more_budgets(name: str) -> None:
     for dtype in ("float32", "float64"):
         net = case.net(dtype)
         want = gradients(case, net)
-        least = least_of(lambda m, net=net: gradients(case, net, m))  # type: ignore[misc]
-        assert least_of(lambda m, net=net: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+        least = least_of(lambda m, net=net: gradients(case, net, m))  # type: ignore[misc]  # a lambda with defaults
+        assert least_of(lambda m, net=net: gradients(case, net, m), least - 1) == least  # type: ignore[misc]  # a lambda with defaults
         for memory in (least, *np.linspace(least + 1, 3 * least, 8).astype(int), LARGE):
             assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
 
@@ -187,8 +187,8 @@ def test_a_byte_less_than_the_least_budget_is_refused() -> None:
     for name in ("RNN", "RNN, long, one row"):
         case = CASES[name]
         net = case.net()
-        least = least_of(lambda m, net=net, case=case: gradients(case, net, m))  # type: ignore[misc]
-        assert least_of(lambda m, net=net, case=case: gradients(case, net, m), least - 1) == least  # type: ignore[misc]
+        least = least_of(lambda m, net=net, case=case: gradients(case, net, m))  # type: ignore[misc]  # a lambda with defaults
+        assert least_of(lambda m, net=net, case=case: gradients(case, net, m), least - 1) == least  # type: ignore[misc]  # a lambda with defaults
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM"])
