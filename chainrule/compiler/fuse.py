@@ -14,10 +14,10 @@ kernel because of how their index spaces meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, product
 from math import prod
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..graph.node import OPS, Graph, Node, Rows
 from ..graph.rows import rows_of_nodes
 from ..ops.contract import parse
 from .affine import Affine, Axis, of
+from .fold import Part, parts
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, kernels_of, load, reduce
 
 Index = tuple[Any, ...]  # of Affine, or Value where an entry is looked up
@@ -35,7 +36,7 @@ Source = Callable[[Index], Value]
 VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
 EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf"}
-SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
+SCATTERED = {"concatenate", "pad", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
 
@@ -84,6 +85,16 @@ class Group:
         return False
 
 
+@dataclass(frozen=True)
+class Folded:
+    """One folded axis of the places at hand: their part, where they are in it, and how many windows there are."""
+
+    part: Part
+    place: Affine
+    offset: Affine
+    windows: int
+
+
 class Names:
     """Fresh names for axes, kernels and buffers."""
 
@@ -121,6 +132,7 @@ class _Fusion:
         self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
         self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
+        self.within = self._within()
         self.must = self._must()
         self._settle()
         self.must |= self._shared()
@@ -130,11 +142,20 @@ class _Fusion:
 
     # ---- kinds ---------------------------------------------------------------------------------------------------------------
 
+    def _within(self) -> set[Node]:
+        """Products that only a fold reads: their sum and that over windows are one."""
+        users: dict[Node, list[Node]] = {}
+        for n in self.order:
+            for a in n.args:
+                users.setdefault(a, []).append(n)
+        products = (n for n in self.order if n.op == "contract" and n not in self.sinks)
+        return {n for n in products if [u.op for u in users.get(n, ())] == ["fold"]}
+
     def _must(self) -> set[Node]:
         """Nodes that have to be in memory: what leaves the graph, and what products, lookups and loops read again and again."""
         must = {o for o in self.graph.outputs if o.op != "output"}
         for n in self.order:
-            if n.op in ("contract", "scan", "take", "scatter_add", "fold"):
+            if n.op in ("contract", "scan", "take", "scatter_add"):
                 must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
                 must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
@@ -170,7 +191,7 @@ class _Fusion:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
-            if n.op in VIRTUAL:
+            if n.op in VIRTUAL or n in self.within:
                 other = feeds
                 if n in self.must:
                     same = feeds = self._copied(n, feeds, free)
@@ -314,18 +335,48 @@ class _Fusion:
             return self._scattered(group)
         if not asked:
             return []
+        if group.heavy is not None and group.heavy.op == "fold":
+            return [self._kernel(group, asked, *space) for space in self._folds(group.heavy)]
         domain = self._axes(group.shape)
-        former = Former(self, group, domain)
-        index = tuple(of(a) for a in domain)
+        return [self._kernel(group, asked, domain, tuple(of(a) for a in domain), ())]
+
+    def _kernel(
+        self, group: Group, asked: Sequence[Node], domain: tuple[Axis, ...], index: Index, folded: Sequence[Folded]
+    ) -> Kernel:  # fmt: skip
+        """The kernel that computes these nodes at `index`."""
+        former = Former(self, group, domain, folded)
         stores: list[Store] = []
         for node in sorted(asked, key=self.position.__getitem__):
             value = former.at(node, index)
             places = [Sink(self.stored[node])] if node in self.stored else []
             places += [s for s in self.sinks.get(node, ()) if not places or s.buffer is not places[0].buffer]
             stores += [Store(p.buffer, p.at(index), value) for p in places]
-        rows = {self.rows.get(n) for n in asked}
-        row = next((r for r in rows if isinstance(r, int)), None)
-        return [Kernel(self.names("k"), domain, former.reduced, stores, _unit(domain, row))]
+        row = next((r for r in (self.rows.get(n) for n in asked) if isinstance(r, int)), None)
+        unit = _unit(domain, row) if not folded else _unit(domain, _place_of(index, row, domain))
+        return Kernel(self.names("k"), domain, former.reduced, stores, unit)
+
+    def _folds(self, node: Node) -> Iterator[tuple[tuple[Axis, ...], Index, list[Folded]]]:
+        """The parts of an array that windows are added back to: domain, index, and what reaches it."""
+        a = node.attrs
+        (w,) = node.args
+        geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
+        cuts = [parts(node.shape[axis], k, s, d, w.shape[axis]) for axis, k, s, d in geometry]
+        for chosen in product(*cuts):
+            by_axis = dict(zip(a["axes"], chosen, strict=True))
+            domain: list[Axis] = []
+            index: list[Affine] = []
+            folded: dict[int, Folded] = {}
+            for d, n in enumerate(node.shape):
+                part = by_axis.get(d)
+                (q,) = self._axes((n if part is None else part.count,))
+                domain.append(q)
+                index.append(of(q))
+                if part is not None:
+                    (r,) = self._axes((part.spread,))
+                    domain += [r] if part.spread > 1 else []
+                    index[d] = of(q) * part.step + part.first + of(r)
+                    folded[d] = Folded(part, of(q), of(r), w.shape[d])
+            yield tuple(domain), tuple(index), [folded[d] for d in a["axes"]]
 
     def _axes(self, shape: tuple[int, ...], stem: str = "i") -> tuple[Axis, ...]:
         return tuple(Axis(self.names(stem), n) for n in shape)
@@ -392,28 +443,6 @@ class _Fusion:
             self._part(group, target, node.shape, lambda f, i: f.at(fill, ()), row=row),
             self._part(group, target, x.shape, lambda f, i: f.at(x, i), place, row=row),
         ]
-
-    def _fold(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
-        """Zeros, then window after window added: its offsets are the outermost axes."""
-        (w,) = node.args
-        a = node.attrs
-        inner = len(node.shape)
-        zero = self._part(
-            group, target, node.shape, lambda f, i: constant(0, node.dtype), row=self.rows.get(node)
-        )  # what is added to
-
-        def place(i: Index) -> Index:
-            offsets, at = i[: len(a["size"])], list(i[len(a["size"]) :])
-            for axis, o, s, d in zip(a["axes"], offsets, a["stride"], a["dilation"], strict=True):
-                at[axis] = at[axis] * s + o * d
-            return tuple(at)
-
-        def value(f: Former, i: Index) -> Value:
-            k = len(a["size"])
-            return f.at(w, (*i[k:], *i[:k]))
-
-        shape = (*w.shape[inner:], *w.shape[:inner])
-        return [zero, self._part(group, target, shape, value, place, sequential=len(a["size"]))]
 
     def _scatter_add(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         """A copy, then the updates one index after the other."""
@@ -520,8 +549,8 @@ class _Fusion:
 class Former:
     """The values of one kernel, each made once."""
 
-    def __init__(self, fusion: _Fusion, group: Group, domain: tuple[Axis, ...]) -> None:
-        self.fusion, self.group, self.domain = fusion, group, domain
+    def __init__(self, fusion: _Fusion, group: Group, domain: tuple[Axis, ...], folded: Sequence[Folded] = ()) -> None:
+        self.fusion, self.group, self.domain, self.folded = fusion, group, domain, folded
         self.reduced: tuple[Axis, ...] = ()
         self._known: dict[tuple[Node, Index], Value] = {}
 
@@ -654,6 +683,24 @@ class Former:
         factors = [self.at(x, tuple(place[c] for c in word)) for x, word in ((a, left), (b, right))]
         return self._reduce("sum", elementwise("multiply", node.dtype, factors), over)
 
+    def _fold(self, node: Node, index: Index) -> Value:
+        """The sum over all windows that reach the place."""
+        if any(f.part.terms == 0 for f in self.folded):
+            return constant(0, node.dtype)
+        over = self._over([f.part.terms for f in self.folded])
+        at, offsets, within = list(index), [], []
+        for axis, f, term in zip(node.attrs["axes"], self.folded, over, strict=True):
+            window = f.place + of(term) * -f.part.reach + f.part.shift
+            at[axis] = window
+            offsets.append(f.offset + of(term) * f.part.between + f.part.offset)
+            if f.part.bounded:
+                within.append((window, f.windows))
+        value = self.at(node.args[0], (*at, *offsets))
+        if value.op == "reduce" and node.args[0] in self.fusion.within:  # a sum of sums is one
+            (value,), over = value.args, (*over, *value.attrs["over"])
+        over = tuple(a for a in over if a.extent != 1)
+        return reduce("sum", value, over, within) if over else value
+
     def _take(self, node: Node, index: Index) -> Value:
         x, indices = node.args
         axis, k = node.attrs["axis"], len(indices.shape)
@@ -691,6 +738,11 @@ def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
     if row is not None and row < len(domain):
         return domain[row]
     return max(domain, key=lambda a: a.extent * (MUCH_LONGER if a is domain[0] else 1), default=None)
+
+
+def _place_of(index: Index, row: int | None, domain: Sequence[Axis]) -> int | None:
+    """The place in the domain of the axis that is the index of the rows."""
+    return next((i for i, a in enumerate(domain) if row is not None and index[row] == of(a)), None)
 
 
 def _plain_reshape(node: Node) -> bool:

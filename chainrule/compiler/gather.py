@@ -193,6 +193,6 @@ class _Chunks:
             assert old is not None
             assert term is not None
             inner = term.args[0] if term.op == "reduce" else term
-            total = reduce("sum", inner, reduced) if reduced else inner
+            total = reduce("sum", inner, reduced, term.attrs.get("within", ())) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))
         return replace(kernel, name=self.names("k"), stores=stores, reduced=reduced)

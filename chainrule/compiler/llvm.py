@@ -15,7 +15,7 @@ import numpy as np
 from .affine import Affine, Axis
 from .code import Block, Reg
 from .kernels import Buffer
-from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .loops import Bound, Call, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .target import Target
 
 ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
@@ -174,12 +174,21 @@ class _Writer:
 
     # ---- control -------------------------------------------------------------------------------------------------------------
 
-    def _number(self, n: int | str | tuple[str, int]) -> str:
+    def _number(self, n: Bound) -> str:
+        if isinstance(n, Clamped):
+            return self._clamped(n)
         if isinstance(n, tuple):
             name, bound = n
             less = self.b.line(f"icmp slt i64 %{name}, {bound}")
             return self.b.line(f"select i1 {less}, i64 %{name}, i64 {bound}")
         return f"%{n}" if isinstance(n, str) else str(n)
+
+    def _clamped(self, n: Clamped) -> str:
+        line = self.b.line
+        at = self._affine(n.at).text
+        at = line(f"select i1 {line(f'icmp sgt i64 {at}, 0')}, i64 {at}, i64 0")
+        at = at if n.by == 1 else line(f"udiv i64 {at}, {n.by}")
+        return line(f"select i1 {line(f'icmp slt i64 {at}, {n.most}')}, i64 {at}, i64 {n.most}")
 
     def _for(self, s: For) -> None:
         b = self.b
@@ -220,7 +229,11 @@ class _Writer:
             b.lines[line] = f"  {reg.text} = phi {reg.type} [ {one.text}, %{before} ], [ {new.text}, %{end} ]"
         b.start(out)
         for r, c in zip(s.results, s.carries, strict=True):
-            self.registers[r] = self.registers[c.next]
+            one, new = self.registers[c.first], self.registers[c.next]
+            if guarded:  # there may have been no turn
+                text = b.line(f"phi {new.type} [ {one.text}, %{before} ], [ {new.text}, %{end} ]")
+                new = Reg(text, new.dtype, new.width)
+            self.registers[r] = new
 
     def _if(self, s: If) -> None:
         b = self.b

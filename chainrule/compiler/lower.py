@@ -15,8 +15,8 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value
-from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .kernels import Buffer, Kernel, Store, Value, bounds
+from .loops import Bound, Carry, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, schedule, units
 from .target import Target
 
@@ -106,6 +106,7 @@ class _Lowering:
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.packed_from = Affine()  # the place of that axis with which packed operands begin
         self.sums = [v for v in kernel.values() if v.op == "reduce"]
+        self.within = {a: (i, n) for i, n in bounds(self.sums).items() for a in kernel.reduced if a in i.axes}
         self.after: set[Value] = set()  # what is made of sums
         for v in kernel.values():
             if v.op == "reduce" or any(a in self.after for a in (*v.args, *v.index)):
@@ -181,7 +182,7 @@ class _Lowering:
         self.scopes.append(scope)
         return scope
 
-    def _close(self, scope: _Scope, variable: Axis, first: int, last: int, carries: tuple[Carry, ...] = (),
+    def _close(self, scope: _Scope, variable: Axis, first: Bound, last: Bound, carries: tuple[Carry, ...] = (),
                results: tuple[Register, ...] = ()) -> None:  # fmt: skip
         assert self.scopes.pop() is scope
         self.scopes[-1].body.append(For(variable, first, last, scope.body, carries, results))
@@ -545,6 +546,8 @@ class _Lowering:
             return self._long(cells, current)
         assert self.innermost is not None
         within = prod(a.extent for a in axes[1:]) * self.innermost.extent
+        if axes[0] in self.within:
+            return self._confined(axes[0], current, lambda now: self._nest(axes[1:], cells, now))
 
         def inside(now: dict[Any, Register]) -> dict[Any, Register]:
             if within < NESTED_SUM or within * axes[0].extent <= LONG_SUM:
@@ -576,18 +579,33 @@ class _Lowering:
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        return self._turns(variable, 0, extent, current, inside)
+
+    def _confined(self, axis: Axis, current: dict[Any, Register],
+                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        """Over those places of a reduced axis for which what confines it, at - step · axis, is at least 0 and below its bound."""
+        confined, bound = self.within[axis]
+        step = -confined.coefficient(axis)
+        at = self.address(confined.without(axis))
+        first, last = Clamped(at + (step - bound), step, axis.extent), Clamped(at + step, step, axis.extent)
+        return self._turns(axis, first, last, current, inside)
+
+    def _turns(self, variable: Axis, first: Bound, last: Bound, current: dict[Any, Register],
+               inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
         scope = self._open(variable)
         carried = {k: self.register(r.dtype, r.width) for k, r in current.items()}
         after = inside(carried)
         carries = tuple(Carry(carried[k], current[k], after[k]) for k in current)
         results = {k: self.register(r.dtype, r.width) for k, r in current.items()}
-        self._close(scope, variable, 0, extent, carries, tuple(results[k] for k in current))
+        self._close(scope, variable, first, last, carries, tuple(results[k] for k in current))
         return results
 
     def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
         """A long sum in parts; a short one as a whole."""
         axis = self.innermost
         assert axis is not None
+        if axis in self.within:
+            return self._confined(axis, current, lambda now: self._step(cells, now, 0, self.s.width))
         if axis.extent <= self._part_length:
             return self._inner(cells, current)
         return self._in_parts(cells, current, Affine(), axis.extent)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, terms
+from .kernels import Kernel, Value, bounds, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -88,7 +88,9 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
-    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
+    confined = frozenset().union(*(i.axes for i in bounds(kernel.values())))  # how much is summed depends on where these are
+    blocked |= confined
+    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in confined]
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
     return min(ways, key=lambda w: w[0])[1]
@@ -164,6 +166,8 @@ def _way(kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None) -
     accumulators = rows * vectors * max(1, len(reduces))
     innermost = (lane if lane in kernel.reduced else kernel.reduced[-1]) if kernel.reduced else None
     steps = ceil(innermost.extent / (width if innermost is lane else 1)) if innermost is not None else 1
+    if any(innermost in i.axes for i in bounds(reduces)):
+        steps = 1  # how many there are is only known while running
     chains = 1
     while reduces and chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
         chains *= 2
