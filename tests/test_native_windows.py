@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import WIDTHS, backend_of
+from native import WIDTHS, Threaded, backend_of, registered
+from same import assert_same, state
 from tracing import trace_function
 
 import chainrule as cr
+from chainrule import nn
 from chainrule.compiler.cost import work
 from chainrule.compiler.fold import parts
 from chainrule.compiler.kernels import Buffer
@@ -103,6 +105,88 @@ def check(width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geom
 )  # fmt: skip
 def test_random_convolutions(width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geometry, dtype: Any) -> None:
     check(width, rows, channels, g, h, dtype)
+
+
+class Convolution(nn.Module):
+    """Windows times a weight; relu."""
+
+    def __init__(self, filters: int, g: Geometry, h: Geometry) -> None:
+        self.filters, self.g, self.h = filters, g, h
+
+    def __call__(self, x: Any) -> Any:
+        g, h = self.g, self.h
+        w = self.parameter("weight", (g.size, h.size, x.shape[-1], self.filters), "he_uniform")
+        x = np.pad(x, ((0, 0), (0, max(0, g.length - x.shape[1])), (0, max(0, h.length - x.shape[2])), (0, 0)))
+        y = windows(x, [1, 2], [g.size, h.size], [g.stride, h.stride], [g.dilation, h.dilation])
+        return np.maximum(contract("bhwcij,ijco->bhwo", y, w) + self.parameter("bias", (self.filters,), "zeros"), 0)
+
+
+class Pool(nn.Module):
+    """The largest of windows that may overlap."""
+
+    def __init__(self, size: int, stride: int) -> None:
+        self.size, self.stride = size, stride
+
+    def __call__(self, x: Any) -> Any:
+        size = [min(self.size, n) for n in x.shape[1:3]]
+        return np.max(windows(x, [1, 2], size, [self.stride] * 2), axis=(4, 5))
+
+
+class Flat(nn.Module):
+    """Rows of numbers."""
+
+    def __call__(self, x: Any) -> Any:
+        return np.reshape(x, (x.shape[0], -1))
+
+
+def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm: bool) -> nn.Sequential:
+    """Images to three classes."""
+    small = Geometry(1, 1, 1, 1)
+    return nn.Sequential(
+        Convolution(filters, g, h), Pool(*pool), *([nn.BatchNorm()] if norm else []), Convolution(3, small, small), Flat(),
+        nn.Dense(7, "tanh"), nn.Dense(3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@settings(max_examples=20)
+@given(
+    rows=st.sampled_from([16, 32, 37, 48, 50, 64]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
+    g=geometries(9), h=geometries(9), pool=st.sampled_from([(2, 2), (3, 2), (2, 1)]), norm=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+)  # fmt: skip
+def test_random_networks(
+    width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geometry, pool: tuple[int, int], norm: bool, dtype: str
+) -> None:
+    """Gradients of a batch whose rows lie in lanes."""
+    r = np.random.default_rng(1)
+    x = r.normal(size=(rows, g.length, h.length, channels[0])).astype(dtype)
+    y = r.integers(0, 3, rows)
+    net = network(channels[1], g, h, pool, norm)
+    net.fit(x, y, loss="cross_entropy", epochs=0, seed=0, dtype=dtype, verbose=False)
+    with registered(backend_of(width)) as name:
+        got = net.gradients(x, y, loss="cross_entropy", backend=name)
+    known = net.gradients(x, y, loss="cross_entropy", backend="reference")
+    tolerance = 1e-9 if dtype == "float64" else 2e-4
+    for key, a in got.items():
+        b = known[key]
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.max(np.abs(b)))), err_msg=key)
+
+
+@pytest.mark.parametrize("rows", [32, 50, 64, 37])
+def test_threads_give_the_same_bits(rows: int) -> None:
+    """A run over images with a short last batch."""
+    g, h = Geometry(9, 3, 2, 1), Geometry(8, 2, 1, 1)
+    r = np.random.default_rng(2)
+    x, y = r.normal(size=(rows * 2 + 19, 9, 8, 3)).astype("f4"), r.integers(0, 3, rows * 2 + 19)
+    states = []
+    for threads in (1, 2, 3):
+        net = network(6, g, h, (2, 2), True)
+        with registered(Threaded(threads)) as name:
+            net.fit(x, y, loss="cross_entropy", epochs=2, batch_size=rows, seed=0, backend=name, verbose=False)
+        states.append(state(net))
+    for other in states[1:]:
+        assert_same(states[0], other)
 
 
 def test_cost_counts_the_terms_that_there_are() -> None:

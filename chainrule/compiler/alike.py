@@ -47,15 +47,16 @@ def likeness(kernel: Kernel) -> Likeness:
         values.append((v.op, v.dtype.str, args, attrs, buffer(v.buffer), indices(v.index), v.shape))
     stores = [(buffer(s.buffer), indices(s.index), numbers[s.value], s.mode, s.view) for s in kernel.stores]
     unit = axes.get(kernel.unit) if kernel.unit is not None else None
+    inner = axes.get(kernel.inner) if kernel.inner is not None else None
     extents = tuple(a.extent for a in axes)
-    key = (len(kernel.domain), len(kernel.reduced), extents, unit, kernel.sequential, tuple(values), tuple(stores))
+    key = (len(kernel.domain), len(kernel.reduced), extents, unit, inner, kernel.sequential, tuple(values), tuple(stores))
     return Likeness(key, tuple(axes), tuple(buffers))
 
 
 def adapted(made: Schedule, first: Likeness, other: Likeness) -> Schedule:
     """The schedule of one kernel for another that is like it."""
     table: dict[Axis | None, Axis | None] = {None: None, **dict(zip(first.axes, other.axes, strict=True))}
-    return replace(made, lanes=table[made.lanes], tile=table[made.tile], across=table[made.across])
+    return replace(made, lanes=table[made.lanes], tile=table[made.tile], side=table[made.side], across=table[made.across])
 
 
 def counterparts(kernel: Kernel, likeness: Likeness) -> tuple[Buffer, ...]:

@@ -320,7 +320,9 @@ class _Fusion:
                 for s in places
                 if s.buffer.space == "result" and not s.before and not s.carried and s.buffer.shape == node.shape
             ]
-            self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype)
+            row = self.rows.get(node)
+            known = row if isinstance(row, int) else None
+            self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype, row=known)
             if node.op != "output":
                 self._ask(node)
             elif node.args[0] in self.home:

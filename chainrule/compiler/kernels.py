@@ -29,12 +29,14 @@ Space = Literal["input", "state", "result", "scratch"]
 
 @dataclass(slots=True, eq=False)
 class Buffer:
-    """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena."""
+    """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
+    carries the rows of a batch, if that is known."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     space: Space = "scratch"
+    row: int | None = None
 
     @property
     def size(self) -> int:
@@ -83,7 +85,8 @@ class Store:
 class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
-    order of memory; it runs at the end of a step, on the new state, and once before the first step."""
+    order of memory; it runs at the end of a step, on the new state, and once before the first step. inner: the axis of the rows of a
+    block, along which arrays lie innermost (lanes.py)."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -92,6 +95,7 @@ class Kernel:
     unit: Axis | None = None
     sequential: int = 0
     late: bool = False
+    inner: Axis | None = None
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
     block: int = 0  # so long a part of the reduced axis is summed at a time, for all rows of a unit; 0: all of it
     partial: Buffer | None = None  # where sums stand between two parts

@@ -95,9 +95,11 @@ class _Lowering:
         self.original = dict(zip(self.domain, kernel.domain, strict=True))
         self.lanes = renamed.get(schedule.lanes, schedule.lanes) if schedule.lanes is not None else None
         self.tile = renamed.get(schedule.tile, schedule.tile) if schedule.tile is not None else None
+        self.side = renamed.get(schedule.side, schedule.side) if schedule.side is not None else None
+        self.columns = 1  # of the tile at hand
         self.reduced = list(kernel.reduced)
         self.scopes = [_Scope(outside)]
-        self.row = self.vector = 0
+        self.row = self.vector = 0  # row: row of the tile · columns + column
         self.valid = 1  # lanes of the vector at hand that count
         self.tag = 0  # which copy of an unrolled body
         self.innermost = self._innermost()
@@ -161,7 +163,7 @@ class _Lowering:
     def run(self) -> list[Statement]:
         self.base = dict(self.table)
         across = self.renamed.get(self.s.across, self.s.across) if self.s.across is not None else None
-        inner = (self.lanes, self.tile, across)
+        inner = (self.lanes, self.tile, self.side, across)
         outer = [a for a in self.domain if a not in inner and a.extent != 1]
         self._loops(outer, self._tiles if across is None else lambda: self._squares(across))
         return self.scopes[0].body
@@ -284,10 +286,23 @@ class _Lowering:
 
     def _row_tiles(self, inside: Callable[[int], None]) -> None:
         if self.tile is None:
-            inside(1)
+            self._column_tiles(1, inside)
             return
         for start, how_many, size in balanced(self.tile.extent, self.s.rows):
-            self._steps(self.tile, start, how_many, size, lambda size=size: inside(size))  # type: ignore[misc]
+            self._steps(self.tile, start, how_many, size, lambda size=size: self._column_tiles(size, inside))  # type: ignore[misc]
+
+    def _column_tiles(self, rows: int, inside: Callable[[int], None]) -> None:
+        """inside: of rows times columns."""
+        if self.side is None:
+            inside(rows)
+            return
+
+        def some(columns: int) -> None:
+            self.columns = columns
+            inside(rows * columns)
+
+        for start, how_many, size in balanced(self.side.extent, self.s.columns):
+            self._steps(self.side, start, how_many, size, lambda size=size: some(size))  # type: ignore[misc]
 
     def _steps(self, axis: Axis, start: int, how_many: int, size: int, inside: Callable[[], None]) -> None:
         if how_many == 1:
@@ -394,7 +409,7 @@ class _Lowering:
 
     def _value(self, v: Value) -> Register:
         axes = self._own(v.axes)
-        r = self.row if self.tile in axes else 0
+        r = self._row_of(self.row, axes)
         lane = self.vector if self.lanes in axes else 0
         tag = self.tag if self.innermost in axes else 0
         valid = self.valid if self.lanes in axes else 1
@@ -410,6 +425,11 @@ class _Lowering:
         self.made_in[made] = scope
         return made
 
+    def _row_of(self, row: int, axes: frozenset[Axis]) -> int:
+        """The row of a value that may not depend on the tile's axes."""
+        r, column = divmod(row, self.columns)
+        return (r if self.tile in axes else 0) * self.columns + (column if self.side in axes else 0)
+
     def _scope_of(self, v: Value, axes: frozenset[Axis]) -> _Scope:
         """The outermost scope in which all is known that `v` depends on."""
         needed: set[Axis] = set()
@@ -421,7 +441,7 @@ class _Lowering:
         for i, scope in enumerate(self.scopes):
             if scope.variables & needed:
                 depth = i
-        if self.tile in axes or self.lanes in axes:  # rows and vectors are numbered within the tile at hand
+        if not axes.isdisjoint((self.tile, self.side, self.lanes)):  # rows and vectors are numbered within the tile at hand
             depth = max(depth, self._tile_depth())
         return self.scopes[depth]
 
@@ -449,7 +469,8 @@ class _Lowering:
         """An index at the row, vector and copy at hand, and its step from lane to lane."""
         step = self._coefficient(index, self.lanes)
         at = self.address(index)
-        at = at + self._coefficient(index, self.tile) * self.row
+        row, column = divmod(self.row, self.columns)
+        at = at + (self._coefficient(index, self.tile) * row + self._coefficient(index, self.side) * column)
         if self.lanes in self.domain:
             at = at + step * self.vector * self.s.width
         return at, step
@@ -522,7 +543,7 @@ class _Lowering:
         cells: dict[Any, tuple[int, int, int]] = {}
         for v in self.sums:
             axes = self._own(v.axes)
-            for r in range(rows if self.tile in axes else 1):
+            for r in dict.fromkeys(self._row_of(r, axes) for r in range(rows)):
                 for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
                     cells[v, r, n] = (r, n, valid)
         return cells

@@ -27,6 +27,7 @@ from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, verify
+from .lanes import in_lanes
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
@@ -87,6 +88,7 @@ def compile_graph(
     items, sources = _gathered(inputs, graph, target, names)
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
+    items = in_lanes(items, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
     items, plans = replayed(items, memory, data, names)
     items = carried(gathered(items, names), names)
@@ -150,7 +152,7 @@ def _gathered(inputs: Sequence[Given], graph: Graph, target: Target, names: Name
         if large and buffer.dtype == node.dtype and _only_products_read(node, graph):
             sources.append(partial(_row, buffer, order))
             continue
-        copy = Buffer(names("x"), node.shape, node.dtype)
+        copy = Buffer(names("x"), node.shape, node.dtype, row=0)
         domain = tuple(Axis(names("i"), n) for n in node.shape)
         index = tuple(of(a) for a in domain)
         value = _row(buffer, order, index)

@@ -109,7 +109,7 @@ def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
             buffer = Buffer(names("t"), (axis.extent, *(a.extent for a in kernel.domain)), v.dtype)
             stores.append(Store(buffer, (of(axis), *index), _over(v, over)))
             sums[v] = reduce(v.attrs["how"], load(buffer, (of(added), *index)), (added,))
-    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, origin=kernel.origin[:1])
+    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, inner=kernel.inner, origin=kernel.origin[:1])
     table = rebuilt([s.value for s in kernel.stores], sums)
     rest = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (added,), rest, kernel.unit, origin=kernel.origin)]
