@@ -1,25 +1,27 @@
 """Rows in vector lanes: arrays of images and of sequences, of which windows are taken, in blocks of rows whose innermost axis is the row.
 
-In: kernels. Out: kernels that index such arrays of the step's own as (block, ..., row inside). Then any number of channels fills the lanes,
-a window is an offset of whole vectors, weights are broadcast, and a block goes through all layers while it is near. Whether arrays
-lie so follows from their shapes alone: from three axes on, in a graph with windows, if the rows fill the lanes. Arrays of two axes stay as
-they are, row by row; where kernels see one as more, or rows are gathered, a copy is transposed block by block.
+In: kernels. Out: kernels that index such arrays of the step's own as (block, ..., row inside). Then any number of channels fills the
+lanes, a window is an offset of whole vectors, and weights are broadcast. Whether arrays lie so follows from shapes and target alone: from
+three axes on, in a graph with windows whose sums would leave more lanes empty if channels lay in them. Arrays of two axes stay as they
+are, row by row; where kernels see one as more, or rows are gathered, a copy is transposed block by block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt, roots
 from .phases import Access, accesses
+from .target import Target
 
 LEAST = 16  # rows: so many fill the widest vector, or several
 MOST = 32  # rows of a block
 EVEN = 16  # rows; what lies between two vectors is a multiple
+GAIN = 1.1  # times as many instructions with channels in lanes as with rows, from which on rows lie there
 
 
 def block(rows: int) -> int:
@@ -36,7 +38,7 @@ def _pitch(rows: int) -> int:
     return -(-rows // EVEN) * EVEN
 
 
-def in_lanes(items: Sequence[Item], names: Names) -> list[Item]:
+def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
     """The items with such indices."""
     kernels = [i for i in items if isinstance(i, Kernel)]
     inside = {a.buffer for i in items if isinstance(i, Loop) for a in accesses(i)}
@@ -44,7 +46,8 @@ def in_lanes(items: Sequence[Item], names: Names) -> list[Item]:
     every = [(k, a) for k in kernels for a in touched[k] if _has_rows(a.buffer) and a.buffer not in inside]
     misfits = {a.buffer for k, a in every if not _fits(k, a)}
     fitting = [(k, a) for k, a in every if a.buffer not in misfits]
-    if not any(_is_window(i) for _, a in fitting for i in a.index[1:]):
+    seen = {k: a.view[0] for k, a in fitting if any(_is_window(i) for i in a.index[1:])}
+    if not _gains(seen, target):
         return list(items)
     gathered = {a.buffer for k, a in fitting if a.write and _looks_up(k)}
     chosen = {a.buffer for _, a in fitting if len(a.buffer.shape) > 2} - gathered
@@ -65,6 +68,24 @@ def in_lanes(items: Sequence[Item], names: Names) -> list[Item]:
     for buffer in (*chosen, *copies.values()):
         buffer.shape = _shape(buffer.shape)
     return made
+
+
+def _gains(seen: Mapping[Kernel, int], target: Target) -> bool:
+    """Whether sums over windows fill lanes better with rows than with channels. seen: kernels that look at windows, and the rows there."""
+    rows = channels = 0.0
+    for kernel, count in seen.items():
+        sums = [v for v in kernel.values() if v.op == "reduce"]
+        if sums and kernel.domain:
+            width = target.vector_bytes // sums[0].dtype.itemsize
+            terms = prod(a.extent for a in (*kernel.domain, *kernel.reduced))
+            rows += terms / _filled(block(count), width)
+            channels += terms / _filled(kernel.domain[-1].extent, width)
+    return channels > GAIN * rows
+
+
+def _filled(extent: int, width: int) -> float:
+    """The part of the lanes that an axis fills."""
+    return max(extent, 1) / (max(ceil(extent / width), 1) * width)
 
 
 def _has_rows(buffer: Buffer) -> bool:

@@ -88,7 +88,7 @@ def compile_graph(
     items, sources = _gathered(inputs, graph, target, names)
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
-    items = in_lanes(items, names)
+    items = in_lanes(items, target, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
     items, plans = replayed(items, memory, data, names)
     items = carried(gathered(items, names), names)

@@ -121,7 +121,13 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
     chosen = []
     for v in kernel.loads():
         over = [a for a in kernel.reduced if a in v.axes]
-        if made.tile in v.axes or made.side in v.axes or not over or stride(v, made.lanes) != 1 or any(isinstance(i, Value) for i in v.index):
+        if (
+            made.tile in v.axes
+            or made.side in v.axes
+            or not over
+            or stride(v, made.lanes) != 1
+            or any(isinstance(i, Value) for i in v.index)
+        ):
             continue
         line = (stride(v, over[-1]) or 0) * v.dtype.itemsize
         part = block(kernel, made, target)
