@@ -4,6 +4,9 @@ In: kernels. Out: kernels that index such arrays of the step's own as (block, ..
 lanes, a window is an offset of whole vectors, and weights are broadcast. Whether arrays lie so follows from shapes and target alone: from
 three axes on, in a graph with windows whose sums would leave more lanes empty if channels lay in them. Arrays of two axes stay as they
 are, row by row; where kernels see one as more, or rows are gathered, a copy is transposed block by block.
+
+Sums over rows and positions, such as the gradient of a convolution's weight, are made in parts, one for each block, wherever rows lie: so
+they too are made by the thread that has the block.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt, roots
 from .phases import Access, accesses
+from .share import in_parts
 from .target import Target
 
 LEAST = 16  # rows: so many fill the widest vector, or several
-MOST = 32  # rows of a block
+MOST = 16  # rows of a block, if that many divide a batch
 EVEN = 16  # rows; what lies between two vectors is a multiple
+LEAST_PART = 64  # terms of a part of a sum
 GAIN = 1.1  # times as many instructions with channels in lanes as with rows, from which on rows lie there
 
 
@@ -28,10 +33,10 @@ def block(rows: int) -> int:
     """Rows of a block: of those numbers that divide them all, the one that fills lanes best, and is nearest to MOST.
 
     >>> [block(n) for n in (16, 32, 48, 64, 100, 37)]
-    [16, 32, 16, 32, 50, 37]
+    [16, 16, 16, 16, 25, 37]
     """
     fitting = [n for n in range(LEAST, rows + 1) if rows % n == 0]
-    return min(fitting, key=lambda n: (n > 2 * MOST, -n / _pitch(n), abs(n - MOST)))
+    return min(fitting, key=lambda n: (n > 4 * MOST, -n / _pitch(n), abs(n - MOST)))
 
 
 def _pitch(rows: int) -> int:
@@ -68,6 +73,33 @@ def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
     for buffer in (*chosen, *copies.values()):
         buffer.shape = _shape(buffer.shape)
     return made
+
+
+def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
+    """The items; sums over rows and positions in parts of one block of rows each, in graphs with windows."""
+    if not any(_is_window(i) for item in items for a in accesses(item) for i in a.index):
+        return list(items)
+    return [part for item in items for part in ([item] if isinstance(item, Loop) else _summed(item, names))]
+
+
+def _summed(kernel: Kernel, names: Names) -> list[Kernel]:
+    rows = next((x for x in kernel.reduced for a in accesses(kernel) if a.buffer.row == 0 and a.index[0] == of(x)), None)
+    own = [x for x in kernel.reduced if x is not rows and x is not kernel.inner]
+    if rows is None or not own or kernel.sequential:
+        return [kernel]
+    if kernel.inner not in kernel.reduced:
+        if rows.extent < 2 * LEAST or block(rows.extent) == rows.extent:
+            return [kernel]
+        size = block(rows.extent)
+        outer, inner = Axis(names("b"), rows.extent // size), Axis(rows.name, size)
+        table = rebuilt(roots(kernel.stores), {}, {rows: of(outer) * size + of(inner)})
+        stores = [replace(s, value=table[s.value]) for s in kernel.stores]
+        reduced = (outer, *(inner if x is rows else x for x in kernel.reduced))
+        kernel, rows = replace(kernel, stores=stores, reduced=reduced), outer
+    parts = prod(a.extent for a in kernel.domain) * rows.extent
+    if parts * LEAST_PART > prod(a.extent for a in (*kernel.domain, *kernel.reduced)):
+        return [kernel]
+    return in_parts(kernel, rows, names)
 
 
 def _gains(seen: Mapping[Kernel, int], target: Target) -> bool:

@@ -27,7 +27,7 @@ from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, verify
-from .lanes import in_lanes
+from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Statement, loops_text
 from .lower import lower
@@ -88,7 +88,7 @@ def compile_graph(
     items, sources = _gathered(inputs, graph, target, names)
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
-    items = in_lanes(items, target, names)
+    items = in_blocks(in_lanes(items, target, names), names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
     items, plans = replayed(items, memory, data, names)
     items = carried(gathered(items, names), names)

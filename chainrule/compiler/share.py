@@ -94,10 +94,10 @@ def _cut(kernel: Kernel, chosen: Class, names: Names) -> list[Kernel]:
     if units:
         return [replace(kernel, unit=units[-1])]
     summed = [a for a in kernel.reduced if a in chosen]
-    return _in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
+    return in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
 
 
-def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
+def in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
     """A sum for each value of the axis, and a kernel that adds these up."""
     over = tuple(a for a in kernel.reduced if a is not axis)
     index = tuple(of(a) for a in kernel.domain)
