@@ -76,10 +76,29 @@ def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
 
 
 def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
-    """The items; sums over rows and positions in parts of one block of rows each, in graphs with windows."""
-    if not any(_is_window(i) for item in items for a in accesses(item) for i in a.index):
+    """The items; in graphs with windows, sums over rows and positions in parts of one block of rows each, and blocks as what threads share
+    out where they would not get as many rows each."""
+    if any(isinstance(i, Loop) for i in items) or not any(_is_window(i) for k in items for a in accesses(k) for i in a.index):
         return list(items)
-    return [part for item in items for part in ([item] if isinstance(item, Loop) else _summed(item, names))]
+    made = [part for k in items if isinstance(k, Kernel) for part in _summed(k, names)]
+    rows = {a.buffer.shape[0] for k in made for a in accesses(k) if _has_rows(a.buffer)}
+    uneven = {n for n in rows if n % (2 * EVEN) and block(n) < n}
+    return [_cut(k, names) if k.unit is not None and k.unit.extent in uneven else k for k in made]
+
+
+def _cut(kernel: Kernel, names: Names) -> Kernel:
+    """The kernel with blocks as its units."""
+    rows = kernel.unit
+    assert rows is not None
+    outer, inner = Axis(names("b"), rows.extent // block(rows.extent)), Axis(rows.name, block(rows.extent))
+    where = {rows: of(outer) * inner.extent + of(inner)}
+    table = rebuilt(roots(kernel.stores), {}, where)
+    stores = [
+        replace(s, value=table[s.value], index=tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index))
+        for s in kernel.stores
+    ]
+    domain = tuple(x for axis in kernel.domain for x in ((outer, inner) if axis is rows else (axis,)))
+    return replace(kernel, domain=domain, stores=stores, unit=outer)
 
 
 def _summed(kernel: Kernel, names: Names) -> list[Kernel]:

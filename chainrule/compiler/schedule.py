@@ -97,7 +97,11 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     blocked |= confined
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in confined]
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
-    ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in reversed(free) if a is not lane), None]]
+    ways = [
+        _way(kernel, target, lane, tile)
+        for lane in lanes or [None]
+        for tile in [*(a for a in reversed(free) if a is not lane), None]
+    ]
     if kernel.inner in lanes and kernel.reduced:
         ways += [
             _way(kernel, target, kernel.inner, tile, side, columns)
