@@ -50,11 +50,13 @@ def geometries(draw: st.DrawFn, most: int = 13) -> Geometry:
     return Geometry(draw(st.integers(least, max(most, least))), size, draw(st.integers(1, 4)), dilation)
 
 
-@given(geometries(30))
-def test_parts_are_what_windows_reach(g: Geometry) -> None:
-    """Each place once, and with it each (window, offset) that stands on it."""
+@given(geometries(30), st.integers(0, 5), st.integers(0, 5))
+def test_parts_are_what_windows_reach(g: Geometry, before: int, after: int) -> None:
+    """Each place between two once, and with it each (window, offset) that stands on it."""
+    low = min(before, g.length)
+    high = max(low, g.length - after)
     found: dict[int, list[tuple[int, int]]] = {}
-    for p in parts(g.length, g.size, g.stride, g.dilation, g.windows):
+    for p in parts(g.length, g.size, g.stride, g.dilation, g.windows, low, high):
         for q in range(p.count):
             for r in range(p.spread):
                 pairs = [(p.shift + q - p.reach * j, p.offset + r + p.between * j) for j in range(p.terms)]
@@ -67,7 +69,7 @@ def test_parts_are_what_windows_reach(g: Geometry) -> None:
     for w in range(g.windows):
         for k in range(g.size):
             reached[w * g.stride + k * g.dilation].append((w, k))
-    assert {y: sorted(f) for y, f in found.items()} == {y: sorted(f) for y, f in reached.items()}
+    assert {y: sorted(f) for y, f in found.items()} == {y: sorted(f) for y, f in reached.items() if low <= y < high}
 
 
 def _layers(x: Any, w: Any, v: Any, g: Geometry, h: Geometry) -> Any:
@@ -110,13 +112,13 @@ def test_random_convolutions(width: str, rows: int, channels: tuple[int, int], g
 class Convolution(nn.Module):
     """Windows times a weight; relu."""
 
-    def __init__(self, filters: int, g: Geometry, h: Geometry) -> None:
-        self.filters, self.g, self.h = filters, g, h
+    def __init__(self, filters: int, g: Geometry, h: Geometry, pad: tuple[int, int] = (0, 0)) -> None:
+        self.filters, self.g, self.h, self.pad = filters, g, h, pad
 
     def __call__(self, x: Any) -> Any:
         g, h = self.g, self.h
         w = self.parameter("weight", (g.size, h.size, x.shape[-1], self.filters), "he_uniform")
-        x = np.pad(x, ((0, 0), (0, max(0, g.length - x.shape[1])), (0, max(0, h.length - x.shape[2])), (0, 0)))
+        x = np.pad(x, ((0, 0), self.pad, self.pad[::-1], (0, 0)))
         y = windows(x, [1, 2], [g.size, h.size], [g.stride, h.stride], [g.dilation, h.dilation])
         return np.maximum(contract("bhwcij,ijco->bhwo", y, w) + self.parameter("bias", (self.filters,), "zeros"), 0)
 
@@ -141,9 +143,9 @@ class Flat(nn.Module):
 
 def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm: bool) -> nn.Sequential:
     """Images to three classes."""
-    small = Geometry(1, 1, 1, 1)
+    small = Geometry(1, 3, 2, 1)
     return nn.Sequential(
-        Convolution(filters, g, h), Pool(*pool), *([nn.BatchNorm()] if norm else []), Convolution(3, small, small), Flat(),
+        Convolution(filters, g, h), Pool(*pool), *([nn.BatchNorm()] if norm else []), Convolution(3, small, small, (1, 2)), Flat(),
         nn.Dense(7, "tanh"), nn.Dense(3),
     )  # fmt: skip
 

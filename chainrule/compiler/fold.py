@@ -7,7 +7,7 @@ so the places fall into classes by their remainder, and within a class consecuti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 
@@ -31,26 +31,41 @@ class Part:
         return self.terms > 1
 
 
-def parts(length: int, size: int, stride: int, dilation: int, windows: int) -> list[Part]:
-    """All places of an axis of this length, on which so many windows lie.
+def parts(length: int, size: int, stride: int, dilation: int, windows: int, low: int = 0, high: int | None = None) -> list[Part]:
+    """The places from `low` to `high`, or to the end, of an axis of this length, on which so many windows lie.
 
     >>> parts(4, 2, 2, 1, 2)
     [Part(first=0, step=2, count=2, spread=2, terms=1, offset=0, between=2, shift=0, reach=1)]
     >>> [(p.first, p.step, p.count, p.terms) for p in parts(5, 1, 2, 1, 3)]
     [(0, 2, 3, 1), (1, 2, 2, 0)]
     """
-    if dilation == 1 and stride > 1 and size % stride == 0:  # all classes are alike
-        whole, rest = divmod(length, stride)
-        made = _covered(Part(0, stride, whole, stride, size // stride, 0, stride), windows)
-        return made + _covered(Part(whole * stride, 1, 1, rest, size // stride, 0, stride, whole), windows) * bool(rest)
+    high = length if high is None else high
     found: list[Part] = []
+    if dilation == 1 and stride > 1 and size % stride == 0 and (low, high) == (0, length):  # all classes are alike
+        whole, rest = divmod(length, stride)
+        found = [Part(0, stride, whole, stride, size // stride, 0, stride)]
+        found += [Part(whole * stride, 1, 1, rest, size // stride, 0, stride, whole)] if rest else []
+        return [cut for part in found for cut in _covered(part, windows)]
     common = gcd(dilation, stride)
     for r in range(min(stride, length)):
         offsets = [k for k in range(size) if (dilation * k - r) % stride == 0]
         k = offsets[0] if offsets else 0
-        shift = (r - dilation * k) // stride
-        count = -(-(length - r) // stride)
-        found += _covered(Part(r, stride, count, 1, len(offsets), k, stride // common, shift, dilation // common), windows)
+        begin, end = (max(0, -(-(place - r) // stride)) for place in (low, high))
+        shift = (r - dilation * k) // stride + begin
+        found += _covered(
+            Part(
+                r + stride * begin,
+                stride,
+                end - begin,
+                1,
+                len(offsets),
+                k,
+                stride // common,
+                shift,
+                dilation // common,
+            ),
+            windows,
+        )
     return found
 
 
@@ -62,7 +77,7 @@ def _covered(part: Part, windows: int) -> list[Part]:
     high = min(max(low, windows - part.shift), part.count)
     cut = [(0, low, 0), (low, high, 1), (high, part.count, 0)]
     return [
-        Part(part.first + part.step * a, part.step, b - a, part.spread, terms, part.offset, part.between, part.shift + a)
+        replace(part, first=part.first + part.step * a, count=b - a, terms=terms, shift=part.shift + a)
         for a, b, terms in cut
         if b > a
     ]

@@ -44,17 +44,16 @@ DEEPEST = 40  # elementwise nodes computed one inside the other, before one is p
 @dataclass(frozen=True)
 class Sink:
     """Where a node goes: a buffer, and indices that stand before its own (the time of a loop). carried: others still read there
-    what the step before has left; axis, first: it is the part of a longer array that begins at that place of that axis."""
+    what the step before has left; offsets: it is the part of a larger array that begins at that place."""
 
     buffer: Buffer
     before: Index = ()
     carried: bool = False
-    axis: int = 0
-    first: int = 0
+    offsets: tuple[int, ...] = ()
 
     def at(self, index: Index) -> Index:
-        moved = (i + self.first if d == self.axis else i for d, i in enumerate(index))
-        return (*self.before, *(moved if self.first else index))
+        moved = (i + first for i, first in zip(index, self.offsets, strict=True)) if self.offsets else index
+        return (*self.before, *moved)
 
 
 @dataclass(eq=False)
@@ -132,6 +131,7 @@ class _Fusion:
         self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
         self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
+        self.crops: set[Node] = set()  # parts of arrays that windows are added back to, and of which nobody reads the rest
         self.within = self._within()
         self.must = self._must()
         self._settle()
@@ -143,20 +143,30 @@ class _Fusion:
     # ---- kinds ---------------------------------------------------------------------------------------------------------------
 
     def _within(self) -> set[Node]:
-        """Products that only a fold reads: their sum and that over windows are one."""
+        """Products that only a fold reads: their sum and that over windows are one. Folds of which only a part is read: no more is made."""
         users: dict[Node, list[Node]] = {}
         for n in self.order:
             for a in n.args:
                 users.setdefault(a, []).append(n)
-        products = (n for n in self.order if n.op == "contract" and n not in self.sinks)
-        return {n for n in products if [u.op for u in users.get(n, ())] == ["fold"]}
+        found = set()
+        for n in self.order:
+            readers = users.get(n, ())
+            if n in self.sinks or len(readers) != 1:
+                continue
+            (reader,) = readers
+            if n.op == "contract" and reader.op == "fold":
+                found.add(n)
+            if n.op == "fold" and reader.op == "slice" and set(reader.attrs["step"]) == {1}:
+                found.add(n)
+                self.crops.add(reader)
+        return found
 
     def _must(self) -> set[Node]:
         """Nodes that have to be in memory: what leaves the graph, and what products, lookups and loops read again and again."""
         must = {o for o in self.graph.outputs if o.op != "output"}
         for n in self.order:
             if n.op in ("contract", "scan", "take", "scatter_add"):
-                must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
+                must |= {b for a in n.args if (b := self._beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
                 must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
             if n.op == "concatenate":
@@ -180,6 +190,12 @@ class _Fusion:
                 depth[n] = 0
         return must
 
+    def _beneath(self, node: Node) -> Node:
+        """What a chain of virtual operators reads."""
+        while node.op in VIRTUAL and node.args and node.op != "output" and node not in self.crops:
+            node = node.args[0]
+        return node
+
     # ---- homes ---------------------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
@@ -191,12 +207,12 @@ class _Fusion:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
-            if n.op in VIRTUAL or n in self.within:
+            if (n.op in VIRTUAL and n not in self.crops) or n in self.within:
                 other = feeds
                 if n in self.must:
                     same = feeds = self._copied(n, feeds, free)
                     other = nothing
-            elif OPS[n.op].elementwise:
+            elif OPS[n.op].elementwise and n not in self.crops:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
                 best = self._latest(near - other, feeds)
                 if best is not None:
@@ -337,7 +353,7 @@ class _Fusion:
             return self._scattered(group)
         if not asked:
             return []
-        if group.heavy is not None and group.heavy.op == "fold":
+        if group.heavy is not None and (group.heavy.op == "fold" or group.heavy in self.crops):
             return [self._kernel(group, asked, *space) for space in self._folds(group.heavy)]
         domain = self._axes(group.shape)
         return [self._kernel(group, asked, domain, tuple(of(a) for a in domain), ())]
@@ -358,11 +374,13 @@ class _Fusion:
         return Kernel(self.names("k"), domain, former.reduced, stores, unit)
 
     def _folds(self, node: Node) -> Iterator[tuple[tuple[Axis, ...], Index, list[Folded]]]:
-        """The parts of an array that windows are added back to: domain, index, and what reaches it."""
-        a = node.attrs
-        (w,) = node.args
+        """The parts of an array that windows are added back to, or of a part of one: domain, index, and what reaches it."""
+        fold = node.args[0] if node in self.crops else node
+        starts = node.attrs["start"] if node in self.crops else (0,) * len(node.shape)
+        a = fold.attrs
+        (w,) = fold.args
         geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
-        cuts = [parts(node.shape[axis], k, s, d, w.shape[axis]) for axis, k, s, d in geometry]
+        cuts = [parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x]) for x, k, s, d in geometry]
         for chosen in product(*cuts):
             by_axis = dict(zip(a["axes"], chosen, strict=True))
             domain: list[Axis] = []
@@ -376,7 +394,7 @@ class _Fusion:
                 if part is not None:
                     (r,) = self._axes((part.spread,))
                     domain += [r] if part.spread > 1 else []
-                    index[d] = of(q) * part.step + part.first + of(r)
+                    index[d] = of(q) * part.step + (part.first - starts[d]) + of(r)
                     folded[d] = Folded(part, of(q), of(r), w.shape[d])
             yield tuple(domain), tuple(index), [folded[d] for d in a["axes"]]
 
@@ -419,7 +437,9 @@ class _Fusion:
         axis, at, kernels = node.attrs["axis"], 0, []
         for arg in node.args:
             if arg in self.home and self.home[arg].open and self.home[arg].shape == arg.shape:
-                self.sinks.setdefault(arg, []).append(Sink(target, axis=axis, first=at))
+                self.sinks.setdefault(arg, []).append(
+                    Sink(target, offsets=tuple(at * (d == axis) for d in range(len(node.shape))))
+                )
                 self._ask(arg)
                 at += arg.shape[axis]
                 continue
@@ -437,6 +457,16 @@ class _Fusion:
     def _pad(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         x, fill = node.args
         row = self.rows.get(node)
+        amounts = node.attrs["amounts"]
+        if (
+            x in self.home
+            and self.home[x].open
+            and self.home[x].shape == x.shape
+            and all(min(low, high) >= 0 and not mid for low, high, mid in amounts)
+        ):  # its group stores it inside
+            self.sinks.setdefault(x, []).append(Sink(target, offsets=tuple(low for low, _, _ in amounts)))
+            self._ask(x)
+            return self._borders(node, group, target)
 
         def place(i: Index) -> Index:
             return tuple(e * (mid + 1) + lo for e, (lo, _, mid) in zip(i, node.attrs["amounts"], strict=True))
@@ -445,6 +475,23 @@ class _Fusion:
             self._part(group, target, node.shape, lambda f, i: f.at(fill, ()), row=row),
             self._part(group, target, x.shape, lambda f, i: f.at(x, i), place, row=row),
         ]
+
+    def _borders(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """What stands around an array: before and after it along each axis; of the axes before that one only what is inside."""
+        x, fill = node.args
+        amounts = node.attrs["amounts"]
+        kernels = []
+        for d, (low, high, _) in enumerate(amounts):
+            for first, extent in ((0, low), (low + x.shape[d], high)):
+                shape = (*x.shape[:d], extent, *node.shape[d + 1 :])
+                start = (*(a[0] for a in amounts[:d]), first, *(0 for _ in amounts[d + 1 :]))
+
+                def place(i: Index, start: tuple[int, ...] = start) -> Index:
+                    return tuple(e + first for e, first in zip(i, start, strict=True))
+
+                if extent:
+                    kernels.append(self._part(group, target, shape, lambda f, i: f.at(fill, ()), place, self.rows.get(node)))
+        return kernels
 
     def _scatter_add(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         """A copy, then the updates one index after the other."""
@@ -769,12 +816,5 @@ def _seen_whole(body: Graph) -> set[Node]:
 def _viewed(node: Node) -> Node:
     """What a chain of reshapes looks at."""
     while node.op == "reshape":
-        node = node.args[0]
-    return node
-
-
-def _beneath(node: Node) -> Node:
-    """What a chain of virtual operators reads."""
-    while node.op in VIRTUAL and node.args and node.op != "output":
         node = node.args[0]
     return node
