@@ -396,7 +396,8 @@ class Stateful(ABC):
         known = {*self._built["sequences"], *self._built["stepwise"]}
         for name in {n for lengths in inputs.lengths for n in measured_by(lengths)} - known:
             raise DataError(
-                f"{name}: its rows differ in length, and no layer of this network knows where a sequence ends (RNN, LSTM, GRU do): "
+                f"{name}: its rows differ in length, and no layer of this network knows where a sequence ends (RNN, LSTM, GRU do, unless "
+                "a layer before them mixes steps, as a convolution does): "
                 "pad them or pass arrays of one shape"
             )
         for name, array in inputs.arrays.items():
