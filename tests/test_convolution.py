@@ -177,8 +177,10 @@ def test_second_derivatives_by_input_and_parameters_agree_with_autograd(name: st
         return anp.mean((slope - t) ** 2)
 
     expected = autograd.grad(objective)(p)
+    single = built(Slope(Gain(make())), x, "float32").gradients(x, t, loss="mse")
     for n, value in net.gradients(x, t, loss="mse").items():
         np.testing.assert_allclose(value, expected[n], rtol=1e-9, atol=1e-12, err_msg=n)
+        np.testing.assert_allclose(single[n], expected[n], rtol=2e-3, atol=2e-4 * np.abs(expected[n]).max(), err_msg=n)
         assert np.any(value != 0)
 
 
@@ -535,18 +537,35 @@ def test_what_the_proposed_projection_says_is_true() -> None:
 
 
 @pytest.mark.parametrize("use", ["predict", "fit", "gradients", "call"])
-def test_grey_images_for_a_network_of_colour(use: str) -> None:
+@pytest.mark.parametrize(
+    ("built_for", "given", "remedy"),
+    [
+        ((6, 6, 3), (6, 6, 1), "np.repeat(x, 3, axis=-1) makes grey images of three channels"),
+        ((6, 6, 1), (6, 6, 3), "np.mean(x, axis=-1, keepdims=True) makes colour images grey"),
+        ((6, 6, 1), (6, 6), "x[..., None] gives it the last axis"),
+        ((6, 6, 3), (6, 6), "net.reset()"),
+        ((6, 6, 3), (6, 7, 3), "net.reset()"),
+    ],
+)
+def test_images_of_another_kind_than_a_network_was_built_for(use: str, built_for: Shape, given: Shape, remedy: str) -> None:
     net = nn.Sequential(nn.Conv2D(4, 3), nn.GlobalAvgPool(), nn.Dense(2))
-    net.fit(np.ones((4, 6, 6, 3)), np.ones((4, 2)), epochs=0)
+    net.fit(np.ones((4, *built_for)), np.ones((4, 2)), epochs=0)
     uses: dict[str, Callable[[Array], Any]] = {
         "predict": net.predict,
         "fit": lambda x: net.fit(x, np.ones((4, 2))),
         "gradients": lambda x: net.gradients(x, np.ones((4, 2))),
         "call": net,
     }
-    for shape in ((4, 6, 6, 1), (4, 6, 6)):
-        with pytest.raises(cr.ShapeError, match=r"6, 6, 3\)"):
-            uses[use](np.ones(shape))
+    said = f"rows of shape {given}, but this network was built for rows of shape {built_for}; {remedy}"
+    with pytest.raises(cr.ShapeError, match=re.escape(said)):
+        uses[use](np.ones((4, *given)))
+
+
+def test_bytes_are_images_too() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (6, 7, 5, 1)).astype(np.uint8)
+    net = nn.Sequential(nn.Conv2D(4, 3, activation="relu"), nn.MaxPool2D(2), nn.Flatten(), nn.Dense(3))
+    net.fit(x, np.arange(6) % 3, loss="cross_entropy", epochs=2)
+    np.testing.assert_array_equal(net.predict(x), net.predict(x.astype(np.float32)))
 
 
 def test_sequences_of_different_length_are_refused() -> None:

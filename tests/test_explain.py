@@ -661,6 +661,24 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Any, Any, str]] = {
         normal(4),
         "mse",
     ),
+    "images": (
+        lambda: nn.Sequential(
+            nn.Conv2D(4, 3, 2, "same", "tanh", groups=2), nn.BatchNorm(), nn.MaxPool2D(3, 1, 1), nn.Dropout2D(0.2),
+            nn.Residual(nn.Conv2D(4, 2), nn.AvgPool2D(2, 1)), nn.Flatten(), nn.Dense(1),
+        ),
+        normal(3, 6, 5, 2),
+        normal(3),
+        "mse",
+    ),
+    "time": (
+        lambda: nn.Sequential(
+            nn.Conv1D(3, 2, padding="causal", dilation=2, activation="softplus"), nn.MaxPool1D(2), nn.AvgPool1D(2, padding="same"),
+            nn.GlobalAvgPool(), nn.Dense(3),
+        ),
+        normal(4, 7, 2),
+        np.array([0, 1, 2, 0]),
+        "cross_entropy",
+    ),
     "functions": (
         lambda: nn.Sequential(nn.Dense(4, "silu"), lambda x: x * np.cos(x), nn.Dense(2, "softplus")), normal(5, 3), normal(5, 2), "huber",
     ),
