@@ -438,6 +438,42 @@ def test_batch_norm_has_a_mean_for_each_channel() -> None:
     np.testing.assert_allclose(net.statistics["variance"], x.reshape(-1, 3).var(axis=0, ddof=1), rtol=1e-12)
 
 
+class Picture(nn.Recurrent):
+    """A recurrent cell whose state is an image."""
+
+    def __init__(self) -> None:
+        self.of_input, self.of_state = nn.Conv2D(2, 3, padding="same"), nn.Conv2D(2, 3, padding="same", bias=False)
+        super().__init__(state=(4, 3, 2))
+
+    def step(self, state: Any, x: Any) -> tuple[Any, Any]:
+        h = np.tanh(self.of_input(x) + self.of_state(state))
+        return h, h
+
+
+FILMS: dict[str, Callable[[], list[nn.Module]]] = {
+    "convolutions in a cell": lambda: [Picture(), nn.Flatten()],
+    "convolutions of each step": lambda: [
+        nn.TimeDistributed(nn.Sequential(nn.Conv2D(3, 2, activation="tanh"), nn.MaxPool2D(2, 1), nn.Flatten())), nn.GRU(3)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_films(name: str) -> None:
+    """Images in time, (batch, time, height, width, channel), of different length."""
+    x, y, lengths = images((4, 5, 4, 3, 2)), np.linspace(-1, 1, 4), [5, 2, 4, 1]
+    learnt = []
+    for backend in ("native", "reference"):
+        net = nn.Sequential(*FILMS[name](), nn.Dense(1))
+        net.fit(x, y, lengths=lengths, epochs=2, batch_size=2, optimizer=cr.SGD(0.1), dtype="float64", backend=backend, seed=0)
+        learnt.append(state(net))
+    for n, value in learnt[0].items():
+        np.testing.assert_allclose(value, learnt[1][n], rtol=1e-9, atol=1e-12, err_msg=n)
+    net.check_gradients(x, y, lengths=lengths)
+    short = net.predict(x[1:2, :2])
+    np.testing.assert_allclose(net.predict(x, lengths=lengths)[1:2], short, rtol=1e-12)
+
+
 def test_a_small_network_reads_handwritten_digits() -> None:
     """At least 98 % of 397 digits that it has not seen."""
     x, y = examples.digits()

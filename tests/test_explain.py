@@ -704,6 +704,16 @@ def test_the_equations_of_a_network_give_its_gradients(name: str, training: bool
     check_html(kept.html)
 
 
+def test_a_convolution_has_one_z_and_one_a() -> None:
+    net = nn.Sequential(nn.Conv2D(4, 3, activation="tanh", groups=2), nn.GlobalAvgPool(), nn.Dense(1))
+    lines = [line.split("  (")[0].strip() for line in explain(net, normal(2, 4, 5, 2), normal(2), loss="mse").text.splitlines()]
+    at = lines.index("Layer 0: Conv2D(4, 3, activation='tanh', groups=2)")
+    assert lines[at + 2 : at + 4] == [
+        'z0 = reshape(einsum("ijklmno,nomlp->ijklp", v1, reshape(W0, (3, 3, 1, 2, 2))), (2, 2, 3, 4)) + b0',
+        "a0 = tanh(z0)",
+    ]
+
+
 def test_the_textbook_network_reads_like_the_textbook() -> None:
     make, x, y, loss = NETWORKS["textbook"]
     assert (

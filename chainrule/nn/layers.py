@@ -117,7 +117,8 @@ class BatchNorm(Module):
     y = (x - μ) / sqrt(σ² + eps) · scale + shift; in training μ and σ² are those of the batch, over all axes but the last, and the
     running statistics move: r ← (1 - momentum) r + momentum · (μ, or the unbiased σ² n / (n - 1)); else the running ones are used.
 
-    Args: momentum 0.1, eps 1e-5, as in PyTorch. Shapes: x (B, ..., C); scale, shift, mean, variance (C,).
+    Args: momentum 0.1, eps 1e-5, as in PyTorch. Shapes: x (B, ..., C), of any number of axes: images and sequences have one mean for
+    each channel; scale, shift, mean, variance (C,).
     Source: Ioffe & Szegedy, "Batch normalization", ICML 2015, algorithms 1 and 2.
     Differs: a frozen layer uses its running statistics in training too, and they stay.
 
