@@ -3,6 +3,7 @@ of vectors, in both precisions, with the same bits for every number of threads."
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +154,7 @@ def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm:
 @pytest.mark.parametrize("width", WIDTHS)
 @settings(max_examples=20)
 @given(
-    rows=st.sampled_from([16, 32, 37, 48, 50, 64]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
+    rows=st.sampled_from([16, 32, 37, 48, 50, 64, 67]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
     g=geometries(9), h=geometries(9), pool=st.sampled_from([(2, 2), (3, 2), (2, 1)]), norm=st.booleans(),
     dtype=st.sampled_from(["float32", "float64"]),
 )  # fmt: skip
@@ -173,6 +174,50 @@ def test_random_networks(
     for key, a in got.items():
         b = known[key]
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.max(np.abs(b)))), err_msg=key)
+
+
+def _residual(channels: int, stride: int) -> nn.Module:
+    inner = nn.Sequential(nn.Conv2D(channels, 3, stride, "same", bias=False), nn.BatchNorm())
+    return nn.Residual(inner, nn.Conv2D(channels, 1, stride, bias=False))
+
+
+NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], list[nn.Module]]]] = {
+    "lenet": ((12, 12, 1), lambda: [nn.Conv2D(3, 3, activation="relu"), nn.MaxPool2D(2), nn.Conv2D(5, 3), nn.Flatten()]),
+    "residual": ((7, 6, 3), lambda: [nn.Conv2D(6, 3, padding="same"), _residual(5, 2), nn.Activation("relu"), nn.GlobalAvgPool()]),
+    "drops": ((8, 8, 2), lambda: [nn.Conv2D(6, 3), nn.Dropout2D(0.3), nn.AvgPool2D(2), nn.Dropout(0.2), nn.Flatten()]),
+    "groups": ((6, 6, 4), lambda: [nn.Conv2D(6, 3, groups=2, padding="same"), nn.LayerNorm(), nn.Conv2D(6, 3, groups=6), nn.Flatten()]),
+    "dilated": ((20, 3), lambda: [nn.Conv1D(5, 3, padding="causal", dilation=2), nn.Conv1D(5, 2, 3, 2, "tanh"), nn.Flatten()]),
+    "padded pool": ((9, 9, 2), lambda: [nn.MaxPool2D(3, 2, "same"), nn.Conv2D(7, 2), nn.AvgPool2D(3, 1, "same"), nn.GlobalAvgPool()]),
+    "recurrent": ((15, 3), lambda: [nn.Conv1D(5, 3, activation="relu"), nn.MaxPool1D(2), nn.LSTM(4)]),
+    "steps": ((15, 3), lambda: [nn.GRU(5, return_sequences=True), nn.Conv1D(3, 3, 2), nn.Flatten()]),
+    "dense between": ((8, 8, 1), lambda: [nn.Conv2D(5, 3), nn.Dense(3, "relu"), nn.Conv2D(2, 3), nn.Flatten(), nn.Dense(7)]),
+    "images": ((6, 6, 2), lambda: [nn.Conv2D(3, 3, padding="same"), nn.Reshape(6, 18), nn.Conv1D(5, 2), nn.Flatten()]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [16, 48, 50])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_many_layers(name: str, rows: int) -> None:
+    """Gradients, with dropout and batch statistics; and what a run with a short last batch leads to."""
+    shape, make = NETWORKS[name]
+    r = np.random.default_rng(3)
+    x, y = r.normal(size=(rows + 5, *shape)), r.integers(0, 3, rows + 5)
+    options: dict[str, Any] = {"loss": "cross_entropy", "seed": 4}
+    net = nn.Sequential(*make(), nn.Dense(3))
+    net.fit(x, y, epochs=0, dtype="float64", verbose=False, **options)
+    got, known = (net.gradients(x[:rows], y[:rows], backend=b, **options) for b in ("native", "reference"))
+    for key, a in got.items():
+        np.testing.assert_allclose(a, known[key], rtol=1e-8, atol=1e-10, err_msg=key)
+    ends = []
+    start = net.parameters
+    for backend in ("native", "reference"):
+        net.reset()
+        net.fit(x, y, epochs=0, dtype="float64", verbose=False, **options)
+        net.load_parameters(start)
+        net.fit(x, y, epochs=2, batch_size=rows, optimizer=cr.SGD(0.1), backend=backend, verbose=False, **options)
+        ends.append(state(net))
+    for key, a in ends[0].items():
+        np.testing.assert_allclose(a, ends[1][key], rtol=1e-7, atol=1e-9, err_msg=key)
 
 
 @pytest.mark.parametrize("rows", [32, 50, 64, 37])

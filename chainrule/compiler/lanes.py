@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from math import ceil, prod
 
 from .affine import Affine, Axis, of
@@ -24,19 +25,21 @@ from .target import Target
 
 LEAST = 16  # rows: so many fill the widest vector, or several
 MOST = 16  # rows of a block, if that many divide a batch
+LARGEST = 64
 EVEN = 16  # rows; what lies between two vectors is a multiple
 LEAST_PART = 64  # terms of a part of a sum
 GAIN = 1.1  # times as many instructions with channels in lanes as with rows, from which on rows lie there
 
 
+@cache
 def block(rows: int) -> int:
-    """Rows of a block: of those numbers that divide them all, the one that fills lanes best, and is nearest to MOST.
+    """Rows of a block: of those numbers that divide them all, the one that fills lanes best, and is nearest to MOST; 0 if there is none.
 
-    >>> [block(n) for n in (16, 32, 48, 64, 100, 37)]
-    [16, 16, 16, 16, 25, 37]
+    >>> [block(n) for n in (16, 32, 48, 64, 100, 37, 101)]
+    [16, 16, 16, 16, 25, 37, 0]
     """
-    fitting = [n for n in range(LEAST, rows + 1) if rows % n == 0]
-    return min(fitting, key=lambda n: (n > 4 * MOST, -n / _pitch(n), abs(n - MOST)))
+    fitting = [n for n in range(LEAST, min(rows, LARGEST) + 1) if rows % n == 0]
+    return min(fitting, key=lambda n: (-n / _pitch(n), abs(n - MOST)), default=0)
 
 
 def _pitch(rows: int) -> int:
@@ -81,9 +84,11 @@ def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
     if any(isinstance(i, Loop) for i in items) or not any(_is_window(i) for k in items for a in accesses(k) for i in a.index):
         return list(items)
     made = [part for k in items if isinstance(k, Kernel) for part in _summed(k, names)]
-    rows = {a.buffer.shape[0] for k in made for a in accesses(k) if _has_rows(a.buffer)}
+    plain = [k for k in made if k.inner is None]  # the units of the others are blocks
+    rows = {a.buffer.shape[0] for k in plain for a in accesses(k) if _has_rows(a.buffer)}
     uneven = {n for n in rows if n % (2 * EVEN) and block(n) < n}
-    return [_cut(k, names) if k.unit is not None and k.unit.extent in uneven else k for k in made]
+    cut = {k: _cut(k, names) for k in plain if k.unit is not None and k.unit.extent in uneven}
+    return [cut.get(k, k) for k in made]
 
 
 def _cut(kernel: Kernel, names: Names) -> Kernel:
@@ -107,7 +112,7 @@ def _summed(kernel: Kernel, names: Names) -> list[Kernel]:
     if rows is None or not own or kernel.sequential:
         return [kernel]
     if kernel.inner not in kernel.reduced:
-        if rows.extent < 2 * LEAST or block(rows.extent) == rows.extent:
+        if block(rows.extent) in (0, rows.extent):
             return [kernel]
         size = block(rows.extent)
         outer, inner = Axis(names("b"), rows.extent // size), Axis(rows.name, size)
@@ -141,7 +146,7 @@ def _filled(extent: int, width: int) -> float:
 
 def _has_rows(buffer: Buffer) -> bool:
     return (
-        buffer.space == "scratch" and buffer.row == 0 and len(buffer.shape) > 1 and buffer.shape[0] >= LEAST and buffer.size > 0
+        buffer.space == "scratch" and buffer.row == 0 and len(buffer.shape) > 1 and block(buffer.shape[0]) > 0 and buffer.size > 0
     )
 
 
