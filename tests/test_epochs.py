@@ -137,7 +137,7 @@ def test_orders_where_the_number_of_an_epoch_needs_two_words() -> None:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_orders_one_by_one_in_groups_and_again(shuffle: bool) -> None:
-    orders = Orders(6, shuffle=shuffle, seed=3)
+    orders = Orders(6, 6, shuffle=shuffle, seed=3)
     for first, epochs in ((0, 1), (1, 1), (2, 1), (3, 70), (73, 1), (5, 2), (0, 4), (4, 8), (200, 9), (209, 1)):
         expected = np.stack([epoch_order(6, shuffle=shuffle, seed=3, epoch=first + i) for i in range(epochs)])
         taken = orders.take(first, epochs, most=max(epochs, 50))

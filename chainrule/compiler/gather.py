@@ -21,7 +21,7 @@ from math import ceil, prod
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reduce, roots
-from .schedule import CHUNK
+from .schedule import CHUNK, together
 
 Index = tuple[Affine | Value, ...]
 
@@ -30,14 +30,14 @@ def gathered(items: Sequence[Item], names: Names) -> list[Item]:
     """The items with such loops cut into chunks. Only loops that stand in no other are looked at."""
     made: list[Item] = []
     for item in items:
-        sums = _sums(item, items) if isinstance(item, Loop) and not item.meets else []
+        sums = sums_of(item, items) if isinstance(item, Loop) and not item.meets else []
         made += _Chunks(item, sums, names).items() if sums and isinstance(item, Loop) else [item]
     return made
 
 
 def chunk(loop: Loop) -> tuple[int, int]:
     """The steps of a chunk (1 if the loop gathers no sums), and the bytes that are kept until its end."""
-    sums = _sums(loop, [loop])
+    sums = sums_of(loop, [loop])
     if not sums:
         return 1, 0
     made = _Chunks(loop, sums, Names())
@@ -47,7 +47,7 @@ def chunk(loop: Loop) -> tuple[int, int]:
 # ---- which kernels are such sums ---------------------------------------------------------------------------------------------
 
 
-def _sums(loop: Loop, items: Sequence[Item]) -> list[Kernel]:
+def sums_of(loop: Loop, items: Sequence[Item]) -> list[Kernel]:
     """The kernels of a loop that only add to what nothing else in it reads, from what is known at the end of a step."""
     if not loop.gathers:
         return []
@@ -155,8 +155,10 @@ class _Chunks:
         step = Axis(self.loop.axis.name + "s", length)
         where = {self.loop.axis: first + of(step)}
         states = [b for b in self.loop.states if not any(b is s.buffer for k in self.sums for s in k.stores)]
-        steps = Loop(self.names("loop"), step, self.loop.reverse, [self._moved(i, where, of(step)) for i in self.rest], states)
-        return [steps, *(self._sum(k, first, length) for k in self.sums)]
+        ends = self.loop.ends.moved(where) if self.loop.ends is not None else None
+        inside = [self._moved(i, where, of(step)) for i in self.rest]
+        steps = Loop(self.names("loop"), step, self.loop.reverse, inside, states, ends=ends)
+        return [steps, *(part for k in self.sums for part in self._sum(k, first, length))]
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine) -> Item:
         """An item of the loop at other times; what the sums read is kept for each step of the chunk."""
@@ -183,16 +185,37 @@ class _Chunks:
         kept = self.kept.get(v.buffer) if v.op == "load" and v.buffer is not None else None
         return v if kept is None else load(kept, (step, *v.index), (self.length, *v.shape))
 
-    def _sum(self, kernel: Kernel, first: Affine, length: int) -> Kernel:
-        """All steps of a chunk added at once."""
+    def _sum(self, kernel: Kernel, first: Affine, length: int) -> list[Kernel]:
+        """All steps of a chunk added at once; where rows end, for those that end together at a time, up to their last step."""
         step = Axis(self.names("r"), length)
-        reduced = (*((step,) if length > 1 else ()), *kernel.reduced)
+        ends = self.loop.ends
+        if ends is None or kernel.rows is None:
+            reduced = (*((step,) if length > 1 else ()), *kernel.reduced)
+            return [self._added(kernel, {self.loop.axis: first + of(step)}, of(step), reduced, {})]
+        made = []
+        size = together(kernel.rows.extent)
+        groups, rest = divmod(kernel.rows.extent, size)
+        for start, count, own in ((0, groups, size), (groups * size, 1, rest)):
+            if not count or not own:
+                continue
+            step, group, row = Axis(self.names("r"), length), Axis(self.names("r"), count), Axis(self.names("r"), own)
+            begin = of(group) * own + start if count > 1 else Affine(start)
+            where = {self.loop.axis: first + of(step), kernel.rows: begin + of(row)}
+            inner = [row if a is kernel.rows else a for a in kernel.reduced]
+            until = {step: ends.moved(where).turns(begin, step)}
+            outer = (group, step) if count > 1 else (step,)
+            made.append(self._added(kernel, where, of(step), (*outer, *inner), until))
+        return made
+
+    def _added(
+        self, kernel: Kernel, where: Mapping[Axis, Affine], step: Affine, reduced: tuple[Axis, ...], until: dict[Axis, Value]
+    ) -> Kernel:
         stores = []
-        for s in self._stores(kernel, {self.loop.axis: first + of(step)}, of(step)):
+        for s in self._stores(kernel, where, step):
             old, term = _old(s), _term(s)
             assert old is not None
             assert term is not None
             inner = term.args[0] if term.op == "reduce" else term
             total = reduce("sum", inner, reduced) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))
-        return replace(kernel, name=self.names("k"), stores=stores, reduced=reduced)
+        return replace(kernel, name=self.names("k"), stores=stores, reduced=reduced, until=until, rows=None)

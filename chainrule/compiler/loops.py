@@ -84,16 +84,17 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class For:
-    """variable = first, first + 1, ..., below `last`; the two are numbers or names of parameters, and where `last` is a pair, the smaller
-    of its two counts."""
+    """variable = first, first + 1, ..., below `last`; the two are numbers or names of parameters, `last` may also be a register, and
+    where it is a pair, the smaller of its two counts. scale: parameters are multiplied by it."""
 
     variable: Axis
     first: int | str
-    last: int | str | tuple[str, int]
+    last: int | str | tuple[str, int] | Register
     body: list[Statement]
     carries: tuple[Carry, ...] = ()
     results: tuple[Register, ...] = ()  # what the carried registers hold after the last iteration
     descending: bool = False
+    scale: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,11 +108,12 @@ class If:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Another function, for the units `first` to `last`, with the variables of enclosing loops."""
+    """Another function, for the units `first` to `last`, with the variables of enclosing loops. A unit is a number, the name of a
+    parameter or affine in those variables."""
 
     function: str
-    first: int | str
-    last: int | str
+    first: int | str | Affine
+    last: int | str | Affine
     variables: tuple[Axis, ...] = ()
 
 
@@ -141,9 +143,10 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
     lines: list[str] = []
     for s in body:
         if isinstance(s, For):
-            last = f"min({s.last[0]}, {s.last[1]})" if isinstance(s.last, tuple) else s.last
+            by = f"*{s.scale}" if s.scale > 1 else ""
+            last = f"min({s.last[0]}{by}, {s.last[1]})" if isinstance(s.last, tuple) else s.last
             down = " descending" if s.descending else ""
-            lines.append(f"{indent}for {s.variable.name} = {s.first}..{last}{down}")
+            lines.append(f"{indent}for {s.variable.name} = {s.first}{by}..{last}{down}")
             lines += [f"{indent}    carry {c.register.name} = {c.first.name}" for c in s.carries]
             lines += _lines(s.body, indent + "    ")
             lines += [f"{indent}    next {c.register.name} = {c.next.name}" for c in s.carries]

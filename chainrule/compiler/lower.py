@@ -17,7 +17,7 @@ from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
 from .kernels import Buffer, Kernel, Store, Value
 from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
-from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, schedule, units
+from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
 from .target import Target
 
 
@@ -25,7 +25,7 @@ def lower(kernel: Kernel, made: Schedule, threads: int, target: Target, variable
     """The function that does the units lo..hi-1 of `kernel`."""
     body: list[Statement] = []
     if all(a.extent for a in kernel.domain):
-        total, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 0)
+        total, length = cut(kernel, threads)
         if total == 1:
             body.append(If("hi", 0, _body(kernel, made, target, {}, {}, "", Affine(), set())))
         else:
@@ -181,7 +181,7 @@ class _Lowering:
         self.scopes.append(scope)
         return scope
 
-    def _close(self, scope: _Scope, variable: Axis, first: int, last: int, carries: tuple[Carry, ...] = (),
+    def _close(self, scope: _Scope, variable: Axis, first: int, last: int | Register, carries: tuple[Carry, ...] = (),
                results: tuple[Register, ...] = ()) -> None:  # fmt: skip
         assert self.scopes.pop() is scope
         self.scopes[-1].body.append(For(variable, first, last, scope.body, carries, results))
@@ -576,12 +576,14 @@ class _Lowering:
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        until = self.kernel.until.get(variable)
+        last = extent if until is None else self.value(until)
         scope = self._open(variable)
         carried = {k: self.register(r.dtype, r.width) for k, r in current.items()}
         after = inside(carried)
         carries = tuple(Carry(carried[k], current[k], after[k]) for k in current)
         results = {k: self.register(r.dtype, r.width) for k, r in current.items()}
-        self._close(scope, variable, 0, extent, carries, tuple(results[k] for k in current))
+        self._close(scope, variable, 0, last, carries, tuple(results[k] for k in current))
         return results
 
     def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .kernels import Buffer, Item, Kernel, kernels_of
+from .phases import accesses
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -27,17 +28,11 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
     free after each buffer (for tests)."""
     live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
     for at, items in enumerate(phases):
-        for kernel in kernels_of(items):
-            buffers = [
-                *(v.buffer for v in kernel.loads()),
-                *(s.buffer for s in kernel.stores),
-                *kernel.packed.values(),
-                kernel.partial,
-            ]
-            for b in buffers:
-                if b is not None and b.space == "scratch":
-                    first, last = live.get(b, (at, at))
-                    live[b] = (min(first, at), max(last, at))
+        own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
+        for b in (*(a.buffer for i in items for a in accesses(i)), *own):
+            if b is not None and b.space == "scratch":
+                first, last = live.get(b, (at, at))
+                live[b] = (min(first, at), max(last, at))
     placed: list[tuple[int, int, Buffer]] = []
     for b in sorted(live, key=lambda b: -b.bytes):
         size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of
 from .schedule import units
 
 
@@ -163,6 +163,11 @@ def _beside(kernel: Kernel, buffer: Buffer, names: Names) -> Kernel:
 
 def accesses(item: Item) -> Iterator[Access]:
     """All reads and writes."""
+    for loop in loops_of([item]):
+        if loop.ends is not None:  # by each thread for its rows
+            unit = next(k.unit for k in kernels_of([loop]))
+            assert unit is not None
+            yield Access(loop.ends.steps, (of(unit),), loop.ends.steps.shape, unit, False)
     for k in kernels_of([item]):
         for v in k.loads():
             assert v.buffer is not None

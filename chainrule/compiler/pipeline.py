@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 
 from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
-from .affine import Axis, of
+from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .carry import carried
 from .cost import work
@@ -26,16 +26,17 @@ from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, verify
+from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, loops_of, verify
 from .llvm import REPORT, Layout, Module
-from .loops import Call, For, Function, If, Statement, loops_text
+from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
+from .ragged import ragged
 from .replay import replayed
 from .scans import improve
-from .schedule import FAR, TINY, Schedule, block, packs, schedule, units
+from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together, units
 from .share import share
 from .simplify import simplify
 from .target import Target
@@ -88,12 +89,15 @@ def compile_graph(
     data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
     items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(state), target, names)
-    items, plans = replayed(items, memory, data, names)
+    items, plans = replayed(ragged(items, names), memory, data, names)
     items = carried(gathered(items, names), names)
     items = share(items, panels, set(state), target, names)
     verify(items)
     planned = plan(items, list(state), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    for loop in loops_of(every):
+        if loop.ends is not None:
+            _set_lengths(loop, loop.ends, threads)
     schedules, first = _scheduled(every, target)
     for k, made in schedules.items():
         _set_aside(k, made, names, threads, target)
@@ -193,7 +197,7 @@ def _callers(planned: Plan) -> list[Buffer]:
 
 def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:
     """Memory for the operands that the kernel copies together."""
-    count = units(kernel.unit.extent, threads)[0] if kernel.unit is not None else 1
+    count, length = cut(kernel, threads)
     chosen = packs(kernel, made, threads, target)
     kernel.block = block(kernel, made, target) if chosen else 0
     for v in chosen:
@@ -201,7 +205,7 @@ def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, targe
         kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
     if kernel.block and made.tile is not None:
         sums = [v for v in kernel.values() if v.op == "reduce"]
-        rows = units(made.tile.extent, threads)[1] if made.tile is kernel.unit else made.tile.extent
+        rows = length if made.tile is kernel.unit else made.tile.extent
         size = rows * made.vectors * made.width * made.chains * len(sums)
         kernel.partial = Buffer(names("sum"), (count, size), sums[0].dtype)
 
@@ -220,6 +224,8 @@ def _functions(
     made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, inside)]
     if item.meets:
         return made  # the entry holds the loop
+    if item.ends is not None:
+        return [*made, Function(item.name, variables, _to_its_end(item, item.ends, planned.inner[item], threads, inside))]
     alone = planned.units[item] is None
     calls: list[Statement] = [
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
@@ -227,6 +233,46 @@ def _functions(
     ]
     loop = For(item.axis, 0, item.axis.extent, calls, descending=item.reverse)
     return [*made, Function(item.name, variables, [If("hi", 0, [loop])] if alone else [loop])]
+
+
+def _set_lengths(loop: Loop, ends: Ends, threads: int) -> None:
+    """A loop whose rows end goes through blocks of rows one after the other, each to its own end."""
+    rows = ends.steps.size
+    length, size = units(rows, threads)[1], together(rows)
+    for kernel in kernels_of([loop]):
+        kernel.length = length if length % size else size
+
+
+def _to_its_end(loop: Loop, ends: Ends, items: Sequence[Item], threads: int, variables: tuple[Axis, ...]) -> list[Statement]:
+    """For each block of rows the steps up to the end of its last row; `lo` and `hi` count what a thread does of rows that do not end."""
+    rows = ends.steps.size
+    count, length = units(rows, threads)
+    own = next(k.length for k in kernels_of(items))
+    whole, rest = divmod(rows, own)
+    block, names, i8 = Axis("block", whole), Names(), ends.steps.dtype
+
+    def steps(number: Affine, size: int) -> list[Statement]:
+        made: list[Statement] = []
+
+        def let(op: str, *args: Register, **attrs: Any) -> Register:
+            target = Register(names("n"), i8, 1)
+            made.append(Let(target, op, args, attrs))
+            return target
+
+        last: Register | None = None
+        for row in range(0, size, own if own == together(rows) else 1):  # rows that end together say the same
+            read = Register(names("n"), i8, 1)
+            made.append(Read(read, Place(ends.steps, number * own + row)))
+            last = read if last is None else let("maximum", last, read)
+        assert last is not None
+        begin = let("iota", address=ends.time.without(loop.axis), stride=0)
+        left = let("maximum", let("subtract", last, begin), let("constant", value=0))
+        turns = let("minimum", left, let("constant", value=loop.axis.extent))
+        calls: list[Statement] = [Call(i.name, number, number + 1, variables) for i in items]
+        return [*made, For(loop.axis, 0, turns, calls, descending=loop.reverse)]
+
+    body: list[Statement] = [For(block, "lo", ("hi", whole), steps(of(block), own), scale=ceil(length / own))]
+    return body + ([If("hi", count - 1, steps(Affine(whole), rest))] if rest else [])
 
 
 def _count(item: Item, planned: Plan, threads: int) -> int:

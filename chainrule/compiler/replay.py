@@ -65,7 +65,7 @@ def replayed(
 
     Raises: `BudgetError` with the least budget, if there is no such plan.
     """
-    pairs = list(_pairs(items))
+    pairs = list(pairs_of(items))
     for pair in pairs:
         pair.forward.gathers = False  # a plan may cut it anywhere, and its sums shall have the same order under each
     free = [p for p in pairs if p.forward.memory is None]  # those without a budget of their own
@@ -103,7 +103,7 @@ def _left(memory: int, least: int) -> int:
     return memory - least
 
 
-def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
+def pairs_of(items: Sequence[Item]) -> Iterator[Pair]:
     """Each loop is in one pair at most: it can be cut into units by one plan only."""
     loops = [i for i in items if isinstance(i, Loop)]
     paired: set[Loop] = set()
@@ -243,7 +243,8 @@ class _Replay:
         if not taped:
             items = self._needed(items)
         states = [self.states.get(b, b) for b in loop.states]
-        return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers)
+        ends = loop.ends.moved(where) if loop.ends is not None else None
+        return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers, ends=ends)
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
         if isinstance(item, Loop):

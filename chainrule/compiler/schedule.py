@@ -15,7 +15,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, terms
+from .kernels import Kernel, Value, ordered, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -28,6 +28,8 @@ PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
+TOGETHER = (8, 4)  # rows of sequences that end together, as far as work is concerned: a tile of registers has about as many;
+GROUPS = 6  # the fewer where a batch would have less such groups, since each goes on to the end of its longest
 FAR = 8  # times the second cache: a copy of data as large as that gains nothing
 EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
@@ -89,6 +91,7 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
+    blocked |= {a for v in ordered(list(kernel.until.values())) for a in v.axes} | kernel.until.keys()
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
     return min(ways, key=lambda w: w[0])[1]
@@ -99,9 +102,7 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
     lines lie so far apart that they would share few sets of the cache and few entries of the table of pages."""
     if made.tile is None or not made.inner_rows or made.lanes is None:
         return []
-    length = made.tile.extent
-    if made.tile is kernel.unit:
-        length = units(length, threads)[1]
+    length = cut(kernel, threads)[1] if made.tile is kernel.unit else made.tile.extent
     if length < PACKED_REUSE * made.rows:
         return []
     chosen = []
@@ -245,3 +246,22 @@ def units(extent: int, threads: int) -> tuple[int, int]:
     if length >= EVEN:
         length = ceil(length / EVEN) * EVEN
     return ceil(extent / length) if extent else 0, length
+
+
+def cut(kernel: Kernel, threads: int) -> tuple[int, int]:
+    """How many units a kernel has for so many threads, and the length of one."""
+    if kernel.unit is None:
+        return 1, 0
+    if kernel.length:
+        return ceil(kernel.unit.extent / kernel.length), kernel.length
+    return units(kernel.unit.extent, threads)
+
+
+def together(rows: int) -> int:
+    """How many rows of a batch of sequences end together: work goes on to the end of the last of them.
+
+    >>> together(64), together(32)
+    (8, 4)
+    """
+    many, few = TOGETHER
+    return many if rows >= GROUPS * many else few

@@ -93,7 +93,7 @@ class FullBatch(Training):
         """History, metrics and validation of one iteration."""
         added = float(penalty(rule, {n: v.astype(np.float64) for n, v in moved.items()}, rule.hyper()))
         rate = float(rule.schedule(np.zeros(1), 1)[0])
-        seen = evaluate(session, self.data, self.metrics, self.task)[1] if self.metrics else {}
+        seen = evaluate(self._programs.values(), session, self.data, self.metrics, self.task)[1] if self.metrics else {}
         self.record(value - added, added, rate, seen, self.judged(session), begun)
 
 

@@ -31,7 +31,7 @@ from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length, weights_fit
 from .epochs import Data
-from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
+from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_order, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, batch_type, initial_slots, make_program, objective, slot_name
@@ -353,10 +353,12 @@ class Model(Stateful):
         sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
         programs = {n: self._forward_program(n, inputs) for n in dict.fromkeys(sizes)}
         session = backends[backend].session(programs, self._state())
-        taken = session.run(Steps(["forward"] * len(sizes), inputs.all, np.arange(inputs.rows), sizes, {}, ("scores",)))
+        order = evaluation_order(inputs.rows, inputs.all, programs.values())
+        taken = session.run(Steps(["forward"] * len(sizes), inputs.all, order, sizes, {}, ("scores",)))
         if taken.interrupted:
             raise KeyboardInterrupt
-        scores, steps = taken.results["scores"], self._steps(inputs)
+        scores, steps = np.empty_like(taken.results["scores"]), self._steps(inputs)
+        scores[order] = taken.results["scores"]
         return scores if steps is None else cleared(scores, inputs.lengths[steps])
 
     def predict_proba(self, x: Any, *, lengths: Any = None, mask: Any = None) -> Array:
@@ -383,7 +385,7 @@ class Model(Stateful):
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
         task = self._task(chosen, data.target, data.weight is not None, inputs=inputs, metrics=measures)
         programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
-        value, measured = evaluate(backends[backend].session(programs, self._state()), data, measures, task)
+        value, measured = evaluate(programs.values(), backends[backend].session(programs, self._state()), data, measures, task)
         return {"loss": value, **measured}
 
     def _known_loss(self, loss: Any, what: str) -> Loss:

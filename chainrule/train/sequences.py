@@ -29,6 +29,12 @@ def measured_by(name: str) -> tuple[str, ...]:
     return tuple(name.removeprefix(_LENGTHS).split(", ")) if name.startswith(_LENGTHS) else ()
 
 
+def steps_of_rows(inputs: Mapping[str, Array]) -> Array | None:
+    """How many steps each row has, of all its sequences; None where no input says how many there are. inputs: by name."""
+    found = [np.asarray(v, np.int64) for n, v in inputs.items() if measured_by(n)]
+    return np.sum(found, axis=0) if found else None
+
+
 # ---- data --------------------------------------------------------------------------------------------------------------------
 
 
