@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..graph.node import OPS, Graph, Node, Rows
-from ..graph.rows import rows_of_nodes
+from ..graph.rows import propagate_rows, rows_of_nodes
 from ..ops.contract import parse
 from .affine import Affine, Axis, of
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, kernels_of, load, reduce
@@ -481,10 +481,7 @@ class _Fusion:
             sources += [partial(former.at, x) for x in node.args[states + sequences :]]
             sinks = [[Sink(b, carried=True)] for b in carried if b is not None]
             sinks += [[Sink(r, (of(time),))] for r in results[states:] if r is not None]
-            inner = [self.rows.get(x) for x in node.args]
-            inner = [r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(inner)]
-            known = [r if r != "mixed" else None for r in inner]
-            made = fuse(body, sources, sinks, known, self.names)
+            made = fuse(body, sources, sinks, self._rows_inside(node), self.names)
             items.append(
                 Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None], memory=a.get("memory"))
             )
@@ -495,6 +492,22 @@ class _Fusion:
                 if sink.buffer is not primary:
                     items.append(self.copy(primary, sink))
         return items
+
+    def _rows_inside(self, node: Node) -> list[Rows]:
+        """The row axis of each input of a loop's step. A state that begins with the same number in all rows has none before the loop, but
+        the one of what the step makes of it inside."""
+        states, sequences = node.attrs["states"], node.attrs["sequences"]
+        outside = [self.rows.get(x) for x in node.args]
+        rows: list[Rows] = [
+            r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(outside)
+        ]
+        while True:
+            rows = [r if r != "mixed" else None for r in rows]
+            new = propagate_rows(node.attrs["body"], rows)[:states]
+            found = [n if r is None and isinstance(n, int) else r for r, n in zip(rows, new, strict=False)]
+            if found == rows[:states]:
+                return rows
+            rows[:states] = found
 
     def _results(self, node: Node) -> list[Buffer | None]:
         """Where the results of a loop go: all that anybody reads have been asked for by now."""

@@ -35,6 +35,7 @@ EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads share out
+FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 MOST_PARTS = 16  # of a sum over an axis that threads share out
 TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
