@@ -31,7 +31,8 @@ CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are ad
 TOGETHER = (8, 4)  # rows of sequences that end together, as far as work is concerned: a tile of registers has about as many;
 GROUPS = 6  # the fewer where a batch would have less such groups, since each goes on to the end of its longest
 FAR = 8  # times the second cache: a copy of data as large as that gains nothing
-EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
+EVEN = (16, 8, 4)  # a unit is a multiple of the first of these that does not make it much longer: lanes stay full
+LONGER = 1.07  # times as long
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads share out
@@ -242,10 +243,14 @@ def balanced(extent: int, most: int) -> list[tuple[int, int, int]]:
 
 
 def units(extent: int, threads: int) -> tuple[int, int]:
-    """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers."""
-    length = max(1, ceil(extent / threads))
-    if length >= EVEN:
-        length = ceil(length / EVEN) * EVEN
+    """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers.
+
+    >>> units(64, 2), units(100, 2), units(10, 2)
+    ((2, 32), (2, 52), (2, 5))
+    """
+    least = max(1, ceil(extent / threads))
+    even = (ceil(least / n) * n for n in EVEN if least >= n)
+    length = next((n for n in even if n <= LONGER * least), least)
     return ceil(extent / length) if extent else 0, length
 
 
