@@ -196,9 +196,9 @@ def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, targe
     count = units(kernel.unit.extent, threads)[0] if kernel.unit is not None else 1
     chosen = packs(kernel, made, threads, target)
     kernel.block = block(kernel, made, target) if chosen else 0
-    for v in chosen:
-        size = (kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes)) * made.vectors * made.width
-        kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
+    lengths = {v: kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes) for v in chosen}
+    width = made.vectors * made.width
+    kernel.packed = {v: Buffer(names("pack"), (count, n * width), v.dtype) for v, n in lengths.items()}  # never another kernel's
     if kernel.block and made.tile is not None:
         sums = [v for v in kernel.values() if v.op == "reduce"]
         rows = units(made.tile.extent, threads)[1] if made.tile is kernel.unit else made.tile.extent
