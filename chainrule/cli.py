@@ -32,6 +32,7 @@ from .data.read import file_bytes, original_rows
 from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
 from .report import plain, run_folder, short, write_text
+from .sizes import bytes_of
 from .terminal import SHOWN, say, show_facts, show_results, show_scores
 
 if TYPE_CHECKING:
@@ -123,6 +124,20 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
     return widths
 
 
+def _pair(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        every, back = map(int, value.split(","))
+    except ValueError:
+        raise click.BadParameter(f'"{value}" is no pair of numbers; write 16,32') from None
+    return every, back
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else bytes_of(value)
+
+
 @commands.command(short_help="Trains a network on a table or on images.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--target", metavar="COLUMN", help="The column to predict. Default: label, for IDX images.")
@@ -149,6 +164,18 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--sample", type=click.IntRange(0), metavar="N", help="Of --characters: samples of N characters. Default: 300.")
 @click.option(
     "--temperature", type=Amount(0), multiple=True, help="Of --characters: a sample for each temperature. Default: 0.5 and 1."
+)
+@click.option(
+    "--truncate",
+    callback=_pair,
+    metavar="K1,K2",
+    help="Of --characters: an update every K1 characters of a window, whose gradient goes back K2. Default: one for each window.",
+)
+@click.option(
+    "--memory",
+    callback=_bytes,
+    metavar="AMOUNT",
+    help="Of --sequence and --characters: so much, such as 64MB, is kept at most between forward and backward pass.",
 )
 @click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128].")
 @click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn].")
@@ -189,6 +216,7 @@ def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, characters
               chainrule train train-images-idx3-ubyte.gz --hidden 256,128
               chainrule train demand.csv --target MW --sequence 48 --horizon 24
               chainrule train book.txt --characters
+              chainrule train book.txt --characters --sequence 512 --truncate 32,64 --memory 16MB
     """
     console = Console()
     with _run_folder(out, data, overwrite) as folder:  # refused before training, not after

@@ -86,6 +86,11 @@ class Recipe:
         """What the hidden layers are made of, in words."""
         return self.activation
 
+    @property
+    def through_time(self) -> dict[str, Any]:
+        """Options of `fit` on how gradients go back through time."""
+        return {}
+
     def network(self, outputs: int) -> nn.Sequential:
         """The network that the recipe describes, not yet built."""
         layers: list[Any] = []
@@ -234,6 +239,7 @@ def fitted(
             early_stopping=None if validation is None else recipe.patience,
             seed=recipe.seed,
             verbose=verbose,
+            **recipe.through_time,
         )
     except DivergenceError as error:
         failure = str(error).partition(". The network keeps")[0]

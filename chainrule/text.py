@@ -39,6 +39,8 @@ class TextRecipe(Recipe):
         embedding: numbers that stand for a character.
         sample: characters of each sample that the report shows.
         temperature: one sample is written with each.
+        truncate: (k1, k2): along a window an update every k1 characters, whose gradient goes back k2; None: one from all of it.
+        memory: bytes that are kept at most between forward and backward pass (see `fit`).
     """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"activation", "test", "split_seed", "log_target"})
@@ -53,6 +55,12 @@ class TextRecipe(Recipe):
     embedding: int = 32
     sample: int = 300
     temperature: tuple[float, ...] = (0.5, 1.0)
+    truncate: tuple[int, int] | None = None
+    memory: int | None = None
+
+    @property
+    def through_time(self) -> dict[str, Any]:
+        return {"truncate": self.truncate, "memory": self.memory}
 
     def batch(self, rows: int) -> int:
         """Windows a step: `batch_size`, or a power of two from 8 to 32.

@@ -424,3 +424,18 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
     whole, cut = found.values()
     assert whole >= 50
     assert cut <= 9, "a chunk, and the state with which it ends"
+
+
+def test_operands_that_are_copied_together_are_those_of_each_kernel_alone() -> None:
+    """The first chunk is shorter than the others: one sum became two kernels, each of which copies operands of its own."""
+    arrays = [numbers(*shape).astype("f4") for shape in ((50, 1000), (64, 1000), (12, 64, 50))]
+
+    def loss(w: Any, h: Any, x: Any) -> Any:
+        return np.sum(scan(lambda h, x: (np.tanh(x @ w + 0.5 * h), None), h, x)[0])
+
+    graph, given = graph_of(cr.grad(loss), arrays)
+    function = backend_of(None, 1).function(graph)
+    found = list(kernels_of([i for items in function.machine.code.plan.phases for i in items]))  # type: ignore[attr-defined]
+    assert sum(bool(k.packed) for k in found) > 1, "else this would prove nothing"
+    assert all(v in k.values() for k in found for v in k.packed)
+    np.testing.assert_allclose(function(given)[0], evaluate(graph, given)[0], rtol=1e-3, atol=1e-2)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from native import WIDTHS, Server, assert_bits, backend_of
+from test_compiler_graphs import graph_of
 
 import chainrule as cr
 from chainrule import nn
+from chainrule.compiler.cost import copies_of_data
+from chainrule.compiler.pipeline import Code
 from chainrule.derive.checkpoint import least_advances
 from chainrule.errors import UsageError
 from chainrule.run.backend import backends
@@ -102,7 +105,7 @@ CASES = {
     "LSTM learnt, each step": Case(lambda: [nn.LSTM(2, learn_initial=True, **S)], each=True),
     "both": Case(lambda: [nn.Bidirectional(nn.RNN(2))]),
     "both, LSTM, each step": Case(lambda: [nn.Bidirectional(nn.LSTM(2, **S))], each=True),
-    "stack": Case(lambda: [nn.RNN(3, **S), nn.RNN(2)]),
+    "stack": Case(lambda: [nn.RNN(3, **S), nn.RNN(2)], steps=26),
     "stack, there and back": Case(lambda: [nn.RNN(3, **S), nn.RNN(2, reverse=True)]),
     "stack of both": Case(lambda: [nn.Bidirectional(nn.RNN(2, **S)), nn.Bidirectional(nn.GRU(2))]),
     "stack, each step": Case(lambda: [nn.GRU(2, **S), nn.LSTM(2, **S)], each=True),
@@ -285,7 +288,8 @@ def test_a_plan_in_words() -> None:
     case = CASES["RNN, chunks of one step"]
     net = case.net()
     x, y = case.data()
-    net.fit(x, y, loss="mse", epochs=1, batch_size=512, memory=least_of(lambda m: gradients(case, net, m)) + 5000)
+    fit = lambda m: net.fit(x, y, loss="mse", epochs=1, batch_size=512, memory=m)
+    fit(least_of(fit))
     plan = net.compiled.plan()
     assert isinstance(plan, MemoryPlan)
     (loop,) = plan.loops
@@ -459,6 +463,56 @@ def test_scratch_memory_stays_within_the_budget(name: str) -> None:
     assert net.compiled.plan().bytes - plan.data > 1.1 * least, "without a budget it is more: else this would prove nothing"
 
 
+CELLS: list[Callable[..., nn.Recurrent]] = [nn.RNN, nn.LSTM, nn.GRU]
+
+
+def random_case(seed: int) -> Case:
+    """A stack of one or two recurrent layers, of any cells and sizes, in one direction or both."""
+    r = np.random.default_rng(seed)
+    rows, steps, depth = int(r.integers(1, 140)), int(r.integers(8, 60)), int(r.integers(1, 3))
+    each = bool(r.integers(2))
+    kinds = [(CELLS[r.integers(3)], int(r.choice([1, 3, 17, 64])), bool(r.integers(3) == 0)) for _ in range(depth)]
+
+    def layers() -> Iterator[nn.Module]:
+        for n, (cell, units, both) in enumerate(kinds):
+            layer = cell(units, return_sequences=each or n < depth - 1)
+            yield nn.Bidirectional(layer) if both else layer
+
+    return Case(lambda: list(layers()), rows, steps, each, ragged(rows, steps) if rows > 3 and r.integers(3) == 0 else {})
+
+
+def step_within(memory: int, net: nn.Sequential, threads: int = 1) -> Code:
+    """The kernels of a training step that keeps a budget; not made machine code."""
+    request = net.compiled._request("step", None)
+    session = request._session(request.backend)
+    data = {n: a.dtype for n, a in request.fitted.data.items()}
+    dtypes = [data.get(n) if request.program.inputs[n].rows is not None else None for n in request.entry.inputs]
+    program = replace(request.program, memory=memory)
+    return request.backend._compiled(program, request.entry, dtypes, session._slots, threads)
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n >= 3 else n for n in range(40)])
+def test_the_least_budget_is_exact_and_each_is_kept(seed: int) -> None:
+    """The named least is accepted, and is all that is used; a byte less is refused with the same least; more is never exceeded, and
+    never means more work."""
+    case = random_case(seed)
+    net, (x, y) = case.net(), case.data()
+    net.fit(x, y, loss="mse", epochs=1, batch_size=case.rows, **case.options)
+    least = least_of(lambda m: step_within(m, net))
+    assert least_of(lambda m: step_within(m, net), least - 1) == least
+    extra = []
+    for memory, threads in zip((*(least * np.array([1, 1, 1.1, 1.5, 2.2])).astype(int), LARGE), (1, 3, 3, 1, 4, 1), strict=True):
+        code = step_within(int(memory), net, threads)
+        scratch = code.arena.bytes - sum(b.bytes for b in copies_of_data(i for items in code.plan.phases for i in items))
+        assert scratch <= memory, (threads, scratch, memory)
+        assert memory > least or least - 64 * 8 < scratch, (
+            "all of it is used, but for what lies between copies of data and others"
+        )
+        extra.append(sum(plan.advances for _, plan in code.plans))
+    assert extra[-1] == 0, "where all fits nothing is computed again"
+    assert extra == sorted(extra, reverse=True), "more memory never means more work"
+
+
 # ---- the time it takes to compile --------------------------------------------------------------------------------------------
 
 
@@ -567,3 +621,46 @@ def test_a_layer_whose_own_loop_has_a_budget() -> None:
         fit(net)
         assert_equal(net.parameters, nets[0].parameters, net[0].memory)
     assert nets[1].compiled.plan().loops[0].kind == "recursive"
+
+
+# ---- loops with a budget of their own that no plan can cut ---------------------------------------------------------------------
+
+
+def nested(memory: Any) -> Callable[..., Any]:
+    """A loop in each step of a loop: the inner one's gradient stands in the outer one's."""
+
+    def loss(w: Any, xs: Any) -> Any:
+        def outer(h: Any, x: Any) -> Any:
+            inner = cr.scan(lambda g, _: (np.tanh(g @ w + x), None), h, None, length=9, memory=memory)[0]
+            return inner, None
+
+        return np.sum(cr.scan(outer, np.zeros_like(xs[0]), xs)[0])
+
+    return loss
+
+
+def test_a_loop_that_no_plan_can_cut_is_refused_if_it_keeps_more() -> None:
+    r = np.random.default_rng(0)
+    given = [r.normal(size=s).astype("f4") for s in ((3, 3), (4, 5, 3))]
+    gradient = lambda m: cr.grad(nested(m), (0, 1))(*given)
+    with pytest.raises(
+        cr.BudgetError, match=r"stands in another, .* so nothing of it is computed again, and [\d,]+ bytes"
+    ) as refused:
+        gradient(100)
+    least = refused.value.least
+    assert least % (9 * 5 * 3 * 4) == 0, "arrays of 9 steps"
+    with pytest.raises(cr.BudgetError):
+        gradient(least - 1)
+    assert_bits(gradient(least), gradient(None))
+
+
+@pytest.mark.parametrize("f", [loss_of, nested], ids=["a loop", "nested loops"])
+def test_without_a_backward_pass_any_budget_is_kept(f: Callable[..., Any]) -> None:
+    """Nothing is kept for one: each step's inner values are gone when it is over."""
+    given = arrays(13)
+    given = given if f is loss_of else [given[1], given[4][:, :, [0, 1, 0]]]
+    graphs = [graph_of(f(memory), given) for memory in (None, 1)]
+    plain, within = [backend_of(None, 1).function(graph) for graph, _ in graphs]
+    assert_bits(within(graphs[1][1]), plain(graphs[0][1]))
+    assert within.machine.arena == plain.machine.arena  # type: ignore[attr-defined]  # of native code
+    assert within.machine.code.plans == []  # type: ignore[attr-defined]

@@ -29,6 +29,12 @@ def carried(items: Sequence[Item], names: Names) -> list[Item]:
     return made
 
 
+def doubled(items: Sequence[Item]) -> set[Buffer]:
+    """The buffers that `carried` will do without, because states lie where another has the same."""
+    stacks = [s for s in _stacks(items, set()) if _fits(s, items)]
+    return {b for s in stacks for b in _Moved(s, items, Names()).same}
+
+
 @dataclass(frozen=True)
 class _Stack:
     """A buffer in which steps put the state with which they begin. where: loops, and for each the kernel that does so."""

@@ -8,8 +8,8 @@ same bits whatever it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count
 from math import ceil, prod
 from typing import Any
@@ -34,7 +34,7 @@ from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
 from .ragged import ragged
-from .replay import replayed
+from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
 from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together, units
 from .share import share
@@ -81,26 +81,18 @@ def compile_graph(
 
     Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
     caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel;
-    memory: so many bytes may be kept between forward and backward pass, copies of data not counted.
+    memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
     """
-    names = Names()
     graph = improve(simplify(graph))
-    items, sources = _gathered(inputs, graph, target, names)
-    data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
-    items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
-    items, panels = in_panels(split(items, target, names), set(state), target, names)
-    items, plans = replayed(ragged(items, names), memory, data, names)
-    items = carried(gathered(items, names), names)
-    items = share(items, panels, set(state), target, names)
-    verify(items)
-    planned = plan(items, list(state), names, threads)
-    every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
-    for loop in loops_of(every):
-        if loop.ends is not None:
-            _set_lengths(loop, loop.ends, threads)
+    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target))
+    spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
+    made = arranged(spare, threads)
+    planned, every = made.planned, made.every
     schedules, first = _scheduled(every, target)
-    for k, made in schedules.items():
-        _set_aside(k, made, names, threads, target)
+    for k, how in schedules.items():
+        _set_aside(k, how, made.names, threads, target)
+    if memory is not None:
+        _unpack(made, memory)
     places = arena(planned.phases, planned.late, guard)
     functions = [f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
@@ -112,13 +104,55 @@ def compile_graph(
         module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
     prepare = Plan([list(planned.late)], {}, {}, planned.units, [])
     entries = [
-        _Entry(planned, threads, module, set(state), timed).text(name),
+        _Entry(planned, threads, module, made.state, timed).text(name),
         _Entry(prepare, threads, module, set()).text(f"{name}_prepare"),
     ]
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
-    return Code(name, graph, planned, places, functions, table, text, plans)
+    return Code(name, graph, planned, places, functions, table, text, made.plans)
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Kernels in the order in which they run; every: all of them, copies included; plans: of loops that are gone through backward;
+    state: its buffers; data: bytes of copies of data; bytes: of all other scratch memory, as a budget counts it."""
+
+    planned: Plan
+    every: list[Item]
+    plans: list[tuple[Loop, Checkpoints]]
+    state: set[Buffer]
+    data: int
+    bytes: int
+    names: Names
+
+
+def _arranged(
+    graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], rows: Sequence[Rows],
+    target: Target, spare: int | None, threads: int,
+) -> _Arrangement:  # fmt: skip
+    """The passes up to the order of kernels. spare: so many bytes above the least loops may keep; None: all that they can."""
+    names = Names()
+    own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
+    kept = {own[b]: None for b in state}
+    items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
+    data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
+    items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
+    items, panels = in_panels(split(items, target, names), set(kept), target, names)
+    items = ragged(items, names)
+    pairs = pairs_of(items)
+    plans = plans_of(pairs, spare)
+    items = carried(gathered(replayed(items, pairs, plans, names), names), names)
+    items = share(items, panels, set(kept), target, names)
+    verify(items)
+    planned = plan(items, list(kept), names, threads)
+    every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    for loop in loops_of(every):
+        if loop.ends is not None:
+            _set_lengths(loop, loop.ends, threads)
+    size = arena(planned.phases, planned.late).bytes
+    loops = [p.forward for p in pairs]
+    return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 
 
 def _scheduled(
@@ -200,14 +234,26 @@ def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, targe
     count, length = cut(kernel, threads)
     chosen = packs(kernel, made, threads, target)
     kernel.block = block(kernel, made, target) if chosen else 0
-    for v in chosen:
-        size = (kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes)) * made.vectors * made.width
-        kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
+    lengths = {v: kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes) for v in chosen}
+    width = made.vectors * made.width
+    kernel.packed = {v: Buffer(names("pack"), (count, n * width), v.dtype) for v, n in lengths.items()}  # never another kernel's
     if kernel.block and made.tile is not None:
         sums = [v for v in kernel.values() if v.op == "reduce"]
         rows = length if made.tile is kernel.unit else made.tile.extent
         size = rows * made.vectors * made.width * made.chains * len(sums)
         kernel.partial = Buffer(names("sum"), (count, size), sums[0].dtype)
+
+
+def _unpack(made: _Arrangement, memory: int) -> None:
+    """Let kernels read operands where they are, as long as there is no memory left to copy them together; the largest first."""
+    for kernel in sorted(kernels_of(made.every), key=lambda k: -sum(b.bytes for b in _packs(k))):
+        if not _packs(kernel) or arena(made.planned.phases, made.planned.late).bytes - made.data <= memory:
+            return
+        kernel.packed, kernel.block, kernel.partial = {}, 0, None
+
+
+def _packs(kernel: Kernel) -> list[Buffer]:
+    return [*kernel.packed.values(), *([kernel.partial] if kernel.partial is not None else [])]
 
 
 def _functions(

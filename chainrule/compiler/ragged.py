@@ -22,7 +22,7 @@ from .affine import Affine, Axis, of
 from .fuse import Names
 from .gather import sums_of
 from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, reduce
-from .replay import pairs_of
+from .replay import is_way_back
 from .schedule import together
 
 I8 = np.dtype(np.int64)
@@ -107,12 +107,17 @@ def _masked(loop: Loop, items: Sequence[Item]) -> _Masked | None:
         return None
     m = _Masked(loop, lengths, kernels)
     sums = sums_of(loop, items)
-    if sums and any(pair.forward is loop for pair in pairs_of(items)):
-        return None  # its sums stay in its steps (replay.py)
+    if sums and any(_goes_back(i, loop, written) for i in items):
+        return None  # its sums may have to stay in its steps (replay.py)
     if not all(k in sums or _is_of_rows(k, m) for k in kernels):
         return None
     idle = _Idle(m)
     return m if all(idle.sum(k) if k in sums else idle.step(k) for k in kernels) else None
+
+
+def _goes_back(item: Item, loop: Loop, written: set[Buffer]) -> bool:
+    """Whether an item is a loop that reads what this one writes, and goes the other way."""
+    return isinstance(item, Loop) and is_way_back(loop, item) and any(v.buffer in written for v in _loads([item]))
 
 
 def _lengths(v: Value, unit: Axis | None, loop: Loop) -> Buffer | None:

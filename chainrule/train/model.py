@@ -108,9 +108,10 @@ class Model(Stateful):
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
             threads: None for as many as pay, or up to 1024; results have the same bits whatever their number.
             memory: so much ("64MB", or bytes) is kept at most between forward and backward pass, over all threads, gradients of
-                weights included; data, weights, the optimizer's slots and what is returned do not count. A recurrent network then
-                keeps some states and computes the steps between them again: `net.compiled.plan()` says which. The gradient has the
-                same bits as without. A budget that cannot be kept is refused with the least that can.
+                weights and all that a step needs to work in included; data, weights, the optimizer's slots and what is returned do
+                not count. A recurrent network then keeps some states and computes the steps between them again:
+                `net.compiled.plan()` says which. The gradient has the same bits as without. A budget that cannot be kept is
+                refused with the least that can.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
             truncate: (k1, k2), truncated backpropagation through time, for recurrent networks with a loss at each step: along the
                 sequences of a batch an update every k1 steps, whose gradient goes back k2 steps. See below.
