@@ -84,9 +84,9 @@ class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
     order of memory; it runs at the end of a step, on the new state, and once before the first step. until: how far a reduced axis is
-    summed over, where that is known only while running; rows: the reduced axis along which rows that have ended (`Ends`) add nothing;
-    length: places of the unit axis that are one unit, 0 for as many as leave
-    each thread one (`schedule.cut`)."""
+    summed over, where that is known only while running; rows: the reduced axis that runs over the rows of a batch, if those that have
+    ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own; length: places of the unit
+    axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`)."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -98,6 +98,7 @@ class Kernel:
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
     until: dict[Axis, Value] = field(default_factory=dict)
     rows: Axis | None = None
+    part: Axis | None = None
     length: int = 0
     block: int = 0  # so long a part of the reduced axis is summed at a time, for all rows of a unit; 0: all of it
     partial: Buffer | None = None  # where sums stand between two parts
@@ -207,7 +208,7 @@ def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
             _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
             _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
         for axis, last in item.until.items():
-            outer = {*around, *item.reduced[: item.reduced.index(axis)]} if axis in item.reduced else set()
+            outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]} if axis in item.reduced else set()
             _demand(axis in item.reduced and last.axes <= outer, item, "sums over an axis as far as nobody knows yet")
 
 

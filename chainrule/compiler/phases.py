@@ -211,10 +211,11 @@ def _extent(item: Item, inner: dict[Loop, list[Item]], threads: int) -> int | No
     if isinstance(item, Kernel):
         return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
     extents = {_extent(i, inner, threads) for i in inner[item]}
+    counts = {units(n, threads)[0] if n is not None else 0 for n in extents}
     touched = [a for i in inner[item] for a in accesses(i)]
-    if len(extents) != 1 or not all(local(a, b, threads) for a, b in _conflicts(touched)):
+    if len(counts) != 1 or not all(local(a, b, threads) for a, b in _conflicts(touched)):
         return None
-    return extents.pop()
+    return max((n for n in extents if n is not None), default=None)
 
 
 def levels(ordered: Sequence[Item], threads: int) -> dict[Item, int]:

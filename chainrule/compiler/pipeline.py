@@ -25,7 +25,7 @@ from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
-from .gather import gathered
+from .gather import gathered, parted
 from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, loops_of, verify
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
@@ -139,10 +139,10 @@ def _arranged(
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
     items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
     items, panels = in_panels(split(items, target, names), set(kept), target, names)
-    items = ragged(items, names)
+    items = parted(ragged(items, names), names)
     pairs = pairs_of(items)
     plans = plans_of(pairs, spare)
-    items = carried(gathered(replayed(items, pairs, plans, names), names), names)
+    items = carried(gathered(replayed(items, pairs, plans, names, threads), names, threads), names)
     items = share(items, panels, set(kept), target, names)
     verify(items)
     planned = plan(items, list(kept), names, threads)

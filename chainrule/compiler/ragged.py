@@ -20,7 +20,7 @@ import numpy as np
 from ..graph.node import OPS
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .gather import sums_of
+from .gather import rows_summed, rows_written, sums_of
 from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, reduce
 from .replay import is_way_back
 from .schedule import together
@@ -109,8 +109,10 @@ def _masked(loop: Loop, items: Sequence[Item]) -> _Masked | None:
     sums = sums_of(loop, items)
     if sums and any(_goes_back(i, loop, written) for i in items):
         return None  # its sums may have to stay in its steps (replay.py)
-    if not all(k in sums or _is_of_rows(k, m) for k in kernels):
+    places = rows_written([k for k in kernels if k not in sums], lengths.size)
+    if places is None:
         return None
+    m.rows.update(places)
     idle = _Idle(m)
     return m if all(idle.sum(k) if k in sums else idle.step(k) for k in kernels) else None
 
@@ -135,20 +137,6 @@ def _uncast(v: Value) -> Value:
     while v.op == "cast":
         (v,) = v.args
     return v
-
-
-def _is_of_rows(kernel: Kernel, m: _Masked) -> bool:
-    """Whether the kernel does the same for each row, and where its stores have rows."""
-    unit = kernel.unit
-    if unit is None or unit.extent != m.lengths.size or kernel.sequential:
-        return False
-    for s in kernel.stores:
-        places = [d for d, i in enumerate(s.index) if isinstance(i, Value) or unit in i.axes]
-        if len(places) != 1 or s.index[places[0]] != of(unit) or s.view != s.buffer.shape or s.mode != "set":
-            return False
-        if m.rows.setdefault(s.buffer, places[0]) != places[0]:
-            return False
-    return True
 
 
 ZERO = "zero"
@@ -182,16 +170,8 @@ class _Idle:
 
     def sum(self, kernel: Kernel) -> bool:
         """Whether such rows add nothing to the sums of a kernel."""
-        rows = {
-            next(iter(i.axes))
-            for v in kernel.loads()
-            if v.buffer in self.m.rows and v.shape == v.buffer.shape
-            and isinstance(i := v.index[self.m.rows[v.buffer]], Affine) and len(i.axes) == 1
-        }  # fmt: skip
-        if len(rows) != 1 or not rows <= set(kernel.reduced):
-            return False
-        (row,) = rows
-        if row.extent != self.m.lengths.size:
+        row = rows_summed(kernel, self.m.rows)
+        if row is None or row.extent != self.m.lengths.size:
             return False
         self._begin(kernel, row)
         self.m.sums[kernel] = row

@@ -65,12 +65,14 @@ class Pair:
         return max(1, sum(b.bytes for b in self.forward.states))
 
 
-def replayed(items: Sequence[Item], pairs: Sequence[Pair], plans: Sequence[Checkpoints], names: Names) -> list[Item]:
+def replayed(
+    items: Sequence[Item], pairs: Sequence[Pair], plans: Sequence[Checkpoints], names: Names, threads: int = 2
+) -> list[Item]:
     """The items with these pairs of loops by these plans."""
     made = list(items)
     for pair, plan in zip(pairs, plans, strict=True):
         if plan.units > 1:
-            made = _Replay(pair, plan, names).items(made)
+            made = _Replay(pair, plan, names, threads).items(made)
     return made
 
 
@@ -207,8 +209,8 @@ def _too_little(memory: int, least: int) -> BudgetError:
 class _Replay:
     """One pair of loops, by a plan of several units."""
 
-    def __init__(self, pair: Pair, plan: Checkpoints, names: Names) -> None:
-        self.pair, self.plan, self.names = pair, plan, names
+    def __init__(self, pair: Pair, plan: Checkpoints, names: Names, threads: int) -> None:
+        self.pair, self.plan, self.names, self.threads = pair, plan, names, threads
         self.full = plan.units - 1  # units of full length; the last one may be shorter
         self.unit = Axis(names("unit"), self.full)
         self.place = Axis(names("place"), plan.slots + 1)
@@ -233,7 +235,10 @@ class _Replay:
                     *(self._copy(self.states[b], (), b, ()) for b in self.states),
                 ]
             elif item is self.pair.back:
-                made += [*gathered([self._loop(self.pair.back, step, where, True)], self.names), self._replay(turns[last + 1 :])]
+                made += [
+                    *gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads),
+                    self._replay(turns[last + 1 :]),
+                ]
             elif isinstance(item, Kernel) and any(s.buffer in self.states for s in item.stores):
                 made.append(replace(item, stores=[replace(s, buffer=self.states.get(s.buffer, s.buffer)) for s in item.stores]))
             else:
@@ -260,7 +265,10 @@ class _Replay:
         """A loop over turns, each of which runs one of four parts."""
         step, where = self._steps(self.plan.segment, self.unit)
         place, forward, back = of(self.place), self.pair.forward, self.pair.back
-        taped = [self._loop(forward, step, where, True), *gathered([self._loop(back, step, where, True)], self.names)]
+        taped = [
+            self._loop(forward, step, where, True),
+            *gathered([self._loop(back, step, where, True)], self.names, self.threads),
+        ]
         parts: list[tuple[Axis, list[Item]]] = [
             (self.place, [self._copy(self.states[b], (), s, (place,)) for b, s in self.slots.items()]),
             (self.place, [self._copy(s, (place,), self.states[b], ()) for b, s in self.slots.items()]),
@@ -289,6 +297,10 @@ class _Replay:
         states = [self.states.get(b, b) for b in loop.states]
         ends = loop.ends.moved(where) if loop.ends is not None else None
         return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers, ends=ends)
+
+    def _gathered(self, step: Axis, where: Mapping[Axis, Affine]) -> list[Item]:
+        """The backward loop over the steps of a unit, its sums over chunks of them."""
+        return gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads)
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
         if isinstance(item, Loop):

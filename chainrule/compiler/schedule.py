@@ -28,6 +28,9 @@ PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
+PARTS = 2  # of the rows that a loop sums over, each with a sum of its own
+LEAST_PART = 8  # rows
+MOST_HALVED = 2**19  # bytes of such sums: larger ones go through the caches once more for each part
 TOGETHER = (8, 4)  # rows of sequences that end together, as far as work is concerned: a tile of registers has about as many;
 GROUPS = 6  # the fewer where a batch would have less such groups, since each goes on to the end of its longest
 FAR = 8  # times the second cache: a copy of data as large as that gains nothing
@@ -93,9 +96,12 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
-    blocked |= {a for v in ordered(list(kernel.until.values())) for a in v.axes} | kernel.until.keys()
-    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
-    ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in [*(a for a in free if a is not lane), None]]
+    single = {
+        a for v in ordered(list(kernel.until.values())) for a in v.axes
+    } | kernel.until.keys()  # each value has an end of its own
+    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked | single]
+    tiles: list[Axis | None] = [*(a for a in free if a not in single), None]
+    ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in tiles if tile is None or tile is not lane]
     return min(ways, key=lambda w: w[0])[1]
 
 
