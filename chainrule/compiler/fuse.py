@@ -34,7 +34,7 @@ Source = Callable[[Index], Value]
 
 VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
-EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf"}
+EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf", "normal_cdf"}
 SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
