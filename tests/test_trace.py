@@ -755,6 +755,39 @@ def test_lookup_in_a_table_from_outside_counts_from_the_front_only() -> None:
     np.testing.assert_array_equal(cr.grad(lambda t: np.sum(cr.lookup(t, np.array([1, 1]))))(table), [[0, 0], [2, 2], [0, 0]])
 
 
+MASKED = np.ma.masked_array(np.arange(4.0), mask=[False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: cr.compile(np.sin)(MASKED),
+        lambda: cr.compile(lambda x, y: x["a"] + y)({"a": np.ones(4)}, MASKED),
+        lambda: cr.compile(lambda x: x * MASKED)(np.ones(4)),
+        lambda: cr.grad(np.sum)(MASKED),
+        lambda: cr.grad(lambda x: np.sum(np.where(x > 0, x, MASKED)))(np.ones(4)),
+        lambda: cr.vjp(np.sin, np.ones(4))[1](MASKED),
+        lambda: cr.jvp(np.sin, [np.ones(4)], [MASKED]),
+        lambda: cr.hvp(lambda x: np.sum(x**3), np.ones(4), MASKED),
+        lambda: cr.jacobian(np.sin)(MASKED),
+        lambda: cr.check_gradients(np.sum, MASKED),
+        lambda: cr.explain(np.sum, MASKED),
+        lambda: cr.compile(lambda xs: cr.scan(lambda h, x: (h + x, h), 0.0, xs))(MASKED),
+    ],
+)
+def test_masked_arrays_are_refused(call: Any) -> None:
+    with pytest.raises(cr.DataError, match=r"shape \(4,\) has 2 masked values.*numpy\.ma\.filled"):
+        call()
+
+
+def test_a_masked_array_is_refused_where_a_plain_one_was_taken_before() -> None:
+    double = cr.compile(lambda x: 2 * x)
+    assert double(np.ones(4)).tolist() == [2] * 4
+    with pytest.raises(cr.DataError, match="masked"):
+        double(MASKED)
+    assert double(np.ma.masked_array(np.ones(4))).tolist() == [2] * 4  # nothing is masked
+
+
 def test_numpys_global_generator_is_refused() -> None:
     for draw in (lambda: np.random.normal(), lambda: np.random.rand(3), lambda: np.random.permutation(3)):
         with pytest.raises(TraceError, match=r"cr\.random"):

@@ -526,12 +526,23 @@ class Former:
         self._known: dict[tuple[Node, Index], Value] = {}
 
     def at(self, node: Node, index: Index) -> Value:
-        key = (node, index)
-        if key not in self._known:
-            self._known[key] = self._make(node, index)
-        return self._known[key]
+        """What is known of a chain of operators that only look elsewhere is known of all of them, and found without recursion."""
+        met: list[tuple[Node, Index]] = []
+        found: Value | None = None
+        while found is None:
+            met.append((node, index))
+            found = self._known.get(met[-1])
+            if found is None:
+                made = self._make(node, index)
+                if isinstance(made, Value):
+                    found = made
+                else:
+                    node, index = made
+        self._known.update(dict.fromkeys(met, found))
+        return found
 
-    def _make(self, node: Node, index: Index) -> Value:
+    def _make(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
+        """Its value; or where else to look for it."""
         f = self.fusion
         if node.op == "input":
             return f.sources[node](index)
@@ -547,15 +558,15 @@ class Former:
             return self._elementwise(node, index)
         return self._rule(node, index)
 
-    def _rule(self, node: Node, index: Index) -> Value:
-        made: Value = getattr(self, f"_{node.op}")(node, index)
+    def _rule(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
+        made: Value | tuple[Node, Index] = getattr(self, f"_{node.op}")(node, index)
         return made
 
     def _elementwise(self, node: Node, index: Index) -> Value:
         attrs = {} if node.op == "cast" else node.attrs
         return elementwise(node.op, node.dtype, [self.at(a, index) for a in node.args], attrs)
 
-    def _foreign(self, node: Node, index: Index) -> Value:
+    def _foreign(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
         """A node that lives elsewhere: in memory, or computed again."""
         f = self.fusion
         if node not in f.stored and node not in f.must and self._again(node, 3):
@@ -565,51 +576,53 @@ class Former:
     def _again(self, node: Node, depth: int) -> bool:
         """Whether computing `node` here costs little and reads only what is in memory anyway."""
         f = self.fusion
+        while node.op in VIRTUAL and node.op != "output" and node.args and node not in f.stored and node not in f.must:
+            (node,) = node.args
         if node in f.stored or node in f.must or node.op in ("input", "constant", "iota"):
             return True
-        if node.op in VIRTUAL:
-            return node.op != "output" and all(self._again(a, depth) for a in node.args)
+        if node.op == "output":
+            return False
         if depth == 0 or not OPS[node.op].elementwise or node.op in EXPENSIVE:
             return False
         return all(self._again(a, depth - 1) for a in node.args)
 
     # ---- virtual: the argument at another index --------------------------------------------------------------------------------
 
-    def _broadcast(self, node: Node, index: Index) -> Value:
+    def _broadcast(self, node: Node, index: Index) -> tuple[Node, Index]:
         (x,) = node.args
         kept = index[len(index) - len(x.shape) :]
-        return self.at(x, tuple(i if n != 1 else Affine() for i, n in zip(kept, x.shape, strict=True)))
+        return x, tuple(i if n != 1 else Affine() for i, n in zip(kept, x.shape, strict=True))
 
-    def _transpose(self, node: Node, index: Index) -> Value:
+    def _transpose(self, node: Node, index: Index) -> tuple[Node, Index]:
         axes = node.attrs["axes"]
-        return self.at(node.args[0], tuple(index[axes.index(d)] for d in range(len(axes))))
+        return node.args[0], tuple(index[axes.index(d)] for d in range(len(axes)))
 
-    def _slice(self, node: Node, index: Index) -> Value:
+    def _slice(self, node: Node, index: Index) -> tuple[Node, Index]:
         a = node.attrs
         moved = tuple(_scaled(i, s, b) for i, s, b in zip(index, a["step"], a["start"], strict=True))
-        return self.at(node.args[0], moved)
+        return node.args[0], moved
 
-    def _flip(self, node: Node, index: Index) -> Value:
+    def _flip(self, node: Node, index: Index) -> tuple[Node, Index]:
         axes = node.attrs["axes"]
         moved = (_scaled(i, -1, n - 1) if d in axes else i for d, (i, n) in enumerate(zip(index, node.shape, strict=True)))
-        return self.at(node.args[0], tuple(moved))
+        return node.args[0], tuple(moved)
 
     def _iota(self, node: Node, index: Index) -> Value:
         (i,) = index
         return iota(i, node.dtype) if isinstance(i, Affine) else elementwise("cast", node.dtype, [i])
 
-    def _window(self, node: Node, index: Index) -> Value:
+    def _window(self, node: Node, index: Index) -> tuple[Node, Index]:
         a = node.attrs
         n = len(node.args[0].shape)
         at = list(index[:n])
         for axis, offset, s, d in zip(a["axes"], index[n:], a["stride"], a["dilation"], strict=True):
             at[axis] = at[axis] * s + offset * d
-        return self.at(node.args[0], tuple(at))
+        return node.args[0], tuple(at)
 
-    def _reshape(self, node: Node, index: Index) -> Value:
+    def _reshape(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
         if _plain_reshape(node):
             rest = iter(i for i, n in zip(index, node.shape, strict=True) if n != 1)
-            return self.at(node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape))
+            return node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape)
         below = _viewed(node)
         f = self.fusion
         if below.op == "constant":
