@@ -14,7 +14,7 @@ kernel because of how their index spaces meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -37,6 +37,7 @@ EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "ex
 EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf", "normal_cdf"}
 SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
+HEAVIEST = 400  # cheap operators, or ten times as few expensive ones, in a kernel: the time to compile it grows with their square
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
 
 
@@ -58,13 +59,20 @@ class Sink:
 
 @dataclass(eq=False)
 class Group:
-    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; needs: groups before it."""
+    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; needs: groups before it;
+    before: itself and all that it waits for, one bit for each group's number; holds, weight: all operators that it computes."""
 
     number: int
     shape: tuple[int, ...]
     heavy: Node | None
     needs: set[Group] = field(default_factory=set)
     nodes: list[Node] = field(default_factory=list)
+    before: int = 0
+    holds: set[Node] = field(default_factory=set)
+    weight: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = 1 << self.number
 
     @property
     def open(self) -> bool:
@@ -72,16 +80,15 @@ class Group:
 
     def waits_for(self, other: Group) -> bool:
         """Whether this group is, or comes after, the other."""
-        seen: set[Group] = set()
-        stack = [self]
-        while stack:
-            group = stack.pop()
-            if group is other:
-                return True
-            if group not in seen:
-                seen.add(group)
-                stack += group.needs
-        return False
+        return bool(self.before >> other.number & 1)
+
+
+def _before(groups: Iterable[Group]) -> int:
+    """All that these groups are and wait for."""
+    found = 0
+    for g in groups:
+        found |= g.before
+    return found
 
 
 class Names:
@@ -119,6 +126,7 @@ class _Fusion:
         self.home: dict[Node, Group] = {}
         self.feeds: dict[Node, frozenset[Group]] = {}  # the groups that a node needs
         self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
+        self.pending: dict[Node, frozenset[Node]] = {}  # a node and those of its arguments that have no home
         self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
         self.must = self._must()
@@ -151,12 +159,14 @@ class _Fusion:
             if n.op == "reshape" and not _plain_reshape(n):
                 must |= {b for b in (_viewed(n),) if b.op not in ("input", "constant", "output")}
         depth: dict[Node, int] = {}
+        weight: dict[Node, int] = {}
         for n in self.order:
-            below = max((depth.get(a, 0) for a in n.args), default=0)
-            depth[n] = 0 if n.op not in VIRTUAL and not OPS[n.op].elementwise else below + 1
-            if depth[n] > DEEPEST and n.op not in VIRTUAL:
+            alone = n.op not in VIRTUAL and not OPS[n.op].elementwise
+            depth[n] = 0 if alone else 1 + max((depth.get(a, 0) for a in n.args), default=0)
+            weight[n] = 0 if alone else _weight(n) + max((weight.get(a, 0) for a in n.args), default=0)
+            if (depth[n] > DEEPEST or weight[n] > HEAVIEST) and n.op not in VIRTUAL:
                 must.add(n)
-                depth[n] = 0
+                depth[n] = weight[n] = 0
         return must
 
     # ---- homes ---------------------------------------------------------------------------------------------------------------
@@ -164,9 +174,13 @@ class _Fusion:
     def _settle(self) -> None:
         """A home for each node that has one, first nodes first."""
         self.home, self.groups = {}, []
-        free: dict[tuple[Any, ...], list[Group]] = {}
+        free: dict[tuple[Any, ...], int] = {}
         nothing: frozenset[Group] = frozenset()
+        nobody: frozenset[Node] = frozenset()
+        self.pending = {}
         for n in self.order:
+            below = [self.pending.get(a, nobody) for a in n.args]
+            self.pending[n] = below[0] if n.op in VIRTUAL and n.args else nobody.union([n], *below)
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
@@ -177,7 +191,7 @@ class _Fusion:
                     other = nothing
             elif OPS[n.op].elementwise:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
-                best = self._latest(near - other, feeds)
+                best = self._latest(near - other, feeds, n)
                 if best is not None:
                     self._live_in(n, best, feeds)
                     same = feeds = frozenset({best})
@@ -192,7 +206,7 @@ class _Fusion:
                 other = nothing
             self.feeds[n], self.same[n], self.other[n] = feeds, same, other
 
-    def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
+    def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], int]) -> frozenset[Group]:
         """A group for something that is only looked at otherwise: one for each, as each is read in an order of its own."""
         if not n.args:
             self._join(n, feeds, free)
@@ -201,15 +215,18 @@ class _Fusion:
         self._live_in(n, group, feeds)
         return frozenset({group})
 
-    def _latest(self, near: frozenset[Group], feeds: frozenset[Group]) -> Group | None:
-        """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group."""
+    def _latest(self, near: frozenset[Group], feeds: frozenset[Group], node: Node) -> Group | None:
+        """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group, and
+        there is room."""
         for group in sorted(near, key=lambda g: -g.number):
-            if group.open and not any(g is not group and g.waits_for(group) for g in feeds):
+            awaited = _before(g for g in feeds if g is not group) >> group.number & 1
+            if group.open and not awaited and self._has_room(group, node):
                 return group
         return None
 
     def _new(self, shape: tuple[int, ...], heavy: Node | None, feeds: frozenset[Group]) -> Group:
         group = Group(len(self.groups), shape, heavy, set(feeds))
+        group.before |= _before(feeds)
         self.groups.append(group)
         if heavy is not None:
             self._live_in(heavy, group, feeds)
@@ -218,15 +235,35 @@ class _Fusion:
     def _live_in(self, node: Node, group: Group, feeds: frozenset[Group]) -> None:
         self.home[node] = group
         group.nodes.append(node)
-        group.needs |= feeds - {group}
+        group.weight += self._more(group, node)
+        group.holds |= self.pending[node]
+        self.pending[node] = frozenset()
+        self._need(group, feeds - {group})
 
-    def _join(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
-        """Into a group of its shape that has no product or reduction and that nothing it needs waits for; or into a new one."""
-        made = free.setdefault((n.shape, self.rows.get(n)), [])
-        group = next((g for g in reversed(made) if not any(f.waits_for(g) for f in feeds)), None)
-        if group is None:
+    def _more(self, group: Group, node: Node) -> int:
+        """What a node would add to the weight of a group, with those of its arguments that have no home."""
+        return sum(map(_weight, self.pending[node] - group.holds))
+
+    def _has_room(self, group: Group, node: Node) -> bool:
+        return group.weight + self._more(group, node) <= HEAVIEST
+
+    def _need(self, group: Group, feeds: frozenset[Group]) -> None:
+        """`group` comes after `feeds` too, and with it all that wait for it."""
+        group.needs |= feeds
+        more = _before(feeds)
+        if more & ~group.before:
+            for g in self.groups:
+                if g.waits_for(group):
+                    g.before |= more
+
+    def _join(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], int]) -> frozenset[Group]:
+        """Into a group of its shape without product or reduction that has room and that nothing it needs waits for; or a new one."""
+        key = (n.shape, self.rows.get(n))
+        made = free.get(key, 0) & ~_before(feeds)
+        group = self.groups[made.bit_length() - 1] if made else None
+        if group is None or not self._has_room(group, n):
             group = self._new(n.shape, None, feeds)
-            made.append(group)
+            free[key] = free.get(key, 0) | 1 << group.number
         self._live_in(n, group, feeds)
         return frozenset({group})
 
@@ -235,8 +272,7 @@ class _Fusion:
         sites: dict[Node, set[Any]] = {n: {"out"} for n in self.graph.outputs}
         cost: dict[Node, int] = {}
         for n in self.order:
-            own = (10 if n.op in EXPENSIVE else 1) if n.op not in VIRTUAL else 0
-            cost[n] = 0 if n in self.home else own + sum(cost.get(a, 0) for a in n.args)
+            cost[n] = 0 if n in self.home else _weight(n) + sum(cost.get(a, 0) for a in n.args)
         shared = set()
         for n in reversed(self.order):
             here = {self.home[n]} if n in self.home else sites.get(n, set())
@@ -684,6 +720,11 @@ class Former:
         """The value of an index, checked."""
         attrs = {"extent": extent, "negative": negative}
         return elementwise("checked", np.dtype(np.int64), [self.at(indices, index)], attrs)
+
+
+def _weight(node: Node) -> int:
+    """About how many instructions an operator is."""
+    return 0 if node.op in VIRTUAL else 10 if node.op in EXPENSIVE else 1
 
 
 def _at_time(former: Former, node: Node, time: Affine, index: Index) -> Value:
