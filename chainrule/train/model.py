@@ -167,6 +167,7 @@ class Model(Stateful):
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 task = replace(task, memory=budget)
+                rule.fits(task.dtype)
                 state, judge, batch_size = {**self._state(), **slots}, None, min(batch_size, data.rows)
                 if windows is not None:
                     judge = task
