@@ -120,10 +120,12 @@ def _plain(result: Array) -> Any:
 
 def _chosen(traced: Traced, argnums: int | Sequence[int], name: str) -> list[list[int]]:
     """For each argument to differentiate by, the positions of its leaves among the graph's inputs."""
-    wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    wanted = list(argnums) if isinstance(argnums, (list, tuple, range)) else [argnums]
     position = {leaf: at for at, leaf in enumerate(traced.inputs)}
     chosen = []
     for a in wanted:
+        if isinstance(a, bool) or not isinstance(a, (int, np.integer)) or (a is argnums and not isinstance(a, int)):
+            raise UsageError(f"{name}: argnums={argnums!r}, but arguments are chosen by their numbers, such as 0 or (0, 2)")
         if not -len(traced.spans) <= a < len(traced.spans):
             raise UsageError(f"{name}: argnums={a}, but the function got {len(traced.spans)} arguments")
         first, last = traced.spans[a]
@@ -170,7 +172,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> C
         outputs = traced.graph.outputs
         if len(outputs) != 1 or outputs[0].shape != () or outputs[0].dtype.kind != "f":
             raise ShapeError(
-                f"grad needs a function that returns one floating-point number; this one returns {', '.join(str(o.type) for o in outputs)}"
+                "grad needs a function that returns one floating-point number; this one returns "
+                f"{', '.join(str(o.type) for o in outputs) or 'nothing'}"
                 " (use np.sum or np.mean, or cr.jacobian or cr.vjp for several numbers)"
             )
         wrt = [i for group in _chosen(traced, argnums, "grad") for i in group]

@@ -792,6 +792,24 @@ def test_a_masked_array_is_refused_where_a_plain_one_was_taken_before() -> None:
     assert double(np.ma.masked_array(np.ones(4))).tolist() == [2] * 4  # nothing is masked
 
 
+def test_nests_that_no_function_can_take() -> None:
+    inside: list[Any] = [1.0]
+    inside.append(inside)
+    deep: Any = 1.0
+    for _ in range(5000):
+        deep = [deep]
+    for nest in (inside, deep):
+        for call in (cr.compile(lambda x: x), cr.grad(lambda x: 1.0), lambda x: cr.vjp(lambda y: y, x)):
+            with pytest.raises(UsageError, match="contains itself, or is hundreds of levels deep"):
+                call(nest)
+
+
+@pytest.mark.parametrize("argnums", ["x", 0.0, None, True, (0, "x"), [None]])
+def test_arguments_are_chosen_by_numbers(argnums: Any) -> None:
+    with pytest.raises(UsageError, match=r"argnums=.*by their numbers"):
+        cr.grad(lambda x: x, argnums=argnums)(1.0)
+
+
 def test_numpys_global_generator_is_refused() -> None:
     for draw in (lambda: np.random.normal(), lambda: np.random.rand(3), lambda: np.random.permutation(3)):
         with pytest.raises(TraceError, match=r"cr\.random"):
