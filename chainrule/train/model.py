@@ -138,7 +138,8 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"), Watch() as watch:
+        with Watch() as watch, self._busy("fit"):
+            watch.release()
             options = _Options(epochs, batch_size, seed, threads)
             budget = _budget(memory, backend)
             shortened = truncation(truncate)
