@@ -90,7 +90,9 @@ class Training:
                 self.call_back()
                 if self.worse_for_long(good) or self.run.stopped:
                     break
+            self.watch.hold()  # all is done: from here on it is too late
         except KeyboardInterrupt:
+            self.watch.hold()
             self.watch.forget()
             if self._due is not None:
                 self._due()
@@ -200,6 +202,7 @@ class Training:
             self.watch.look()
             return True
 
+        self.watch.hold()  # from the first step until what was learnt is kept
         taken = session.run(steps, pulse)
         pace.took(epochs, time.perf_counter() - begun)
         losses = taken.results["loss"]
@@ -227,6 +230,7 @@ class Training:
             self._commit(state, count, epochs, updates, self._lines(history, seen, begun, self._observed(history, seen)))
         elif count:
             self._commit(state, count, epochs, updates)
+        self.watch.release()
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
             lengths = {n: self.data.inputs[n] for n in [self.task.steps] if n is not None}
             data = Data(lengths, self.data.target, self.data.weight)

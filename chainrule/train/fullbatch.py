@@ -81,7 +81,9 @@ class FullBatch(Training):
                     run.stop("converged")
                 if self.worse_for_long(Kept(good)) or run.stopped:
                     break
+            self.watch.hold()  # all is done: from here on it is too late
         except KeyboardInterrupt:
+            self.watch.hold()
             self.watch.forget()
             run.interrupted, run.stopped = True, "interrupted"
         finally:

@@ -139,7 +139,8 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"), Watch() as watch:
+        with Watch() as watch, self._busy("fit"):
+            watch.release()
             options = _Options(epochs, batch_size, seed, threads)
             budget = _budget(memory, backend)
             shortened = truncation(truncate)
@@ -168,6 +169,7 @@ class Model(Stateful):
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 task = replace(task, memory=budget)
+                rule.fits(task.dtype)
                 state, judge, batch_size = {**self._state(), **slots}, None, min(batch_size, data.rows)
                 if windows is not None:
                     judge = task

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from ..graph.trace import Tracer, here, located
 from ..program import Kind
 from ..records import record
 from ..run.batches import INITIALIZE, generator
+from ..sizes import said
 from .sequences import Times
 
 TAP, KEPT = "tap/", "kept/"
+ADDRESSABLE = 2**47  # bytes: all that a process can have on any processor that is known here
 _current: ContextVar[Scope | None] = ContextVar("chainrule_scope", default=None)
 
 
@@ -167,7 +170,16 @@ def tap_name(path: str, name: str) -> str:
 def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype: Any) -> Array:
     """The first value of a parameter: a pure function of seed and name, so that it does not depend on other layers."""
     random = generator(seed, INITIALIZE, zlib.crc32(full_name.encode()))
-    value = np.asarray(init(random, shape), dtype)
+    size = prod(shape) * 8  # initializers draw in double precision
+    try:
+        value = np.asarray(init(random, shape), dtype) if size < ADDRESSABLE else None
+    except MemoryError:
+        value = None
+    if value is None:
+        raise UsageError(located(
+            f'"{full_name}" of shape {shape} takes {said(size)} while it is made, more memory than there is: give the layer fewer units, '
+            "or its input fewer columns"
+        ))  # fmt: skip
     if value.shape != shape:
         raise ShapeError(located(f'the initializer of "{full_name}" gave shape {value.shape}, not {shape}'))
     return value
