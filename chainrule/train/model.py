@@ -124,12 +124,13 @@ class Model(Stateful):
 
         Truncation: window j makes an update of the mean loss of steps j k1 to (j + 1) k1 - 1, by the gradient through these and the
         k2 - k1 steps before them, which are taken again with the weights of the moment. The state with which that begins goes on from
-        window to window as a constant, with the bits that one pass would give it. Each batch begins with the layer's first state, so with
-        `learn_initial` only windows that reach the beginning teach it. A window that does not fill is shorter; one in which no sequence
-        has a step left makes no update. Masks of dropout last for one window. With k1 as long as the sequences nothing is cut, with
-        larger k2 the gradient goes back to the beginning. Metrics of your own see windows as rows. Validation is of whole sequences.
-        Refused: a loss at the last step only, of which earlier windows have nothing to learn; Bidirectional, which needs the future;
-        layers that mix steps. Source: Williams & Peng, Neural Computation 2, 1990, BPTT(h; h') with h = k2, h' = k1.
+        window to window as a constant, with the bits that one pass would give it (sums of layers behind the loop are ordered for the
+        rows and steps of a window, and may differ from those of one pass in the last bit). Each batch begins with the layer's first
+        state, so with `learn_initial` only windows that reach the beginning teach it. A window that does not fill is shorter; one in
+        which no sequence has a step left makes no update. Masks of dropout last for one window. With k1 as long as the sequences
+        nothing is cut, with larger k2 the gradient goes back to the beginning. Metrics of your own see windows as rows. Validation is
+        of whole sequences. Refused: a loss at the last step only, of which earlier windows have nothing to learn; Bidirectional, which
+        needs the future; layers that mix steps. Source: Williams & Peng, Neural Computation 2, 1990, BPTT(h; h') with h = k2, h' = k1.
 
         >>> import numpy as np
         >>> from chainrule import nn, optim
