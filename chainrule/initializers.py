@@ -285,6 +285,23 @@ class uniform(Initializer):
 Init = Callable[[np.random.Generator, Shape], np.ndarray]
 
 
+@record(frozen=True)
+class PerPart:
+    """The same initializer for each part by itself of a weight whose parts, gates or groups of filters, lie side by side on the last axis.
+
+    >>> PerPart(identity(), 2)(np.random.default_rng(0), (2, 4))
+    array([[1., 0., 1., 0.],
+           [0., 1., 0., 1.]])
+    """
+
+    init: Init
+    parts: int
+
+    def __call__(self, generator: np.random.Generator, shape: Shape) -> np.ndarray:
+        each = (*shape[:-1], shape[-1] // self.parts)
+        return np.concatenate([self.init(generator, each) for _ in range(self.parts)], axis=-1)
+
+
 def resolve(thing: object) -> Init:
     """What a name, an instance, a class, a number (that constant) or any function of (generator, shape) stands for.
 

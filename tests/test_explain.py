@@ -661,6 +661,24 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Any, Any, str]] = {
         normal(4),
         "mse",
     ),
+    "images": (
+        lambda: nn.Sequential(
+            nn.Conv2D(4, 3, 2, "same", "tanh", groups=2), nn.BatchNorm(), nn.MaxPool2D(3, 1, 1), nn.Dropout2D(0.2),
+            nn.Residual(nn.Conv2D(4, 2), nn.AvgPool2D(2, 1)), nn.Flatten(), nn.Dense(1),
+        ),
+        normal(3, 6, 5, 2),
+        normal(3),
+        "mse",
+    ),
+    "time": (
+        lambda: nn.Sequential(
+            nn.Conv1D(3, 2, padding="causal", dilation=2, activation="softplus"), nn.MaxPool1D(2), nn.AvgPool1D(2, padding="same"),
+            nn.GlobalAvgPool(), nn.Dense(3),
+        ),
+        normal(4, 7, 2),
+        np.array([0, 1, 2, 0]),
+        "cross_entropy",
+    ),
     "functions": (
         lambda: nn.Sequential(nn.Dense(4, "silu"), lambda x: x * np.cos(x), nn.Dense(2, "softplus")), normal(5, 3), normal(5, 2), "huber",
     ),
@@ -684,6 +702,16 @@ def test_the_equations_of_a_network_give_its_gradients(name: str, training: bool
             np.testing.assert_allclose(found, want, rtol=1e-7, atol=1e-10, err_msg=f"{parameter}\n{plain.text}")
     check_latex(kept.latex)
     check_html(kept.html)
+
+
+def test_a_convolution_has_one_z_and_one_a() -> None:
+    net = nn.Sequential(nn.Conv2D(4, 3, activation="tanh", groups=2), nn.GlobalAvgPool(), nn.Dense(1))
+    lines = [line.split("  (")[0].strip() for line in explain(net, normal(2, 4, 5, 2), normal(2), loss="mse").text.splitlines()]
+    at = lines.index("Layer 0: Conv2D(4, 3, activation='tanh', groups=2)")
+    assert lines[at + 2 : at + 4] == [
+        'z0 = reshape(einsum("ijklmno,nomlp->ijklp", v1, reshape(W0, (3, 3, 1, 2, 2))), (2, 2, 3, 4)) + b0',
+        "a0 = tanh(z0)",
+    ]
 
 
 def test_the_textbook_network_reads_like_the_textbook() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import convolution_oracle
 import numpy as np
 import pytest
 import recurrent_oracle
@@ -87,8 +88,9 @@ def equation_of(layer: nn.Module, x: Array, p: Named, s: Named, training: bool) 
     return dense(x, p, s, training, int(found[1]), found[2])
 
 
-def residual(x: Array, p: Named, s: Named, training: bool, layer: nn.Module) -> Array:
-    return x + equation_of(layer, x, inner(p, "layer"), {}, training)
+def residual(x: Array, p: Named, s: Named, training: bool, layer: nn.Module, projection: nn.Module | None = None) -> Array:
+    way = x if projection is None else equation_of(projection, x, inner(p, "projection"), {}, training)
+    return way + equation_of(layer, x, inner(p, "layer"), {}, training)
 
 
 def sequential(x: Array, p: Named, s: Named, training: bool, *layers: nn.Module) -> Array:
@@ -127,6 +129,22 @@ def around(x: Array, p: Named, s: Named, training: bool, layer: nn.Module) -> Ar
     return np.reshape(y, (*x.shape[:2], *y.shape[1:]))
 
 
+def convolution(equation: Callable[..., Any]) -> Callable[..., Array]:
+    def of(
+        x: Array, p: Named, s: Named, training: bool, filters: int, kernel: Any, stride: Any = 1, padding: Any = "valid",
+        act: Any = None, dilation: Any = 1, groups: int = 1, init: Any = None, bias: bool = True,
+    ) -> Array:  # fmt: skip
+        assert p["weight"].shape == (*np.broadcast_to(kernel, x.ndim - 2), x.shape[-1] // groups, filters)
+        assert ("bias" in p) == bias
+        return np.asarray(equation(x, p["weight"], p.get("bias"), stride, padding, act, dilation, groups))
+
+    return of
+
+
+def pooling(equation: Callable[..., Any]) -> Callable[..., Array]:
+    return lambda x, p, s, training, *args: np.asarray(equation(x, *args))
+
+
 # Dropout is random in training: its equation there has tests of its own.
 EQUATIONS: dict[str, Callable[..., Array]] = {
     "Dense": dense,
@@ -138,6 +156,14 @@ EQUATIONS: dict[str, Callable[..., Array]] = {
     "Reshape": reshape,
     "Embedding": embedding,
     "Residual": residual,
+    "Conv1D": convolution(convolution_oracle.conv1d),
+    "Conv2D": convolution(convolution_oracle.convolution),
+    "MaxPool1D": pooling(convolution_oracle.max_pool1d),
+    "MaxPool2D": pooling(convolution_oracle.max_pool),
+    "AvgPool1D": pooling(convolution_oracle.avg_pool1d),
+    "AvgPool2D": pooling(convolution_oracle.avg_pool),
+    "GlobalAvgPool": lambda x, p, s, training: x.reshape(len(x), -1, x.shape[-1]).mean(axis=1),
+    "Dropout2D": lambda x, p, s, training, rate: x,
     "Sequential": sequential,
     **{kind: recurrent(kind) for kind in ("RNN", "LSTM", "GRU")},
     **dict.fromkeys(("Recurrent", "Bidirectional", "TimeDistributed"), around),
@@ -233,7 +259,9 @@ def test_value_follows_the_equation(name: str, example: Mapping[str, Any], dtype
     np.testing.assert_allclose(y, declared(name, example, net, x, training=False), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(("name", "example"), [c for c in CASES if c[0] != "Dropout"], ids=[i for i in IDS if "Dropout" not in i])
+@pytest.mark.parametrize(
+    ("name", "example"), [c for c in CASES if "Dropout" not in c[0]], ids=[i for i in IDS if "Dropout" not in i]
+)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_value_in_both_modes(name: str, example: Mapping[str, Any], training: bool) -> None:
     x = inputs(example)

@@ -87,7 +87,11 @@ def layer_values(graph: Graph) -> list[tuple[Node, str, str]]:
         passed = [n for n in passed if n.dtype.kind == "f" and len(n.types) == 1]
         affine: dict[Node, None] = {}
         for n in nodes:
-            if n.op == "contract" or (n.op in ("add", "subtract") and _is_affine_sum(n, affine)):
+            if (
+                n.op == "contract"
+                or (n.op == "reshape" and n.args[0] in affine)  # groups of filters side by side
+                or (n.op in ("add", "subtract") and _is_affine_sum(n, affine))
+            ):
                 affine[n] = None
         tops = [n for n in affine if n in graph.outputs or any(u not in affine for u in users.get(n, ()))]
         z = tops[0] if len(tops) == 1 else None

@@ -3,6 +3,17 @@
 from typing import TYPE_CHECKING, NoReturn
 
 from ..registry import nearest
+from .convolution import (
+    AvgPool1D,
+    AvgPool2D,
+    Conv1D,
+    Conv2D,
+    Dropout2D,
+    GlobalAvgPool,
+    MaxPool1D,
+    MaxPool2D,
+)
+from .from_torch import torch_parameters
 from .layers import (
     Activation,
     BatchNorm,
@@ -16,7 +27,7 @@ from .layers import (
     Sequential,
 )
 from .module import Module
-from .recurrent import GRU, LSTM, RNN, Bidirectional, Recurrent, TimeDistributed, torch_parameters
+from .recurrent import GRU, LSTM, RNN, Bidirectional, Recurrent, TimeDistributed
 from .saving import layers, load
 
 __all__ = [
@@ -24,13 +35,21 @@ __all__ = [
     "LSTM",
     "RNN",
     "Activation",
+    "AvgPool1D",
+    "AvgPool2D",
     "BatchNorm",
     "Bidirectional",
+    "Conv1D",
+    "Conv2D",
     "Dense",
     "Dropout",
+    "Dropout2D",
     "Embedding",
     "Flatten",
+    "GlobalAvgPool",
     "LayerNorm",
+    "MaxPool1D",
+    "MaxPool2D",
     "Module",
     "Recurrent",
     "Reshape",

@@ -46,7 +46,7 @@ class Dense(Module):
     def __init__(self, units: int, activation: Any = None, init: Any = None, bias: bool = True) -> None:
         self.units = positive(units, "Dense: units")
         self.activation = activation_of(activation)
-        self.init = initializers.resolve(init if init is not None else _suited(activation))
+        self.init = initializers.resolve(init if init is not None else suited(activation))
         self.bias = bias
 
     def __call__(self, x: Any) -> Any:
@@ -60,7 +60,7 @@ class Dense(Module):
         return self.activation(z)
 
 
-def _suited(activation: Any) -> str:
+def suited(activation: Any) -> str:
     """The initializer that keeps the variance of signals for this activation (He et al. 2015; Klambauer et al. 2017)."""
     if activation in ("relu", "leaky_relu", "elu", "gelu", "silu", "mish"):
         return "he_uniform"
@@ -117,7 +117,8 @@ class BatchNorm(Module):
     y = (x - μ) / sqrt(σ² + eps) · scale + shift; in training μ and σ² are those of the batch, over all axes but the last, and the
     running statistics move: r ← (1 - momentum) r + momentum · (μ, or the unbiased σ² n / (n - 1)); else the running ones are used.
 
-    Args: momentum 0.1, eps 1e-5, as in PyTorch. Shapes: x (B, ..., C); scale, shift, mean, variance (C,).
+    Args: momentum 0.1, eps 1e-5, as in PyTorch. Shapes: x (B, ..., C), of any number of axes: images and sequences have one mean for
+    each channel; scale, shift, mean, variance (C,).
     Source: Ioffe & Szegedy, "Batch normalization", ICML 2015, algorithms 1 and 2.
     Differs: a frozen layer uses its running statistics in training too, and they stay.
 
@@ -252,26 +253,55 @@ class Embedding(Module):
 
 @layers.declare("Residual")
 class Residual(Module):
-    """y = x + layer(x); the layer must keep the shape.
+    """A layer beside a way around it: y = x + layer(x), or y = projection(x) + layer(x).
 
-    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, eq. 1.
+    Args: layer; projection: a layer for the way around, where `layer` changes the shape: of images `Conv2D(filters, 1, stride)`,
+    of rows `Dense(units)`.
+    Shapes: x any; layer(x) of x's shape, or of that of projection(x).
+    Raises: `ShapeError` if the two differ in shape.
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016, eq. 1 and 2. Differs: no activation after the sum;
+    let `Activation` follow, or none (He et al., "Identity mappings in deep residual networks", ECCV 2016).
 
     >>> Residual(Dense(4))
     Residual(Dense(4))
+    >>> Residual(Dense(4, "relu"), Dense(4, bias=False))
+    Residual(Dense(4, 'relu'), Dense(4, bias=False))
     """
 
-    examples = ({"args": (Dense(5, "tanh"),), "input": (3, 5)},)
+    examples = ({"args": (Dense(5, "tanh"),), "input": (3, 5)}, {"args": (Dense(2, "tanh"), Dense(2)), "input": (3, 5)})
 
-    def __init__(self, layer: Module) -> None:
+    def __init__(self, layer: Module, projection: Module | None = None) -> None:
         self.layer = layer_of(layer, "Residual")
+        self.projection = None if projection is None else layer_of(projection, "Residual: projection")
 
     def __call__(self, x: Any) -> Any:
         y = self.layer(x)
-        if y.shape != x.shape:
-            raise ShapeError(
-                located(f"Residual: its layer turned shape {x.shape} into {y.shape}; to be added to x it must keep the shape")
-            )
-        return x + y
+        if self.projection is None:
+            if y.shape != x.shape:
+                raise ShapeError(located(
+                    f"Residual: its layer turned shape {x.shape} into {y.shape}; to be added to x it must keep the shape, or a projection "
+                    f"must give x the same one: Residual(layer, {_projection(x.shape, y.shape)})"
+                ))  # fmt: skip
+            return x + y
+        way = self.projection(x)
+        if y.shape != way.shape:
+            raise ShapeError(located(
+                f"Residual: its layer turned shape {x.shape} into {y.shape}, its projection into {way.shape}; to be added they must agree"
+            ))  # fmt: skip
+        return way + y
+
+
+def _projection(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """A layer that turns one shape into the other, if there is an obvious one."""
+    if shape[:-1] == wanted[:-1]:
+        return f"Dense({wanted[-1]}, bias=False)"
+    spatial = len(shape) - 2
+    if len(shape) != len(wanted) or spatial not in (1, 2):
+        return "projection"
+    strides = tuple(-(-n // m) for n, m in zip(shape[1:-1], wanted[1:-1], strict=True))
+    if any(-(-n // s) != m for n, s, m in zip(shape[1:-1], strides, wanted[1:-1], strict=True)):
+        return "projection"
+    return f"Conv{spatial}D({wanted[-1]}, 1, stride={strides[0] if len(set(strides)) == 1 else strides}, bias=False)"
 
 
 @layers.declare("Sequential")

@@ -14,22 +14,18 @@ from typing import Any
 import numpy as np
 
 from .. import initializers
-from ..errors import DataError, ShapeError, UsageError
+from ..errors import ShapeError, UsageError
 from ..graph import tree as trees
-from ..graph.node import Array
 from ..graph.trace import located
 from ..ops import random
 from ..ops.activations import sigmoid
 from ..ops.elementwise import convert
 from ..ops.loop import apply_iota, scan
 from ..ops.reduce import standardize
-from ..records import record
 from ..train.scope import Scope, Window
 from .layers import layer_of, rate_of
 from .module import Module, activation_of, positive
 from .saving import layers
-
-Init = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 @layers.declare("Recurrent")
@@ -363,18 +359,6 @@ def _shapes(state: Any) -> tuple[list[tuple[int, ...]], trees.Structure]:
 # ---- the cells that have names -----------------------------------------------------------------------------------------------
 
 
-@record(frozen=True)
-class _PerGate:
-    """The same initializer for each gate by itself: a matrix (in, gates · units) is no square one."""
-
-    init: Init
-    gates: int
-
-    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        each = (*shape[:-1], shape[-1] // self.gates)
-        return np.concatenate([self.init(generator, each) for _ in range(self.gates)], axis=-1)
-
-
 class _Gated(Recurrent):
     """What RNN, LSTM and GRU share: gates side by side in one matrix for the inputs and one for the state."""
 
@@ -392,14 +376,18 @@ class _Gated(Recurrent):
                 f"{type(self).__name__} needs sequences of features, shape (B, T, I); one step of this has shape {x.shape}: "
                 "give a series of numbers as x[..., None]"
             ))  # fmt: skip
-        return x @ self.parameter("weight_input", (x.shape[1], self.gates * self.units), _PerGate(self.init, self.gates))
+        return x @ self.parameter(
+            "weight_input", (x.shape[1], self.gates * self.units), initializers.PerPart(self.init, self.gates)
+        )
 
     def of_hidden(self, h: Any) -> Any:
         """h Wh: (B, gates · units)."""
         return self.drop(h) @ self.hidden_weight()
 
     def hidden_weight(self) -> Any:
-        return self.parameter("weight_hidden", (self.units, self.gates * self.units), _PerGate(self.init_hidden, self.gates))
+        return self.parameter(
+            "weight_hidden", (self.units, self.gates * self.units), initializers.PerPart(self.init_hidden, self.gates)
+        )
 
     def split(self, z: Any) -> Iterator[Any]:
         """The parts that belong to the gates."""
@@ -641,50 +629,3 @@ class TimeDistributed(Module):
         if times is not None:
             times.follows(out, y, at=0)
         return out
-
-
-# ---- weights from elsewhere --------------------------------------------------------------------------------------------------
-
-_SIDES = (("", "forward."), ("_reverse", "backward."))
-
-
-def torch_parameters(weights: Mapping[str, Any], *names: str, prefix: str = "") -> dict[str, Array]:
-    """PyTorch's weights of an RNN, LSTM or GRU, under the names that they have here, for `load_parameters`.
-
-    Args: weights: the module's `state_dict()`; names: the full names of our layers for its layers 0, 1, ...: "0", "1"; "" for a
-    network that is the layer; prefix: the module's name in a larger one, with a dot: "lstm.". Weights are transposed; the two biases
-    are added, except for a GRU, which has both. A module with two directions fills a `Bidirectional`.
-    Returns: full name -> array.
-    Raises: `DataError` if weights are missing or of a kind that has no counterpart.
-
-    >>> w = {"weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2)), "bias_ih_l0": np.ones(8), "bias_hh_l0": np.ones(8)}
-    >>> {name: value.shape for name, value in torch_parameters(w, "0").items()}
-    {'0.weight_input': (3, 8), '0.weight_hidden': (2, 8), '0.bias': (8,)}
-    """
-    made: dict[str, Array] = {}
-    both = f"{prefix}weight_ih_l0_reverse" in weights
-    for number, name in enumerate(names):
-        for suffix, side in _SIDES if both else _SIDES[:1]:
-            path = f"{name}." if name else ""
-            made |= {f"{path}{side if both else ''}{n}": v for n, v in _of_torch(weights, f"_l{number}{suffix}", prefix).items()}
-    used = len(names) if names else 0
-    if f"{prefix}weight_ih_l{used}" in weights or any(n.startswith(f"{prefix}weight_hr_") for n in weights):
-        odd = (
-            "projections (proj_size)" if any("weight_hr_" in n for n in weights) else f"a layer {used}: name ours for each layer"
-        )
-        raise DataError(f"torch_parameters: these weights have {odd}")
-    return made
-
-
-def _of_torch(weights: Mapping[str, Any], ending: str, prefix: str) -> dict[str, Array]:
-    """One layer in one direction."""
-    found = {kind: weights.get(f"{prefix}{kind}{ending}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-    if found["weight_ih"] is None or found["weight_hh"] is None:
-        raise DataError(
-            f'torch_parameters: there is no "{prefix}weight_ih{ending}" and "{prefix}weight_hh{ending}" among {", ".join(weights)}'
-        )
-    w, u = np.asarray(found["weight_ih"]), np.asarray(found["weight_hh"])
-    zeros = np.zeros(len(w), w.dtype)
-    b, d = (zeros if found[kind] is None else np.asarray(found[kind]) for kind in ("bias_ih", "bias_hh"))
-    biases = {"bias": b, "bias_hidden": d} if len(u) == 3 * u.shape[1] else {"bias": b + d}
-    return {"weight_input": w.T, "weight_hidden": u.T, **biases}

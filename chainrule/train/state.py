@@ -396,14 +396,15 @@ class Stateful(ABC):
         known = {*self._built["sequences"], *self._built["stepwise"]}
         for name in {n for lengths in inputs.lengths for n in measured_by(lengths)} - known:
             raise DataError(
-                f"{name}: its rows differ in length, and no layer of this network knows where a sequence ends (RNN, LSTM, GRU do): "
+                f"{name}: its rows differ in length, and no layer of this network knows where a sequence ends (RNN, LSTM, GRU do, unless "
+                "a layer before them mixes steps, as a convolution does): "
                 "pad them or pass arrays of one shape"
             )
         for name, array in inputs.arrays.items():
             if not self._takes(name, array.shape[1:]):
                 raise ShapeError(
                     f"{name} has rows of shape {array.shape[1:]}, but this network was built for rows of shape {expected[name].shape}; "
-                    "net.reset() lets it be built anew"
+                    f"{_remedy(array.shape[1:], expected[name].shape)}net.reset() lets it be built anew"
                 )
             if expected[name].dtype.kind == "i":
                 check_index(array, name, [(u.layer, u.low, u.high) for u in self._built["index"][name]])
@@ -590,3 +591,16 @@ def index_uses(graph: Graph, node: Node) -> list[IndexUse]:
         if any(t.dtype.kind in "iu" for t in n.types):
             same[n] = own and n.op in _KEEPS_VALUES
     return uses
+
+
+def _remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What brings rows of one shape into the other, if it is a common slip: an axis of channels that is missing, grey for colour."""
+    if (*shape, 1) == wanted:
+        return "x[..., None] gives it the last axis; "
+    if len(shape) == 3 and shape[:-1] == wanted[:-1] and {shape[-1], wanted[-1]} == {1, 3}:
+        return (
+            "np.repeat(x, 3, axis=-1) makes grey images of three channels; "
+            if wanted[-1] == 3
+            else "np.mean(x, axis=-1, keepdims=True) makes colour images grey; "
+        )
+    return ""
