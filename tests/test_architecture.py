@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "initializers losses metrics schedules optim health train/sequences train/data train/windows train/scope train/history "
             "train/objective train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled "
             "train/model train/ "
-            "nn/saving nn/module nn/layers nn/recurrent nn/"
+            "nn/saving nn/module nn/layers nn/images nn/recurrent nn/"
         ),
     ),
     (

@@ -80,6 +80,10 @@ def reshape(x: Array, p: Named, s: Named, training: bool, *shape: Any) -> Array:
     return x.reshape(len(x), *(shape[0] if isinstance(shape[0], tuple) else shape))
 
 
+def rescale(x: Array, p: Named, s: Named, training: bool, scale: float = 1 / 255, mean: Any = 0, std: Any = 1) -> Array:
+    return (x * scale - np.array(mean)) / np.array(std)
+
+
 def equation_of(layer: nn.Module, x: Array, p: Named, s: Named, training: bool) -> Array:
     """The output of a Dense layer within another one; its options are read from how it prints itself."""
     found = re.fullmatch(r"Dense\((\d+)(?:, '(\w+)')?\)", repr(layer))
@@ -136,6 +140,7 @@ EQUATIONS: dict[str, Callable[..., Array]] = {
     "LayerNorm": layer_norm,
     "Flatten": lambda x, p, s, training: x.reshape(len(x), -1),
     "Reshape": reshape,
+    "Rescale": rescale,
     "Embedding": embedding,
     "Residual": residual,
     "Sequential": sequential,

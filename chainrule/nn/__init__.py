@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NoReturn
 
 from ..registry import nearest
+from .images import Rescale
 from .layers import (
     Activation,
     BatchNorm,
@@ -33,6 +34,7 @@ __all__ = [
     "LayerNorm",
     "Module",
     "Recurrent",
+    "Rescale",
     "Reshape",
     "Residual",
     "Sequential",
