@@ -25,9 +25,8 @@ def images(rows: int = 600) -> tuple[Array, Array]:
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Rescale(), nn.Flatten(), nn.Dense(6, "tanh"), nn.Dropout(0.5), nn.Sequential(nn.Residual(nn.Dense(6)), nn.BatchNorm()), nn.Dense(3)
-    )  # fmt: skip
+    inner = nn.Sequential(nn.Residual(nn.Dense(6)), nn.BatchNorm())
+    return nn.Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(6, "tanh"), nn.Dropout(0.5), inner, nn.Dense(3))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
