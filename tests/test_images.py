@@ -276,17 +276,17 @@ def test_a_file_that_is_too_large_and_a_set_that_is(tmp_path: Path, monkeypatch:
 
 
 def test_what_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no PNG or JPEG pictures: they are told by their endings"):
+    with pytest.raises(DataError, match="is a folder without PNG or JPEG pictures: they are told by their endings"):
         read_images(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(picture((2, 3, 3))))
     with pytest.raises(DataError, match="name a file in it, such as train-images-idx3-ubyte"):
         read_images(tmp_path)
     (tmp_path / "empty").mkdir()
+    save(tmp_path / "full" / "1.png", picture())
     with pytest.raises(DataError, match=f"{tmp_path.name}/empty holds no PNG or JPEG: each folder"):
         read_images(tmp_path)
-    save(tmp_path / "empty" / "1.png", picture())
     save(tmp_path / "2.png", picture())
-    with pytest.raises(DataError, match=r"holds both pictures \(2.png\) and folders \(empty\)"):
+    with pytest.raises(DataError, match=r"holds both pictures \(2.png\) and folders \(full\)"):
         read_images(tmp_path)
     with pytest.raises(DataError, match="leave the labels out"):
         read_images(tmp_path, labels=tmp_path / "2.png")

@@ -168,24 +168,23 @@ def _idx(path: Path, data: bytes, labels: Path | None, size: Size | None, colour
 def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
     """The pictures of a folder, by class if it has folders with pictures."""
     own, others, folders = _listed(path)
-    classes: list[str] = []
-    files: list[tuple[Path, int | None]] = [(file, None) for file in own]
-    strange = len(others)
-    for folder in folders:
-        inside, more, _ = _listed(folder)
-        if not inside:
-            raise DataError(f"{path.name}/{folder.name} holds no PNG or JPEG: each folder in {path.name} is taken for a class")
-        strange += len(more)
-        files += [(file, len(classes)) for file in inside]
-        classes.append(folder.name)
-    if own and classes:
-        raise DataError(f"{path} holds both pictures ({own[0].name}) and folders ({classes[0]}): put all into folders by class")
-    if not files:
+    source = path.resolve().name or str(path)
+    inside = {folder.name: _listed(folder) for folder in folders}
+    classes = tuple(name for name, (pictures, _, _) in inside.items() if pictures)
+    if not own and not classes:
         idx = next((f.name for f in others if "idx3" in f.name), None)
         hint = f"name a file in it, such as {idx}" if idx else f"they are told by their endings ({', '.join(ENDINGS)})"
-        raise DataError(f"{path} holds no PNG or JPEG pictures: {hint}")
+        raise DataError(f"{path} is a folder without PNG or JPEG pictures: {hint}")
+    if own and classes:
+        raise DataError(f"{path} holds both pictures ({own[0].name}) and folders ({classes[0]}): put all into folders by class")
+    if classes and len(classes) < len(inside):
+        empty = next(name for name in inside if name not in classes)
+        raise DataError(f"{source}/{empty} holds no PNG or JPEG: each folder in {source} is taken for a class")
+    files: list[tuple[Path, int | None]] = [(file, None) for file in own]
+    files += [(file, code) for code, name in enumerate(classes) for file in inside[name][0]]
+    strange = len(others) + sum(len(inside[name][1]) for name in classes)
     notes = [f"{strange:,} {'file that is' if strange == 1 else 'files that are'} neither PNG nor JPEG left out"] * bool(strange)
-    return _pictures(path.name or str(path.resolve().name), files, tuple(classes), size, colour, notes)
+    return _pictures(source, files, classes, size, colour, notes)
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
