@@ -155,8 +155,10 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option(
     "--temperature", type=Amount(0), multiple=True, help="Of --characters: a sample for each temperature. Default: 0.5 and 1."
 )
-@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128].")
-@click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn].")
+@click.option("--augment/--no-augment", default=None, help="Shift, turn and scale images a little at random. Default: yes.")
+@click.option("--flip", is_flag=True, default=None, help="Mirror half of the images, left for right: not for letters.")
+@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128; 256,128].")
+@click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn; -; relu].")
 @click.option("--dropout", type=Amount(0, 1, max_open=True), help="Default: 0.1 [0; 0].")
 @click.option(
     "--learning-rate",
@@ -165,7 +167,9 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 )
 @click.option("--weight-decay", type=Amount(0), help="Default: 0.3 [0.1; 0.01].")
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512 [16 to 512; 8 to 32]."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Rows a step. Default: by the number of rows, 16 to 512 [16 to 512; 8 to 32; 16 to 128].",
 )
 @click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100 [20 to 100; 2 to 60].")
 @click.option("--patience", type=click.IntRange(1), help="Epochs without improvement before it stops. Default: 30 [30; 5].")
@@ -188,7 +192,7 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, characters: bool, **options: Any) -> int:
     """Trains a network on DATA: a table in CSV, Parquet, .npz or .npy; with --sequence a table in the order of time, with
     --characters a text; images in an IDX file or a folder that has a folder of PNG and JPEG for each class. Defaults in brackets: those
-    with --sequence; with --characters.
+    with --sequence; with --characters; of images, where they differ.
 
     \b
     Example:  chainrule train houses.csv --target PRICE --drop TAX

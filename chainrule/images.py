@@ -30,6 +30,7 @@ from .train.progress import duration
 
 FORMAT = "chainrule images 1"
 LOSS = "cross_entropy"
+STEPS = 12_000  # twice those of a table: pictures that are changed at random are learnt by heart later
 FEWEST = 5  # pictures that can be split
 CLASSES, EACH = 20, 10  # so many classes are shown, and so many pictures of each
 MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
@@ -37,13 +38,19 @@ MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
 
 @dataclass(frozen=True)
 class ImageRecipe(Recipe):
-    """How pictures are learnt. `Recipe` says what the fields mean."""
+    """How pictures are learnt. `Recipe` says what the other fields mean.
+
+    Args:
+        augment: shift, turn and scale each picture a little at random, anew in each step.
+        flip: mirror half of them too, left for right: for things that look alike both ways, so not for letters.
+    """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"log_target"})
     SETTING: ClassVar[str] = "for images"
+    hidden: tuple[int, ...] = (256, 128)
     activation: str = "relu"
-    dropout: float = 0.2
-    learning_rate: float = 2e-3
+    augment: bool = True
+    flip: bool = False
 
     def batch(self, rows: int) -> int:
         """Pictures a step: `batch_size`, or a power of two from 16 to 128.
@@ -53,11 +60,23 @@ class ImageRecipe(Recipe):
         """
         return self.batch_size or min(128, super().batch(rows))
 
+    def passes(self, rows: int) -> int:
+        """Epochs at most: `epochs`, or 20 to 100, as many as make about 12,000 steps.
+
+        >>> ImageRecipe().passes(500), ImageRecipe().passes(5_000), ImageRecipe().passes(60_000)
+        (100, 76, 25)
+        """
+        return self.epochs or min(100, max(20, STEPS // -(-rows // self.batch(rows))))
+
 
 def network(recipe: ImageRecipe, pixels: Pixels, classes: int) -> nn.Sequential:
     """The network for such pictures, not yet built. pixels: those that are learnt from, for their mean and deviation."""
     mean, std = brightness(pixels)
-    layers: list[Any] = [nn.Rescale(mean=mean, std=std), nn.Flatten()]
+    layers: list[Any] = [nn.Rescale()]  # 0 is black, which comes in where a picture is shifted
+    if recipe.augment or recipe.flip:
+        shift = max(1, round(min(pixels.shape[1:3]) / 14))
+        layers.append(nn.Augment(shift, recipe.flip, rotate=10, scale=0.1) if recipe.augment else nn.Augment(flip=True))
+    layers += [nn.Rescale(1.0, mean, std), nn.Flatten()]
     for units in recipe.hidden:
         layers += [nn.Dense(units, recipe.activation), *([nn.Dropout(recipe.dropout)] if recipe.dropout else [])]
     return nn.Sequential(*layers, nn.Dense(classes))
@@ -132,7 +151,7 @@ def train_images(images: Images, recipe: ImageRecipe, *, verbose: bool = True) -
     run, failure, seconds = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, verbose)
     chances = np.asarray(net.predict_proba(held.pixels), np.float64)
     notes = [*images.notes, *ending(run, failure)]
-    linear = network(replace(recipe, hidden=()), learn.pixels, len(images.classes))
+    linear = network(replace(recipe, hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
     fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
     notes += ["the linear model was interrupted"] * fit.interrupted
     shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows

@@ -25,7 +25,7 @@ from chainrule.pictures import Gallery, png, signed, strip
 from chainrule.runs import read_run
 
 Array = np.ndarray
-QUICK = ("--epochs", "6", "--hidden", "8", "--batch-size", "16", "--quiet")
+QUICK = ("--epochs", "6", "--hidden", "8", "--batch-size", "16", "--no-augment", "--quiet")
 
 
 def bars(rows: int = 150, colour: bool = False, classes: int = 3, seed: int = 0) -> tuple[Array, Array]:
@@ -59,7 +59,7 @@ def write_folder(folder: Path, rows: int = 90, colour: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome() -> ImageOutcome:
-    recipe = ImageRecipe(hidden=(12, 6), epochs=3, batch_size=16, test=0.4, learning_rate=5e-4)
+    recipe = ImageRecipe(hidden=(12, 6), epochs=3, batch_size=16, test=0.4, learning_rate=5e-4, augment=False)
     return train_images(images(), recipe, verbose=False)
 
 
@@ -125,10 +125,10 @@ def test_explain_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("train", file, "--out", "run", *QUICK) == 0
     capsys.readouterr()
     assert call("explain", "run") == 0
-    assert "W2" in capsys.readouterr().out
+    assert "W3" in capsys.readouterr().out
     for further in ([], ["--data", file]):
         assert call("check", "run", "--rows", "4", *further) == 0
-        assert "2.weight" in capsys.readouterr().out
+        assert "3.weight" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_forged_preparation_is_refused(
 def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
     assert (outcome.learn.rows, outcome.held.rows) == (90, 60)
     assert not set(outcome.learn.names) & set(outcome.held.names)
-    assert (outcome.network.layers[0].mean, outcome.network.layers[0].std) == brightness(outcome.learn.pixels)  # type: ignore[attr-defined]
+    assert (outcome.network.layers[1].mean, outcome.network.layers[1].std) == brightness(outcome.learn.pixels)  # type: ignore[attr-defined]
     p = outcome.network.predict_proba(outcome.held.pixels)
     np.testing.assert_allclose(outcome.chances, p)
     assert outcome.scores["this network"]["accuracy"] == np.mean(p.argmax(axis=1) == outcome.held.codes)
@@ -244,10 +244,30 @@ def test_score() -> None:
 def test_the_network_takes_grey_and_colour() -> None:
     for colour in (False, True):
         found = images(20, colour)
-        net = network(ImageRecipe(hidden=(4,), dropout=0), found.pixels, 3)
+        net = network(ImageRecipe(hidden=(4,), augment=False), found.pixels, 3)
         net.fit(found.pixels, found.codes, loss="cross_entropy", epochs=0)
         assert net.predict(found.pixels).shape == (20, 3)
-        np.testing.assert_allclose(cr.activations(net, found.pixels)["0"].mean(axis=(0, 1, 2)), 0, atol=1e-5)
+        np.testing.assert_allclose(cr.activations(net, found.pixels)["1"].mean(axis=(0, 1, 2)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, nn.Augment(2, False, rotate=10, scale=0.1)),
+        ({"flip": True}, nn.Augment(2, True, rotate=10, scale=0.1)),
+        ({"augment": False, "flip": True}, nn.Augment(flip=True)),
+        ({"augment": False}, None),
+    ],
+)
+def test_pictures_are_changed_at_random_as_the_recipe_says(options: dict[str, bool], expected: nn.Augment | None) -> None:
+    net = network(ImageRecipe(**options), np.zeros((3, 28, 30), np.uint8), 3)
+    found = [layer for layer in net if isinstance(layer, nn.Augment)]
+    assert list(map(repr, found)) == ([repr(expected)] if expected else [])
+
+
+def test_flags_reach_the_recipe(tmp_path: Path) -> None:
+    assert call("train", write_idx(tmp_path), "--out", "run", "--epochs", "1", "--hidden", "none", "--flip", "--quiet") == 0
+    assert "Augment(1, True, rotate=10, scale=0.1)" in repr(read_run("run").network)
 
 
 # ----------------------------------------------------------------------------------------------------------------- pictures
@@ -277,7 +297,7 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     found = {gallery.heading: gallery for gallery in galleries(outcome)}
     assert list(found) == [
         "What was learnt from", "The worst mistakes", "What the score hangs on", "The first layer's filters",
-        "What layer 2 responds to", "What layer 4 responds to", "What layer 6 responds to",
+        "What layer 3 responds to", "What layer 5 responds to", "What layer 7 responds to",
     ]  # fmt: skip
     held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
 
@@ -302,18 +322,18 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     assert np.array_equal(pair[:, :8], np.repeat(held.pixels[best][..., None], 3, axis=2))
     assert np.array_equal(pair[:, 9:], signed(cr.saliency(outcome.network, held.pixels[best : best + 1], 0)[0]))
 
-    weight = outcome.network.parameters["2.weight"]
+    weight = outcome.network.parameters["3.weight"]
     filters = found["The first layer's filters"]
     order = np.argsort(-np.abs(weight).max(axis=0))
     assert [p.caption for p in filters.pictures] == [f"unit {i}" for i in order]
     assert np.array_equal(shown(filters)[0], signed(weight[:, order[0]].reshape(9, 8)))
 
-    excited = cr.activations(outcome.network, held.pixels)["2"]
+    excited = cr.activations(outcome.network, held.pixels)["3"]
     unit = excited.std(axis=0).argmax()
-    row = found["What layer 2 responds to"].pictures[0]
+    row = found["What layer 3 responds to"].pictures[0]
     assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
     assert np.array_equal(row.pixels[:, :8], held.pixels[excited[:, unit].argmax()])
-    assert [p.caption for p in found["What layer 6 responds to"].pictures] == ["class low", "class middle", "class high"]
+    assert [p.caption for p in found["What layer 7 responds to"].pictures] == ["class low", "class middle", "class high"]
 
 
 def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
@@ -346,7 +366,7 @@ def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
         head, data = source.split(",")
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).load()
-    for heading in ("Which class was taken for which", "The worst mistakes", "What layer 2 responds to"):
+    for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3 responds to"):
         assert heading in html
     assert not re.search(r"url\(|https?://|<script", html)
 

@@ -131,7 +131,8 @@ def around(x: Array, p: Named, s: Named, training: bool, layer: nn.Module) -> Ar
     return np.reshape(y, (*x.shape[:2], *y.shape[1:]))
 
 
-# Dropout is random in training: its equation there has tests of its own.
+# Dropout and Augment are random in training: their equations there have tests of their own.
+RANDOM = ("Dropout", "Augment")
 EQUATIONS: dict[str, Callable[..., Array]] = {
     "Dense": dense,
     "Activation": lambda x, p, s, training, name: ACTIVATIONS[name](x),
@@ -141,6 +142,7 @@ EQUATIONS: dict[str, Callable[..., Array]] = {
     "Flatten": lambda x, p, s, training: x.reshape(len(x), -1),
     "Reshape": reshape,
     "Rescale": rescale,
+    "Augment": lambda x, p, s, training, *amounts: x,
     "Embedding": embedding,
     "Residual": residual,
     "Sequential": sequential,
@@ -238,7 +240,9 @@ def test_value_follows_the_equation(name: str, example: Mapping[str, Any], dtype
     np.testing.assert_allclose(y, declared(name, example, net, x, training=False), rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize(("name", "example"), [c for c in CASES if c[0] != "Dropout"], ids=[i for i in IDS if "Dropout" not in i])
+@pytest.mark.parametrize(
+    ("name", "example"), [c for c in CASES if c[0] not in RANDOM], ids=[i for i in IDS if i.split("-")[0] not in RANDOM]
+)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_value_in_both_modes(name: str, example: Mapping[str, Any], training: bool) -> None:
     x = inputs(example)

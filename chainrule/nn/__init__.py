@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, NoReturn
 
 from ..registry import nearest
-from .images import Rescale
+from .images import Augment, Rescale
 from .layers import (
     Activation,
     BatchNorm,
@@ -25,6 +25,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "Activation",
+    "Augment",
     "BatchNorm",
     "Bidirectional",
     "Dense",
