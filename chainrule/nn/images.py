@@ -110,12 +110,14 @@ class Augment(Module):
         if self.flip:
             j = np.where(random.bernoulli(one), -j, j)
         i, j = (np.broadcast_to(at + m, (rows, height, width)) for at, m in zip((i, j), middle, strict=True))
+        kind = np.int32 if rows * height * width < 1 << 31 else np.int64  # half as much memory to write and to read
+        first = np.arange(rows, dtype=kind)[:, None, None] * (height * width)
         if not self.rotate and not self.scale:  # whole pixels
-            return _pixels(x, i, j)
+            return _pixels(x, i, j, first)
         top, left = np.floor(i), np.floor(j)
         down, right = (_beside(part, x) for part in (i - top, j - left))
-        above = (1 - right) * _pixels(x, top, left) + right * _pixels(x, top, left + 1)
-        below = (1 - right) * _pixels(x, top + 1, left) + right * _pixels(x, top + 1, left + 1)
+        above = (1 - right) * _pixels(x, top, left, first) + right * _pixels(x, top, left + 1, first)
+        below = (1 - right) * _pixels(x, top + 1, left, first) + right * _pixels(x, top + 1, left + 1, first)
         return (1 - down) * above + down * below
 
     def _square(self, x: Any) -> Any:
@@ -142,13 +144,12 @@ def _beside(values: Any, x: Any) -> Any:
     return values if x.ndim == 3 else values[..., None]
 
 
-def _pixels(x: Any, i: Any, j: Any) -> Any:
-    """x[b, i[b, ...], j[b, ...]], and 0 outside the picture. i, j: whole numbers (B, H, W)."""
+def _pixels(x: Any, i: Any, j: Any, first: Any) -> Any:
+    """x[b, i[b, ...], j[b, ...]], and 0 outside the picture. i, j: whole numbers (B, H, W); first: the number of each picture's first
+    pixel."""
     rows, height, width = x.shape[:3]
     inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
-    kind = np.int32 if rows * height * width < 1 << 31 else np.int64  # half as much memory to write and to read
-    place = np.clip(i, 0, height - 1).astype(kind) * width + np.clip(j, 0, width - 1).astype(kind)
-    place = place + np.arange(rows, dtype=kind)[:, None, None] * (height * width)
+    place = np.clip(i, 0, height - 1).astype(first.dtype) * width + np.clip(j, 0, width - 1).astype(first.dtype) + first
     found = np.take(np.reshape(x, (rows * height * width, *x.shape[3:])), place, axis=0)
     return np.where(_beside(inside, x), found, np.zeros((), x.dtype))
 
