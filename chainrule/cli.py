@@ -564,14 +564,14 @@ def _sample(run: Run | TextRun | ImageRun, data: Path | None, rows: int) -> tupl
     return run.sample(rows, read_table(data, missing=run.preparation.missing if isinstance(run, Run) else ()))
 
 
-@commands.command(short_help="Trains networks on XOR, digits, tumours, houses and sunspots.")
-@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "series", "all"]), default="all")
+@commands.command(short_help="Trains networks on XOR, digits, tumours, houses, sunspots and images.")
+@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "series", "images", "all"]), default="all")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for the run folders."
 )
 @click.option("--quiet", is_flag=True, help="Only the table of scores.")
 def demo(name: str, out: Path, quiet: bool) -> int:
-    """Trains networks on XOR, handwritten digits, tumours, houses and the series of sunspots.
+    """Trains networks on XOR, handwritten digits, tumours, houses, the series of sunspots and images of digits.
 
     \b
     Example:  chainrule demo digits
