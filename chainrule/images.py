@@ -151,18 +151,19 @@ def train_images(images: Images, recipe: ImageRecipe, *, verbose: bool = True) -
     run, failure, seconds = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, verbose)
     chances = np.asarray(net.predict_proba(held.pixels), np.float64)
     notes = [*images.notes, *ending(run, failure)]
-    linear = network(replace(recipe, hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
-    fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
-    notes += ["the linear model was interrupted"] * fit.interrupted
     shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows
-    scores = {
-        "this network": score(chances, held.codes),
-        "linear model": score(np.asarray(linear.predict_proba(held.pixels), np.float64), held.codes),
-        "always the most frequent": score(np.broadcast_to(shares, chances.shape), held.codes),
-    }
+    scores = {"this network": score(chances, held.codes)}
+    interrupted = run.interrupted
+    if not interrupted:
+        linear = network(replace(recipe, hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
+        fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
+        scores["linear model"] = score(np.asarray(linear.predict_proba(held.pixels), np.float64), held.codes)
+        interrupted = fit.interrupted
+    notes += ["interrupted before the linear model was trained to its end"] * interrupted
+    scores["always the most frequent"] = score(np.broadcast_to(shares, chances.shape), held.codes)
     return ImageOutcome(
         recipe, net, learn, held, chances, history_of(run), run.best_epoch, scores, seconds, notes,
-        run.interrupted or fit.interrupted, run.stopped, failure,
+        interrupted, run.stopped, failure,
     )  # fmt: skip
 
 

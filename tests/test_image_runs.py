@@ -220,6 +220,26 @@ def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
     assert outcome.scores["linear model"]["accuracy"] > outcome.scores["always the most frequent"]["accuracy"]
 
 
+def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chainrule import images as module
+
+    trained = []
+
+    def interrupted(net: nn.Sequential, *rest: Any) -> Any:
+        run, failure, seconds = real(net, *rest)
+        run.interrupted = True
+        trained.append(net)
+        return run, failure, seconds
+
+    real = module.fitted
+    monkeypatch.setattr(module, "fitted", interrupted)
+    found = train_images(images(40), ImageRecipe(hidden=(4,), epochs=1), verbose=False)
+    assert trained == [found.network]
+    assert found.interrupted
+    assert list(found.scores) == ["this network", "always the most frequent"]
+    assert "interrupted before the linear model was trained to its end" in found.notes
+
+
 def test_pictures_stay_bytes(outcome: ImageOutcome) -> None:
     assert outcome.learn.pixels.dtype == outcome.held.pixels.dtype == np.uint8
 
