@@ -1,6 +1,6 @@
 """Run folders, read again: for predicting, explaining, checking.
 
-In: a folder. Out: `Run`, or a `TextRun` for a character model; columns of predictions.
+In: a folder. Out: `Run`, `TextRun` for a character model or `ImageRun` for an image classifier; columns of predictions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import nn
+from . import images, nn
 from .data import characters
 from .data.characters import Alphabet
 from .data.order import order_of
@@ -21,6 +21,7 @@ from .data.prepare import Preparation
 from .data.table import Table, Values
 from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .experiment import Scores, predictions, score
+from .images import ImageRun, Seen
 from .nn.saving import load
 from .optim import Optimizer
 from .text import TextRun
@@ -67,7 +68,7 @@ class Run:
         return x, y
 
 
-def read_run(folder: str | Path) -> Run | TextRun:
+def read_run(folder: str | Path) -> Run | TextRun | ImageRun:
     """The network, preparation and settings of a run.
 
     Raises: `DataError` for a folder that is no run, `FileFormatError` for damaged files.
@@ -92,6 +93,8 @@ def read_run(folder: str | Path) -> Run | TextRun:
     network = load(folder / "network.safetensors")
     if characters.FORMAT in texts["preparation.json"][:100]:
         return TextRun.of(folder, network, Alphabet.from_json(texts["preparation.json"]), settings)
+    if images.FORMAT in texts["preparation.json"][:100]:
+        return ImageRun.read(folder, network, Seen.from_json(texts["preparation.json"]), settings)
     preparation = Preparation.from_json(texts["preparation.json"])
     _check_pair(folder, network, preparation)
     return Run(folder, network, preparation, settings)

@@ -43,14 +43,14 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "initializers losses metrics schedules optim health train/sequences train/data train/windows train/scope train/history "
             "train/objective train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled "
             "train/model train/ "
-            "nn/saving nn/module nn/layers nn/convolution nn/recurrent nn/from_torch nn/"
+            "nn/saving nn/module nn/layers nn/convolution nn/images nn/recurrent nn/from_torch nn/"
         ),
     ),
     (
         "9 user",
         (
-            "explain/* explain sklearn data/table data/parse data/read data/understand data/target data/windows data/order data/prepare "
-            "data/characters data/ examples/ report experiment series text runs demo terminal cli"
+            "explain/* explain sklearn features data/table data/parse data/read data/understand data/target data/windows data/order "
+            "data/prepare data/characters data/images data/ examples/ pictures report experiment series text images runs demo terminal cli"
         ),
     ),
     ("10 package", "__init__ __main__"),
