@@ -24,6 +24,7 @@ from .node import DTYPES, OPS, Array, Graph, Node, Type, constant_node, input_no
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
+_COMMAND_LINE = os.path.join("click", "core.py")
 _BETWEEN = (os.sep + "operator.py", os.sep + "contextlib.py", os.sep + "functools.py")  # of Python itself, between user and us
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # NumPy's function -> what it means for traced arrays
@@ -47,12 +48,12 @@ def answers(*numpy_functions: Any, method: str = "") -> Callable[[Callable[..., 
 
 
 def user_line() -> str:
-    """ "file:line" of the nearest caller outside chainrule and NumPy."""
+    """ "file:line" of the nearest caller outside chainrule and NumPy; "" below the command line, where nobody wrote one."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if _is_users(name):
-            return f"{name}:{frame.f_lineno}"
+            return "" if name.endswith(_COMMAND_LINE) else f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
