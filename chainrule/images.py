@@ -20,12 +20,12 @@ from .data.images import Images, Size
 from .data.prepare import hold_out
 from .data.table import Values
 from .data.target import fields_of
-from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, UsageError
+from .errors import DataError, FileFormatError
 from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
-from .optim import Optimizer
+from .folders import ReadRun, check_pair, write_run
 from .pictures import Gallery, Picture, Pixels, centred, coloured, signed, strip
-from .report import Report, short, write_report, write_text
+from .report import Report, short
 from .train.progress import duration
 
 FORMAT = "chainrule images 1"
@@ -202,21 +202,13 @@ def _units(layer: nn.Module) -> str:
 
 def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
     """The run folder: network, what it sees, settings, history, report."""
-    outcome.network.save(folder / "network.safetensors")
-    write_text(folder / "preparation.json", Seen.of(outcome.learn).to_json() + "\n")
-    settings = {
+    about = {
         "data": outcome.learn.source,
         "task": "images",
         "recipe": asdict(outcome.recipe),
         "batch_size": outcome.recipe.batch(outcome.learn.rows),
         "planned_epochs": outcome.recipe.passes(outcome.learn.rows),
         "pictures": {"training": outcome.learn.rows, "held out": outcome.held.rows},
-        "epochs": len(outcome.history["loss"]),
-        "best_epoch": outcome.best_epoch,
-        "interrupted": outcome.interrupted,
-        "failure": outcome.failure,
-        "seconds": round(outcome.seconds, 3),
-        "scores": outcome.scores,
     }
     classes = np.array(outcome.learn.classes, dtype=object)
     report = Report(
@@ -233,7 +225,7 @@ def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
         judged="held-out pictures",
         galleries=galleries(outcome),
     )
-    write_report(folder, settings, report)
+    write_run(folder, outcome, Seen.of(outcome.learn).to_json(), about, report)
 
 
 # ---- what the report shows ---------------------------------------------------------------------------------------------------
@@ -390,35 +382,20 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class ImageRun:
+class ImageRun(ReadRun):
     """The run folder of an image classifier, read."""
 
-    folder: Path
-    network: nn.Sequential
     seen: Seen
-    settings: Mapping[str, Any]
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """What the network was trained with."""
-        return self.network._optimizer
 
     @property
     def loss(self) -> str:
         return LOSS
 
     @classmethod
-    def read(cls, folder: Path, network: Any, seen: Seen, settings: Mapping[str, Any]) -> ImageRun:
+    def of(cls, folder: Path, network: Any, settings: Mapping[str, Any], seen: Seen) -> ImageRun:
         """Raises: `FileFormatError` unless the network takes such pictures and gives a score for each class."""
-        try:
-            if not isinstance(network, nn.Sequential):
-                raise ShapeError(f"it is a {type(network).__name__}")
-            shape = network.predict(np.zeros((1, *seen.shape), np.uint8)).shape
-            if shape != (1, len(seen.classes)):
-                raise ShapeError(f"it gives {shape}, not {(1, len(seen.classes))}")
-        except (DataError, ShapeError, UsageError, NotBuiltError, IndexError) as error:
-            raise FileFormatError(f"{folder}: network.safetensors and preparation.json are not of one run ({error})") from None
-        return cls(folder, network, seen, settings)
+        check_pair(folder, network, np.zeros((1, *seen.shape), np.uint8), (1, len(seen.classes)))
+        return cls(folder, network, settings, seen)
 
     def sample(self, rows: int, images: Images | None) -> tuple[Values, Values]:
         """(x, y) of the first pictures; random ones without any. Raises: `DataError` for pictures without classes."""
