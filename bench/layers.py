@@ -214,6 +214,30 @@ class Conv2D(Layer):
 
 
 @dataclass(frozen=True)
+class Conv1D(Layer):
+    """Convolution of (T, C) with `padding` zeros at both ends, every `stride`-th window, then φ."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    activation: str | None = None
+
+    def outputs(self, shape: Shape) -> Shape:
+        """As many windows as fit."""
+        return ((shape[0] + 2 * self.padding - self.kernel) // self.stride + 1, self.filters)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """weight (k, I, O), bias (O,)."""
+        return {"weight": (self.kernel, shape[-1], self.filters), "bias": (self.filters,)}
+
+    def work(self, shape: Shape) -> Work:
+        """Three products of the same size."""
+        each = 2.0 * prod(self.outputs(shape)) * self.kernel * shape[-1]
+        return Work(each, each, 0.0, each)
+
+
+@dataclass(frozen=True)
 class MaxPool2D(Layer):
     """The largest of each `size` x `size` elements."""
 

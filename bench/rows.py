@@ -17,7 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from .layers import GRU, LSTM, RNN, Activation, BatchNorm, Bidirectional, Dense, Dropout, Layer, Shape, TwoInputs
+from .layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    BatchNorm,
+    Bidirectional,
+    Conv1D,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Layer,
+    MaxPool2D,
+    Shape,
+    TwoInputs,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CHECKED_STEPS = 20  # steps over which the losses of all libraries must agree
@@ -165,6 +181,9 @@ def normalised(units: int) -> tuple[Layer, ...]:
     return Dense(units), BatchNorm(), Activation("relu"), Dropout(0.2)
 
 
+LENET = (Conv2D(6, 5, "relu"), MaxPool2D(2), Conv2D(16, 5, "relu"), MaxPool2D(2), Flatten(), *dense([120, 84, 10], "relu"))
+MNIST_1D = (*(Conv1D(25, k, 2, 1, "relu") for k in (5, 3, 3)), Flatten(), Dense(10))
+
 BINARY = "binary_cross_entropy"
 
 ROWS: tuple[Row, ...] = (
@@ -187,6 +206,8 @@ ROWS: tuple[Row, ...] = (
     Row("rnn-10000", "RNN 2-32, T 10000, batch 4", (10_000, 2), (RNN(32), Dense(1)), 4, 20, "mse", 15, 20, at_once=5),
     Row("lstm-ragged", "LSTM 32-64, lengths 5 to 200, batch 64", (200, 32), (LSTM(64), Dense(1)), 64, 20, "mse", 5, 10,
         ragged=(5, 200), at_once=5),
+    Row("lenet", "LeNet-5 28x28, batch 64", (28, 28, 1), LENET, 64, 40, least=9, aim=13, tolerance=5e-4, at_once=20),
+    Row("mnist-1d", "Conv1D 25-25-25, kernels 5/3/3, stride 2, T 40, batch 100", (40, 1), MNIST_1D, 100, 100, least=8, aim=12, at_once=20),
 )  # fmt: skip
 
 WIDTHS: tuple[Row, ...] = tuple(

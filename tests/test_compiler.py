@@ -41,6 +41,7 @@ from chainrule.graph.node import Type
 from chainrule.graph.trace import build, type_of
 from chainrule.losses import losses
 from chainrule.normalize import normalize
+from chainrule.ops.window import windows
 from chainrule.run.backend import backends
 from chainrule.train.objective import initial_slots, make_program
 
@@ -97,6 +98,16 @@ def scanned(h: Any, w: Any, xs: Any) -> Any:
     return list(cr.scan(lambda h, x: (np.maximum(h @ w + x, 0), h), h, xs))
 
 
+def convolution(w: Any, v: Any, x: Any, rate: Any) -> Any:
+    def loss(w: Any, v: Any) -> Any:
+        y = np.maximum(np.einsum("btck,kcf->btf", windows(x, [1], [2]), w), 0)
+        y = np.einsum("btck,kcf->btf", windows(np.pad(y, ((0, 0), (1, 0), (0, 0))), [1], [2]), v)
+        return np.mean(np.max(windows(y, [1], [2], [2]), axis=3) ** 2)
+
+    value, (dw, dv) = cr.value_and_grad(loss, (0, 1))(w, v)
+    return [value, w - rate * dw, v - rate * dv]
+
+
 @cache
 def example(name: str) -> Code:
     if name == "dense":
@@ -104,10 +115,13 @@ def example(name: str) -> Code:
     if name == "sgd":
         shapes = {"w": (3, 5), "b": (5,), "x": (4, 3), "y": (4, 5), "rate": ()}
         return compiled(sgd, shapes, ["loss", "w", "b"], state=["w", "b"], rows=["x", "y"], threads=2)
+    if name == "convolution":
+        shapes = {"w": (2, 1, 3), "v": (2, 3, 2), "x": (32, 5, 1), "rate": ()}
+        return compiled(convolution, shapes, ["loss", "w", "v"], state=["w", "v"], rows=["x"], threads=2)
     return compiled(scanned, {"h": (2, 3), "w": (3, 3), "xs": (6, 2, 3)}, ["last", "states"])
 
 
-EXAMPLES = ("dense", "sgd", "scan")
+EXAMPLES = ("dense", "sgd", "scan", "convolution")
 
 
 @pytest.mark.parametrize("stage", ["kernels", "loops", "llvm"])

@@ -114,6 +114,13 @@ def conv2d(layer: kinds.Conv2D, w: dict[str, Any], s: Any, x: Any, key: Any, n: 
     return ACTIVATIONS[layer.activation](y + w["bias"]), s
 
 
+def conv1d(layer: kinds.Conv1D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """Convolution over time, channels last."""
+    around = [(layer.padding, layer.padding)]
+    y = lax.conv_general_dilated(x, w["weight"], (layer.stride,), around, dimension_numbers=("NWC", "WIO", "NWC"))
+    return ACTIVATIONS[layer.activation](y + w["bias"]), s
+
+
 def max_pool(layer: kinds.MaxPool2D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """The largest of each window."""
     size = (1, layer.size, layer.size, 1)
@@ -130,6 +137,7 @@ BUILDERS: dict[type[kinds.Layer], Callable[..., tuple[Any, Any]]] = {
     kinds.GRU: recurrent,
     kinds.LSTM: recurrent,
     kinds.Bidirectional: bidirectional,
+    kinds.Conv1D: conv1d,
     kinds.Conv2D: conv2d,
     kinds.MaxPool2D: max_pool,
 }

@@ -34,15 +34,15 @@ class Last(nn.Module):  # type: ignore[misc]  # torch is not typed where it is n
 
 
 class Permuted(nn.Module):  # type: ignore[misc]
-    """A layer for images with the channels first, given images with the channels last: views, no copies."""
+    """A layer for images or sequences with the channels first, given some with the channels last: views, no copies."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Any) -> Any:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        return self.layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        """(B, ..., C) -> (B, ..., C)."""
+        return self.layer(x.movedim(-1, 1)).movedim(1, -1)
 
 
 def dense(layer: kinds.Dense, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
@@ -96,6 +96,14 @@ def conv2d(layer: kinds.Conv2D, shape: kinds.Shape, w: dict[str, Any]) -> list[A
     return [Permuted(made), *_activation(layer.activation)]
 
 
+def conv1d(layer: kinds.Conv1D, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """Convolution over time."""
+    made = nn.Conv1d(shape[-1], layer.filters, layer.kernel, layer.stride, layer.padding)
+    _set(made.weight, w["weight"].transpose(2, 1, 0))
+    _set(made.bias, w["bias"])
+    return [Permuted(made), *_activation(layer.activation)]
+
+
 def _set(parameter: Any, value: Any) -> None:
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(value.copy()))
@@ -116,6 +124,7 @@ BUILDERS: dict[type[kinds.Layer], Callable[[Any, kinds.Shape, dict[str, Any]], l
     kinds.GRU: recurrent,
     kinds.LSTM: recurrent,
     kinds.Bidirectional: bidirectional,
+    kinds.Conv1D: conv1d,
     kinds.Conv2D: conv2d,
     kinds.MaxPool2D: lambda layer, shape, w: [Permuted(nn.MaxPool2d(layer.size))],
 }

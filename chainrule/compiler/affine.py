@@ -87,7 +87,7 @@ class Affine:
         return Affine(quotient, tuple(whole)), left
 
     def __str__(self) -> str:
-        parts = [f"{c}*{a.name}" if c != 1 else a.name for a, c in self.terms]
+        parts = [{1: a.name, -1: f"-{a.name}"}.get(c, f"{c}*{a.name}") for a, c in self.terms]
         if self.constant or not parts:
             parts.append(str(self.constant))
         return " + ".join(parts).replace("+ -", "- ")

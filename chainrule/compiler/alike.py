@@ -47,9 +47,10 @@ def likeness(kernel: Kernel) -> Likeness:
         values.append((v.op, v.dtype.str, args, attrs, buffer(v.buffer), indices(v.index), v.shape))
     stores = [(buffer(s.buffer), indices(s.index), numbers[s.value], s.mode, s.view) for s in kernel.stores]
     unit = axes.get(kernel.unit) if kernel.unit is not None else None
+    inner = axes.get(kernel.inner) if kernel.inner is not None else None
     extents = tuple(a.extent for a in axes)
     until = tuple((axes[a], numbers[v]) for a, v in kernel.until.items())
-    shape = (len(kernel.domain), len(kernel.reduced), extents, unit, kernel.length, kernel.sequential)
+    shape = (len(kernel.domain), len(kernel.reduced), extents, unit, inner, kernel.length, kernel.sequential)
     key = (shape, tuple(values), tuple(stores), until)
     return Likeness(key, tuple(axes), tuple(buffers))
 
@@ -57,7 +58,7 @@ def likeness(kernel: Kernel) -> Likeness:
 def adapted(made: Schedule, first: Likeness, other: Likeness) -> Schedule:
     """The schedule of one kernel for another that is like it."""
     table: dict[Axis | None, Axis | None] = {None: None, **dict(zip(first.axes, other.axes, strict=True))}
-    return replace(made, lanes=table[made.lanes], tile=table[made.tile], across=table[made.across])
+    return replace(made, lanes=table[made.lanes], tile=table[made.tile], side=table[made.side], across=table[made.across])
 
 
 def counterparts(kernel: Kernel, likeness: Likeness) -> tuple[Buffer, ...]:

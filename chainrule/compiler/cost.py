@@ -10,14 +10,14 @@ write at least: each element once for each run of the kernel, however often it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from .affine import Axis
+from .affine import Affine, Axis
 from .driver import ORDER
 from .fuse import VIRTUAL
-from .kernels import Buffer, Item, Kernel, Loop, Value, kernels_of
+from .kernels import Buffer, Item, Kernel, Loop, Value, bounds, kernels_of
 
 FREE = {"load", "constant", "iota", "cast", "where", "philox", "checked"}  # no operations on floating-point numbers
 
@@ -44,7 +44,8 @@ def work(item: Item, around: frozenset[Axis] = frozenset()) -> Work:
         inside = [work(i, around | {item.axis}).times(n) for i, n in zip(item.items, repetitions(item), strict=True)]
         return sum(inside, Work(0, 0, 0))
     read, written = traffic(item, around)
-    flops = sum(_operations(v, around) for v in item.values())
+    confined = bounds(item.values())
+    flops = sum(_operations(v, around, confined) for v in item.values())
     return Work(flops, sum(read.values()), sum(written.values()))
 
 
@@ -86,10 +87,28 @@ def _moved(item: Item, near: float, far: float, around: frozenset[Axis]) -> floa
     return sum(n / (near if b.space == "scratch" else far) for part in both for b, n in part.items())
 
 
-def _operations(v: Value, around: frozenset[Axis]) -> int:
+def _operations(v: Value, around: frozenset[Axis], confined: Mapping[Affine, int]) -> int:
+    """Of a sum that is confined, only the terms that it has."""
     if v.op in FREE or v.dtype.kind != "f":
         return 0
-    return _points(v.args[0].axes if v.op == "reduce" else v.axes, around)
+    axes = v.args[0].axes if v.op == "reduce" else v.axes
+    points = _points(axes, around)
+    for at, bound in confined.items():
+        if at.axes <= axes and points:
+            points = points * _inside(at, bound) // prod(a.extent for a in at.axes)
+    return points
+
+
+def _inside(at: Affine, bound: int) -> int:
+    """At how many points of its axes a sum is at least 0 and below `bound`."""
+    reached = {at.constant: 1}
+    for axis, c in at.terms:
+        further: dict[int, int] = {}
+        for place, times in reached.items():
+            for i in range(axis.extent):
+                further[place + c * i] = further.get(place + c * i, 0) + times
+        reached = further
+    return sum(times for place, times in reached.items() if 0 <= place < bound)
 
 
 def _points(axes: Iterable[Axis], around: frozenset[Axis]) -> int:

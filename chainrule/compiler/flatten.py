@@ -44,10 +44,10 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
     index = tuple(of(a) for a in kernel.domain)
     buffers = {v: Buffer(names("t"), tuple(a.extent for a in kernel.domain), v.dtype) for v in sums}
     parts = [Store(b, index, v) for v, b in buffers.items()]
-    first = Kernel(names("k"), kernel.domain, kernel.reduced, parts, kernel.unit, origin=kernel.origin[:1])
+    first = Kernel(names("k"), kernel.domain, kernel.reduced, parts, kernel.unit, inner=kernel.inner, origin=kernel.origin[:1])
     table = rebuilt([s.value for s in kernel.stores], {v: load(b, index) for v, b in buffers.items()})
     stores = [replace(s, value=table[s.value]) for s in kernel.stores]
-    return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, origin=kernel.origin[1:])]
+    return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, inner=kernel.inner, origin=kernel.origin[1:])]
 
 
 def can_be_lines(kernel: Kernel) -> bool:

@@ -14,10 +14,10 @@ kernel because of how their index spaces meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, product
 from math import prod
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..graph.node import OPS, Graph, Node, Rows
 from ..graph.rows import propagate_rows, rows_of_nodes
 from ..ops.contract import parse
 from .affine import Affine, Axis, of
+from .fold import Part, parts
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, kernels_of, load, reduce
 
 Index = tuple[Any, ...]  # of Affine, or Value where an entry is looked up
@@ -35,7 +36,7 @@ Source = Callable[[Index], Value]
 VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
 EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf", "normal_cdf"}
-SCATTERED = {"concatenate", "pad", "fold", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
+SCATTERED = {"concatenate", "pad", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
 HEAVIEST = 400  # cheap operators, or ten times as few expensive ones, in a kernel: the time to compile it grows with their square
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
@@ -44,17 +45,16 @@ DEEPEST = 40  # elementwise nodes computed one inside the other, before one is p
 @dataclass(frozen=True)
 class Sink:
     """Where a node goes: a buffer, and indices that stand before its own (the time of a loop). carried: others still read there
-    what the step before has left; axis, first: it is the part of a longer array that begins at that place of that axis."""
+    what the step before has left; offsets: it is the part of a larger array that begins at that place."""
 
     buffer: Buffer
     before: Index = ()
     carried: bool = False
-    axis: int = 0
-    first: int = 0
+    offsets: tuple[int, ...] = ()
 
     def at(self, index: Index) -> Index:
-        moved = (i + self.first if d == self.axis else i for d, i in enumerate(index))
-        return (*self.before, *(moved if self.first else index))
+        moved = (i + first for i, first in zip(index, self.offsets, strict=True)) if self.offsets else index
+        return (*self.before, *moved)
 
 
 @dataclass(eq=False)
@@ -89,6 +89,16 @@ def _before(groups: Iterable[Group]) -> int:
     for g in groups:
         found |= g.before
     return found
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One folded axis of the places at hand: their part, where they are in it, and how many windows there are."""
+
+    part: Part
+    place: Affine
+    offset: Affine
+    windows: int
 
 
 class Names:
@@ -129,6 +139,8 @@ class _Fusion:
         self.pending: dict[Node, frozenset[Node]] = {}  # a node and those of its arguments that have no home
         self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
+        self.crops: set[Node] = set()  # parts of arrays that windows are added back to, and of which nobody reads the rest
+        self.within = self._within()
         self.must = self._must()
         self._settle()
         self.must |= self._shared()
@@ -138,12 +150,31 @@ class _Fusion:
 
     # ---- kinds ---------------------------------------------------------------------------------------------------------------
 
+    def _within(self) -> set[Node]:
+        """Products that only a fold reads: their sum and that over windows are one. Folds of which only a part is read: no more is made."""
+        users: dict[Node, list[Node]] = {}
+        for n in self.order:
+            for a in n.args:
+                users.setdefault(a, []).append(n)
+        found = set()
+        for n in self.order:
+            readers = users.get(n, ())
+            if n in self.sinks or len(readers) != 1:
+                continue
+            (reader,) = readers
+            if n.op == "contract" and reader.op == "fold":
+                found.add(n)
+            if n.op == "fold" and reader.op == "slice" and set(reader.attrs["step"]) == {1}:
+                found.add(n)
+                self.crops.add(reader)
+        return found
+
     def _must(self) -> set[Node]:
         """Nodes that have to be in memory: what leaves the graph, and what products, lookups and loops read again and again."""
         must = {o for o in self.graph.outputs if o.op != "output"}
         for n in self.order:
-            if n.op in ("contract", "scan", "take", "scatter_add", "fold"):
-                must |= {b for a in n.args if (b := _beneath(a)).op not in ("input", "constant", "iota", "output")}
+            if n.op in ("contract", "scan", "take", "scatter_add"):
+                must |= {b for a in n.args if (b := self._beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
                 must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
             if n.op == "concatenate":
@@ -169,6 +200,12 @@ class _Fusion:
                 depth[n] = weight[n] = 0
         return must
 
+    def _beneath(self, node: Node) -> Node:
+        """What a chain of virtual operators reads."""
+        while node.op in VIRTUAL and node.args and node.op != "output" and node not in self.crops:
+            node = node.args[0]
+        return node
+
     # ---- homes ---------------------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
@@ -184,12 +221,12 @@ class _Fusion:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
-            if n.op in VIRTUAL:
+            if (n.op in VIRTUAL and n not in self.crops) or n in self.within:
                 other = feeds
                 if n in self.must:
                     same = feeds = self._copied(n, feeds, free)
                     other = nothing
-            elif OPS[n.op].elementwise:
+            elif OPS[n.op].elementwise and n not in self.crops:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
                 best = self._latest(near - other, feeds, n)
                 if best is not None:
@@ -335,7 +372,9 @@ class _Fusion:
                 for s in places
                 if s.buffer.space == "result" and not s.before and not s.carried and s.buffer.shape == node.shape
             ]
-            self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype)
+            row = self.rows.get(node)
+            known = row if isinstance(row, int) else None
+            self.stored[node] = plain[0] if plain else Buffer(self.names("t"), node.shape, node.dtype, row=known)
             if node.op != "output":
                 self._ask(node)
             elif node.args[0] in self.home:
@@ -350,18 +389,50 @@ class _Fusion:
             return self._scattered(group)
         if not asked:
             return []
+        if group.heavy is not None and (group.heavy.op == "fold" or group.heavy in self.crops):
+            return [self._kernel(group, asked, *space) for space in self._folds(group.heavy)]
         domain = self._axes(group.shape)
-        former = Former(self, group, domain)
-        index = tuple(of(a) for a in domain)
+        return [self._kernel(group, asked, domain, tuple(of(a) for a in domain), ())]
+
+    def _kernel(
+        self, group: Group, asked: Sequence[Node], domain: tuple[Axis, ...], index: Index, folded: Sequence[Folded]
+    ) -> Kernel:  # fmt: skip
+        """The kernel that computes these nodes at `index`."""
+        former = Former(self, group, domain, folded)
         stores: list[Store] = []
         for node in sorted(asked, key=self.position.__getitem__):
             value = former.at(node, index)
             places = [Sink(self.stored[node])] if node in self.stored else []
             places += [s for s in self.sinks.get(node, ()) if not places or s.buffer is not places[0].buffer]
             stores += [Store(p.buffer, p.at(index), value) for p in places]
-        rows = {self.rows.get(n) for n in asked}
-        row = next((r for r in rows if isinstance(r, int)), None)
-        return [Kernel(self.names("k"), domain, former.reduced, stores, _unit(domain, row))]
+        row = next((r for r in (self.rows.get(n) for n in asked) if isinstance(r, int)), None)
+        unit = _unit(domain, row) if not folded else _unit(domain, _place_of(index, row, domain))
+        return Kernel(self.names("k"), domain, former.reduced, stores, unit)
+
+    def _folds(self, node: Node) -> Iterator[tuple[tuple[Axis, ...], Index, list[Folded]]]:
+        """The parts of an array that windows are added back to, or of a part of one: domain, index, and what reaches it."""
+        fold = node.args[0] if node in self.crops else node
+        starts = node.attrs["start"] if node in self.crops else (0,) * len(node.shape)
+        a = fold.attrs
+        (w,) = fold.args
+        geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
+        cuts = [parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x]) for x, k, s, d in geometry]
+        for chosen in product(*cuts):
+            by_axis = dict(zip(a["axes"], chosen, strict=True))
+            domain: list[Axis] = []
+            index: list[Affine] = []
+            folded: dict[int, Folded] = {}
+            for d, n in enumerate(node.shape):
+                part = by_axis.get(d)
+                (q,) = self._axes((n if part is None else part.count,))
+                domain.append(q)
+                index.append(of(q))
+                if part is not None:
+                    (r,) = self._axes((part.spread,))
+                    domain += [r] if part.spread > 1 else []
+                    index[d] = of(q) * part.step + (part.first - starts[d]) + of(r)
+                    folded[d] = Folded(part, of(q), of(r), w.shape[d])
+            yield tuple(domain), tuple(index), [folded[d] for d in a["axes"]]
 
     def _axes(self, shape: tuple[int, ...], stem: str = "i") -> tuple[Axis, ...]:
         return tuple(Axis(self.names(stem), n) for n in shape)
@@ -402,7 +473,9 @@ class _Fusion:
         axis, at, kernels = node.attrs["axis"], 0, []
         for arg in node.args:
             if arg in self.home and self.home[arg].open and self.home[arg].shape == arg.shape:
-                self.sinks.setdefault(arg, []).append(Sink(target, axis=axis, first=at))
+                self.sinks.setdefault(arg, []).append(
+                    Sink(target, offsets=tuple(at * (d == axis) for d in range(len(node.shape))))
+                )
                 self._ask(arg)
                 at += arg.shape[axis]
                 continue
@@ -420,6 +493,16 @@ class _Fusion:
     def _pad(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         x, fill = node.args
         row = self.rows.get(node)
+        amounts = node.attrs["amounts"]
+        if (
+            x in self.home
+            and self.home[x].open
+            and self.home[x].shape == x.shape
+            and all(min(low, high) >= 0 and not mid for low, high, mid in amounts)
+        ):  # its group stores it inside
+            self.sinks.setdefault(x, []).append(Sink(target, offsets=tuple(low for low, _, _ in amounts)))
+            self._ask(x)
+            return self._borders(node, group, target)
 
         def place(i: Index) -> Index:
             return tuple(e * (mid + 1) + lo for e, (lo, _, mid) in zip(i, node.attrs["amounts"], strict=True))
@@ -429,27 +512,22 @@ class _Fusion:
             self._part(group, target, x.shape, lambda f, i: f.at(x, i), place, row=row),
         ]
 
-    def _fold(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
-        """Zeros, then window after window added: its offsets are the outermost axes."""
-        (w,) = node.args
-        a = node.attrs
-        inner = len(node.shape)
-        zero = self._part(
-            group, target, node.shape, lambda f, i: constant(0, node.dtype), row=self.rows.get(node)
-        )  # what is added to
+    def _borders(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        """What stands around an array: before and after it along each axis; of the axes before that one only what is inside."""
+        x, fill = node.args
+        amounts = node.attrs["amounts"]
+        kernels = []
+        for d, (low, high, _) in enumerate(amounts):
+            for first, extent in ((0, low), (low + x.shape[d], high)):
+                shape = (*x.shape[:d], extent, *node.shape[d + 1 :])
+                start = (*(a[0] for a in amounts[:d]), first, *(0 for _ in amounts[d + 1 :]))
 
-        def place(i: Index) -> Index:
-            offsets, at = i[: len(a["size"])], list(i[len(a["size"]) :])
-            for axis, o, s, d in zip(a["axes"], offsets, a["stride"], a["dilation"], strict=True):
-                at[axis] = at[axis] * s + o * d
-            return tuple(at)
+                def place(i: Index, start: tuple[int, ...] = start) -> Index:
+                    return tuple(e + first for e, first in zip(i, start, strict=True))
 
-        def value(f: Former, i: Index) -> Value:
-            k = len(a["size"])
-            return f.at(w, (*i[k:], *i[:k]))
-
-        shape = (*w.shape[inner:], *w.shape[:inner])
-        return [zero, self._part(group, target, shape, value, place, sequential=len(a["size"]))]
+                if extent:
+                    kernels.append(self._part(group, target, shape, lambda f, i: f.at(fill, ()), place, self.rows.get(node)))
+        return kernels
 
     def _scatter_add(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         """A copy, then the updates one index after the other."""
@@ -569,8 +647,8 @@ class _Fusion:
 class Former:
     """The values of one kernel, each made once."""
 
-    def __init__(self, fusion: _Fusion, group: Group, domain: tuple[Axis, ...]) -> None:
-        self.fusion, self.group, self.domain = fusion, group, domain
+    def __init__(self, fusion: _Fusion, group: Group, domain: tuple[Axis, ...], folded: Sequence[Folded] = ()) -> None:
+        self.fusion, self.group, self.domain, self.folded = fusion, group, domain, folded
         self.reduced: tuple[Axis, ...] = ()
         self._known: dict[tuple[Node, Index], Value] = {}
 
@@ -716,6 +794,24 @@ class Former:
         factors = [self.at(x, tuple(place[c] for c in word)) for x, word in ((a, left), (b, right))]
         return self._reduce("sum", elementwise("multiply", node.dtype, factors), over)
 
+    def _fold(self, node: Node, index: Index) -> Value:
+        """The sum over all windows that reach the place."""
+        if any(f.part.terms == 0 for f in self.folded):
+            return constant(0, node.dtype)
+        over = self._over([f.part.terms for f in self.folded])
+        at, offsets, within = list(index), [], []
+        for axis, f, term in zip(node.attrs["axes"], self.folded, over, strict=True):
+            window = f.place + of(term) * -f.part.reach + f.part.shift
+            at[axis] = window
+            offsets.append(f.offset + of(term) * f.part.between + f.part.offset)
+            if f.part.bounded:
+                within.append((window, f.windows))
+        value = self.at(node.args[0], (*at, *offsets))
+        if value.op == "reduce" and node.args[0] in self.fusion.within:  # a sum of sums is one
+            (value,), over = value.args, (*over, *value.attrs["over"])
+        over = tuple(a for a in over if a.extent != 1)
+        return reduce("sum", value, over, within) if over else value
+
     def _take(self, node: Node, index: Index) -> Value:
         x, indices = node.args
         axis, k = node.attrs["axis"], len(indices.shape)
@@ -760,6 +856,11 @@ def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
     return max(domain, key=lambda a: a.extent * (MUCH_LONGER if a is domain[0] else 1), default=None)
 
 
+def _place_of(index: Index, row: int | None, domain: Sequence[Axis]) -> int | None:
+    """The place in the domain of the axis that is the index of the rows."""
+    return next((i for i, a in enumerate(domain) if row is not None and index[row] == of(a)), None)
+
+
 def _plain_reshape(node: Node) -> bool:
     """Whether only axes of length 1 come or go."""
     return [n for n in node.shape if n != 1] == [n for n in node.args[0].shape if n != 1]
@@ -782,12 +883,5 @@ def _seen_whole(body: Graph) -> set[Node]:
 def _viewed(node: Node) -> Node:
     """What a chain of reshapes looks at."""
     while node.op == "reshape":
-        node = node.args[0]
-    return node
-
-
-def _beneath(node: Node) -> Node:
-    """What a chain of virtual operators reads."""
-    while node.op in VIRTUAL and node.args and node.op != "output":
         node = node.args[0]
     return node

@@ -327,7 +327,7 @@ class _Chunks:
             assert old is not None
             assert term is not None
             inner = term.args[0] if term.op == "reduce" else term
-            total = reduce("sum", inner, reduced) if reduced else inner
+            total = reduce("sum", inner, reduced, term.attrs.get("within", ())) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))
         unit = kernel.unit if self.alone or kernel.part is None else _longest(kernel)
         return replace(kernel, name=self.names("k"), stores=stores, unit=unit, reduced=reduced, until=until, rows=None)

@@ -29,12 +29,14 @@ Space = Literal["input", "state", "result", "scratch"]
 
 @dataclass(slots=True, eq=False)
 class Buffer:
-    """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena."""
+    """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
+    carries the rows of a batch, if that is known."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     space: Space = "scratch"
+    row: int | None = None
 
     @property
     def size(self) -> int:
@@ -86,7 +88,8 @@ class Kernel:
     order of memory; it runs at the end of a step, on the new state, and once before the first step. until: how far a reduced axis is
     summed over, where that is known only while running; rows: the reduced axis that runs over the rows of a batch, if those that have
     ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own; length: places of the unit
-    axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`)."""
+    axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`); inner: the axis of the rows of a block, along
+    which arrays lie innermost (lanes.py)."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -95,6 +98,7 @@ class Kernel:
     unit: Axis | None = None
     sequential: int = 0
     late: bool = False
+    inner: Axis | None = None
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
     until: dict[Axis, Value] = field(default_factory=dict)
     rows: Axis | None = None
@@ -192,11 +196,12 @@ def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
             _verify(item.items, around | {item.axis})
             continue
         known = {*item.domain, *item.reduced, *around}
+        confined = bounds(item.values())
         for v in item.values():
             _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
             if v.op == "load":
                 assert v.buffer is not None
-                _demand(_inside(v.index, v.shape), item, f"reads {v.buffer} outside of it")
+                _demand(_inside(v.index, v.shape, confined), item, f"reads {v.buffer} outside of it")
                 _demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
             if v.op == "reduce":
                 _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
@@ -217,11 +222,15 @@ def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
         raise GraphError(f"kernel {kernel.name}, which is a defect of chainrule: {problem}\n{kernels_text([kernel])}")
 
 
-def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...]) -> bool:
+def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...], confined: Mapping[Affine, int] | None = None) -> bool:
     if len(index) != len(shape):
         return False
     empty = any(a.extent == 0 for i in index for a in i.axes)
-    return empty or all(isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) for i, n in zip(index, shape, strict=True))
+    known = confined or {}
+    return empty or all(
+        isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) or known.get(i, n + 1) <= n
+        for i, n in zip(index, shape, strict=True)
+    )
 
 
 def _is_seen(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -279,13 +288,21 @@ def rebuilt(
         index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in v.index)
         axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
         new = v
-        if args != v.args or index != v.index:
+        if args != v.args or index != v.index or "within" in v.attrs:
             new = replace(v, args=args, index=index, axes=axes)
         if v.op == "reduce" and new is not v:
             over = tuple(b for a in v.attrs["over"] for b in (where[a].axes_in_order if a in where else (a,)))
-            new = replace(new, attrs={**v.attrs, "over": over}, axes=axes - set(over))
+            attrs = {**v.attrs, "over": over}
+            if "within" in attrs:
+                attrs["within"] = tuple((i.replaced(where), n) for i, n in attrs["within"])
+            new = replace(new, attrs=attrs, axes=_left(axes, attrs))
         table[v] = change(new) if change is not None else new
     return table
+
+
+def bounds(values: Iterable[Value]) -> dict[Affine, int]:
+    """What the terms of these reductions are confined to."""
+    return {i: n for v in values for i, n in v.attrs.get("within", ())}
 
 
 def roots(stores: Iterable[Store]) -> list[Value]:
@@ -319,9 +336,21 @@ def elementwise(op: str, dtype: np.dtype[Any], args: Sequence[Value], attrs: Map
     return Value(op, dtype, tuple(args), attrs or {}, frozenset().union(*(a.axes for a in args)))
 
 
-def reduce(how: str, value: Value, axes: Sequence[Axis]) -> Value:
-    """The sum, largest or smallest over `axes`."""
-    return Value("reduce", value.dtype, (value,), {"how": how, "over": tuple(axes)}, value.axes - set(axes))
+Within = Sequence[tuple[Affine, int]]  # sums, and below what they stay
+
+
+def reduce(how: str, value: Value, axes: Sequence[Axis], within: Within = ()) -> Value:
+    """The sum, largest or smallest over `axes`; within: only of those terms for which these are at least 0 and below their bound. Each
+    of them has one of the axes, with a negative coefficient."""
+    attrs: dict[str, Any] = {"how": how, "over": tuple(axes)}
+    if within:
+        attrs["within"] = tuple(within)
+    return Value("reduce", value.dtype, (value,), attrs, _left(value.axes, attrs))
+
+
+def _left(axes: frozenset[Axis], attrs: Mapping[str, Any]) -> frozenset[Axis]:
+    """The axes of a reduction of something with these axes."""
+    return axes.union(*(i.axes for i, _ in attrs.get("within", ()))) - set(attrs["over"])
 
 
 # ---- text --------------------------------------------------------------------------------------------------------------------
@@ -371,6 +400,7 @@ def _value_text(v: Value, names: Mapping[Value, str]) -> str:
     if v.op == "iota":
         return f"iota {v.index[0]}"
     if v.op == "reduce":
-        return f"{v.attrs['how']} of {names[v.args[0]]} over {', '.join(a.name for a in v.attrs['over'])}"
+        within = "".join(f", 0 <= {i} < {n}" for i, n in v.attrs.get("within", ()))
+        return f"{v.attrs['how']} of {names[v.args[0]]} over {', '.join(a.name for a in v.attrs['over'])}{within}"
     attrs = ", ".join(f"{k}={a}" for k, a in v.attrs.items() if k != "checked")
     return f"{v.op}({', '.join(names[a] for a in v.args)}{', ' + attrs if attrs else ''})"

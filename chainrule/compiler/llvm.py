@@ -15,7 +15,7 @@ import numpy as np
 from .affine import Affine, Axis
 from .code import Block, Reg
 from .kernels import Buffer
-from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .loops import Bound, Call, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .target import Target
 
 ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
@@ -174,7 +174,9 @@ class _Writer:
 
     # ---- control -------------------------------------------------------------------------------------------------------------
 
-    def _number(self, n: int | str | tuple[str, int] | Register | Affine, scale: int = 1) -> str:
+    def _number(self, n: Bound | Affine, scale: int = 1) -> str:
+        if isinstance(n, Clamped):
+            return self._clamped(n)
         if isinstance(n, tuple):
             name, bound = n
             value = self._times(f"%{name}", scale)
@@ -185,6 +187,13 @@ class _Writer:
         if isinstance(n, Affine):
             return self._affine(n).text
         return self._times(f"%{n}", scale) if isinstance(n, str) else str(n)
+
+    def _clamped(self, n: Clamped) -> str:
+        line = self.b.line
+        at = self._affine(n.at).text
+        at = line(f"select i1 {line(f'icmp sgt i64 {at}, 0')}, i64 {at}, i64 0")
+        at = at if n.by == 1 else line(f"udiv i64 {at}, {n.by}")
+        return line(f"select i1 {line(f'icmp slt i64 {at}, {n.most}')}, i64 {at}, i64 {n.most}")
 
     def _for(self, s: For) -> None:
         b = self.b

@@ -82,14 +82,26 @@ class Carry:
     next: Register
 
 
+@dataclass(frozen=True, slots=True)
+class Clamped:
+    """`at` / `by`, rounded down, but at least 0 and at most `most`."""
+
+    at: Affine
+    by: int
+    most: int
+
+
+Bound = int | str | tuple[str, int] | Register | Clamped
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class For:
-    """variable = first, first + 1, ..., below `last`; the two are numbers or names of parameters, `last` may also be a register, and
-    where it is a pair, the smaller of its two counts. scale: parameters are multiplied by it."""
+    """variable = first, first + 1, ..., below `last`; the two are numbers, names of parameters or registers, a pair the smaller of its two
+    counts, or they follow from the variables of loops around. scale: parameters are multiplied by it."""
 
     variable: Axis
-    first: int | str
-    last: int | str | tuple[str, int] | Register
+    first: Bound
+    last: Bound
     body: list[Statement]
     carries: tuple[Carry, ...] = ()
     results: tuple[Register, ...] = ()  # what the carried registers hold after the last iteration
@@ -143,10 +155,9 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
     lines: list[str] = []
     for s in body:
         if isinstance(s, For):
-            by = f"*{s.scale}" if s.scale > 1 else ""
-            last = f"min({s.last[0]}{by}, {s.last[1]})" if isinstance(s.last, tuple) else s.last
+            first, last = _bound(s.first, s.scale), _bound(s.last, s.scale)
             down = " descending" if s.descending else ""
-            lines.append(f"{indent}for {s.variable.name} = {s.first}{by}..{last}{down}")
+            lines.append(f"{indent}for {s.variable.name} = {first}..{last}{down}")
             lines += [f"{indent}    carry {c.register.name} = {c.first.name}" for c in s.carries]
             lines += _lines(s.body, indent + "    ")
             lines += [f"{indent}    next {c.register.name} = {c.next.name}" for c in s.carries]
@@ -164,6 +175,15 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
         else:
             lines.append(f"{indent}{_place(s.place)} = {s.value.name}")
     return lines
+
+
+def _bound(b: Bound, scale: int) -> str:
+    by = f"*{scale}" if scale > 1 else ""
+    if isinstance(b, Clamped):
+        return f"clamp({f'({b.at}) / {b.by}' if b.by != 1 else b.at}, 0, {b.most})"
+    if isinstance(b, tuple):
+        return f"min({b[0]}{by}, {b[1]})"
+    return f"{b}{by}" if isinstance(b, str) else str(b)
 
 
 def _register(r: Register) -> str:

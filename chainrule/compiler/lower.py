@@ -15,8 +15,8 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value
-from .loops import Carry, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .kernels import Buffer, Kernel, Store, Value, bounds
+from .loops import Bound, Carry, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
 from .target import Target
 
@@ -95,9 +95,11 @@ class _Lowering:
         self.original = dict(zip(self.domain, kernel.domain, strict=True))
         self.lanes = renamed.get(schedule.lanes, schedule.lanes) if schedule.lanes is not None else None
         self.tile = renamed.get(schedule.tile, schedule.tile) if schedule.tile is not None else None
+        self.side = renamed.get(schedule.side, schedule.side) if schedule.side is not None else None
+        self.columns = 1  # of the tile at hand
         self.reduced = list(kernel.reduced)
         self.scopes = [_Scope(outside)]
-        self.row = self.vector = 0
+        self.row = self.vector = 0  # row: row of the tile · columns + column
         self.valid = 1  # lanes of the vector at hand that count
         self.tag = 0  # which copy of an unrolled body
         self.innermost = self._innermost()
@@ -106,6 +108,7 @@ class _Lowering:
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.packed_from = Affine()  # the place of that axis with which packed operands begin
         self.sums = [v for v in kernel.values() if v.op == "reduce"]
+        self.within = {a: (i, n) for i, n in bounds(self.sums).items() for a in kernel.reduced if a in i.axes}
         self.after: set[Value] = set()  # what is made of sums
         for v in kernel.values():
             if v.op == "reduce" or any(a in self.after for a in (*v.args, *v.index)):
@@ -160,7 +163,7 @@ class _Lowering:
     def run(self) -> list[Statement]:
         self.base = dict(self.table)
         across = self.renamed.get(self.s.across, self.s.across) if self.s.across is not None else None
-        inner = (self.lanes, self.tile, across)
+        inner = (self.lanes, self.tile, self.side, across)
         outer = [a for a in self.domain if a not in inner and a.extent != 1]
         self._loops(outer, self._tiles if across is None else lambda: self._squares(across))
         return self.scopes[0].body
@@ -181,7 +184,7 @@ class _Lowering:
         self.scopes.append(scope)
         return scope
 
-    def _close(self, scope: _Scope, variable: Axis, first: int, last: int | Register, carries: tuple[Carry, ...] = (),
+    def _close(self, scope: _Scope, variable: Axis, first: Bound, last: Bound, carries: tuple[Carry, ...] = (),
                results: tuple[Register, ...] = ()) -> None:  # fmt: skip
         assert self.scopes.pop() is scope
         self.scopes[-1].body.append(For(variable, first, last, scope.body, carries, results))
@@ -283,10 +286,23 @@ class _Lowering:
 
     def _row_tiles(self, inside: Callable[[int], None]) -> None:
         if self.tile is None:
-            inside(1)
+            self._column_tiles(1, inside)
             return
         for start, how_many, size in balanced(self.tile.extent, self.s.rows):
-            self._steps(self.tile, start, how_many, size, lambda size=size: inside(size))  # type: ignore[misc]
+            self._steps(self.tile, start, how_many, size, lambda size=size: self._column_tiles(size, inside))  # type: ignore[misc]
+
+    def _column_tiles(self, rows: int, inside: Callable[[int], None]) -> None:
+        """inside: of rows times columns."""
+        if self.side is None:
+            inside(rows)
+            return
+
+        def some(columns: int) -> None:
+            self.columns = columns
+            inside(rows * columns)
+
+        for start, how_many, size in balanced(self.side.extent, self.s.columns):
+            self._steps(self.side, start, how_many, size, lambda size=size: some(size))  # type: ignore[misc]
 
     def _steps(self, axis: Axis, start: int, how_many: int, size: int, inside: Callable[[], None]) -> None:
         if how_many == 1:
@@ -393,7 +409,7 @@ class _Lowering:
 
     def _value(self, v: Value) -> Register:
         axes = self._own(v.axes)
-        r = self.row if self.tile in axes else 0
+        r = self._row_of(self.row, axes)
         lane = self.vector if self.lanes in axes else 0
         tag = self.tag if self.innermost in axes else 0
         valid = self.valid if self.lanes in axes else 1
@@ -409,6 +425,11 @@ class _Lowering:
         self.made_in[made] = scope
         return made
 
+    def _row_of(self, row: int, axes: frozenset[Axis]) -> int:
+        """The row of a value that may not depend on the tile's axes."""
+        r, column = divmod(row, self.columns)
+        return (r if self.tile in axes else 0) * self.columns + (column if self.side in axes else 0)
+
     def _scope_of(self, v: Value, axes: frozenset[Axis]) -> _Scope:
         """The outermost scope in which all is known that `v` depends on."""
         needed: set[Axis] = set()
@@ -420,7 +441,7 @@ class _Lowering:
         for i, scope in enumerate(self.scopes):
             if scope.variables & needed:
                 depth = i
-        if self.tile in axes or self.lanes in axes:  # rows and vectors are numbered within the tile at hand
+        if not axes.isdisjoint((self.tile, self.side, self.lanes)):  # rows and vectors are numbered within the tile at hand
             depth = max(depth, self._tile_depth())
         return self.scopes[depth]
 
@@ -448,7 +469,8 @@ class _Lowering:
         """An index at the row, vector and copy at hand, and its step from lane to lane."""
         step = self._coefficient(index, self.lanes)
         at = self.address(index)
-        at = at + self._coefficient(index, self.tile) * self.row
+        row, column = divmod(self.row, self.columns)
+        at = at + (self._coefficient(index, self.tile) * row + self._coefficient(index, self.side) * column)
         if self.lanes in self.domain:
             at = at + step * self.vector * self.s.width
         return at, step
@@ -521,7 +543,7 @@ class _Lowering:
         cells: dict[Any, tuple[int, int, int]] = {}
         for v in self.sums:
             axes = self._own(v.axes)
-            for r in range(rows if self.tile in axes else 1):
+            for r in dict.fromkeys(self._row_of(r, axes) for r in range(rows)):
                 for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
                     cells[v, r, n] = (r, n, valid)
         return cells
@@ -545,6 +567,8 @@ class _Lowering:
             return self._long(cells, current)
         assert self.innermost is not None
         within = prod(a.extent for a in axes[1:]) * self.innermost.extent
+        if axes[0] in self.within:
+            return self._confined(axes[0], current, lambda now: self._nest(axes[1:], cells, now))
 
         def inside(now: dict[Any, Register]) -> dict[Any, Register]:
             if within < NESTED_SUM or within * axes[0].extent <= LONG_SUM:
@@ -577,19 +601,33 @@ class _Lowering:
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
         until = self.kernel.until.get(variable)
-        last = extent if until is None else self.value(until)
+        return self._turns(variable, 0, extent if until is None else self.value(until), current, inside)
+
+    def _confined(self, axis: Axis, current: dict[Any, Register],
+                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
+        """Over those places of a reduced axis for which what confines it, at - step · axis, is at least 0 and below its bound."""
+        confined, bound = self.within[axis]
+        step = -confined.coefficient(axis)
+        at = self.address(confined.without(axis))
+        first, last = Clamped(at + (step - bound), step, axis.extent), Clamped(at + step, step, axis.extent)
+        return self._turns(axis, first, last, current, inside)
+
+    def _turns(self, variable: Axis, first: Bound, last: Bound, current: dict[Any, Register],
+               inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
         scope = self._open(variable)
         carried = {k: self.register(r.dtype, r.width) for k, r in current.items()}
         after = inside(carried)
         carries = tuple(Carry(carried[k], current[k], after[k]) for k in current)
         results = {k: self.register(r.dtype, r.width) for k, r in current.items()}
-        self._close(scope, variable, 0, last, carries, tuple(results[k] for k in current))
+        self._close(scope, variable, first, last, carries, tuple(results[k] for k in current))
         return results
 
     def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
         """A long sum in parts; a short one as a whole."""
         axis = self.innermost
         assert axis is not None
+        if axis in self.within:
+            return self._confined(axis, current, lambda now: self._step(cells, now, 0, self.s.width))
         if axis.extent <= self._part_length:
             return self._inner(cells, current)
         return self._in_parts(cells, current, Affine(), axis.extent)

@@ -188,10 +188,11 @@ def local(a: Access, b: Access, threads: int) -> bool:
     """Whether unit for unit both touch the same part of the buffer, cut for so many threads."""
     if a.unit is None or b.unit is None or a.unit.extent == 1 or b.unit.extent == 1:
         return (a.unit is None or a.unit.extent == 1) and (b.unit is None or b.unit.extent == 1)
-    if a.view != b.view:
+    if a.view != b.view and a.view[:1] != b.view[:1]:
         return False
-    blocks = zip(_blocks(a, a.unit, threads), _blocks(b, b.unit, threads), strict=True)
-    return any(x is not None and x == y for x, y in blocks)
+    blocks = list(zip(_blocks(a, a.unit, threads), _blocks(b, b.unit, threads), strict=False))
+    shared = blocks if a.view == b.view else blocks[:1]  # of arrays seen in two shapes, what the first axis of both counts
+    return any(x is not None and x == y for x, y in shared)
 
 
 def _blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int] | None]:

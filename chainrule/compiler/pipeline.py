@@ -27,6 +27,7 @@ from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered, parted
 from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, loops_of, verify
+from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
 from .lower import lower
@@ -138,6 +139,7 @@ def _arranged(
     items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
     items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
+    items = in_blocks(in_lanes(items, target, names), names)
     items, panels = in_panels(split(items, target, names), set(kept), target, names)
     items = parted(ragged(items, names), names)
     pairs = pairs_of(items)
@@ -188,7 +190,7 @@ def _gathered(inputs: Sequence[Given], graph: Graph, target: Target, names: Name
         if large and buffer.dtype == node.dtype and _only_products_read(node, graph):
             sources.append(partial(_row, buffer, order))
             continue
-        copy = Buffer(names("x"), node.shape, node.dtype)
+        copy = Buffer(names("x"), node.shape, node.dtype, row=0)
         domain = tuple(Axis(names("i"), n) for n in node.shape)
         index = tuple(of(a) for a in domain)
         value = _row(buffer, order, index)

@@ -9,18 +9,20 @@ the number of threads nor on the caches: those two only say what is packed, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from math import ceil, prod
 
 import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, ordered, terms
+from .kernels import Kernel, Value, bounds, ordered, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
 ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
 MOST_ROWS = {32: 12, 16: 6}
+COLUMNS = (2, 3, 4)  # of a tile with a second axis beside its rows
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
@@ -50,7 +52,8 @@ FOREIGN = 0.14e-9  # seconds for each byte that another core has written
 @dataclass(frozen=True)
 class Schedule:
     """lanes: the axis in vector lanes (of the domain, or reduced), None for one number at a time. tile: the axis of which `rows`
-    values stand in registers at once, beside `vectors` vectors of the lanes. chains: partial sums of each accumulator."""
+    values stand in registers at once, beside `vectors` vectors of the lanes; side: another, of which `columns` do. chains: partial sums of
+    each accumulator."""
 
     width: int
     lanes: Axis | None
@@ -60,6 +63,8 @@ class Schedule:
     chains: int
     unroll: int
     inner_rows: bool  # the loop over tiles of rows stands inside the one over tiles of lanes
+    side: Axis | None = None
+    columns: int = 1
     across: Axis | None = None  # a transposed copy: it is read along this axis and written along `lanes`, square by square
 
     def __str__(self) -> str:
@@ -95,13 +100,25 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
-    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
-    single = {
-        a for v in ordered(list(kernel.until.values())) for a in v.axes
-    } | kernel.until.keys()  # each value has an end of its own
-    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked | single]
-    tiles: list[Axis | None] = [*(a for a in free if a not in single), None]
-    ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in tiles if tile is None or tile is not lane]
+    # Axes on which it depends how much is summed: no two of their values stand side by side.
+    single = frozenset().union(
+        *(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.until.values())))
+    )
+    blocked |= single | kernel.until.keys()
+    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single]
+    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
+    ways = [
+        _way(kernel, target, lane, tile)
+        for lane in lanes or [None]
+        for tile in [*(a for a in reversed(free) if a is not lane), None]
+    ]
+    if kernel.inner in lanes and kernel.reduced:
+        ways += [
+            _way(kernel, target, kernel.inner, tile, side, columns)
+            for tile, side in permutations((a for a in free if a is not kernel.inner), 2)
+            for columns in COLUMNS
+            if columns <= side.extent
+        ]
     return min(ways, key=lambda w: w[0])[1]
 
 
@@ -116,7 +133,13 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
     chosen = []
     for v in kernel.loads():
         over = [a for a in kernel.reduced if a in v.axes]
-        if made.tile in v.axes or not over or stride(v, made.lanes) != 1 or any(isinstance(i, Value) for i in v.index):
+        if (
+            made.tile in v.axes
+            or made.side in v.axes
+            or not over
+            or stride(v, made.lanes) != 1
+            or any(isinstance(i, Value) for i in v.index)
+        ):
             continue
         line = (stride(v, over[-1]) or 0) * v.dtype.itemsize
         part = block(kernel, made, target)
@@ -151,10 +174,12 @@ def _square(kernel: Kernel, target: Target) -> Schedule | None:
     width = target.vector_bytes // store.value.dtype.itemsize
     if len(across) != 1 or len(lanes) != 1 or min(across[0].extent, lanes[0].extent) < width // 2:
         return None
-    return Schedule(width, lanes[0], None, 1, 1, 1, 1, False, across[0])
+    return Schedule(width, lanes[0], None, 1, 1, 1, 1, False, across=across[0])
 
 
-def _way(kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None) -> tuple[float, Schedule]:
+def _way(
+    kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None, side: Axis | None = None, most_columns: int = 1
+) -> tuple[float, Schedule]:  # fmt: skip
     width = width_for(kernel, target, lane.extent) if lane is not None else 1
     reduces = [v for v in kernel.values() if v.op == "reduce"]
     registers = target.registers
@@ -164,33 +189,39 @@ def _way(kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None) -
     if in_domain and lane is not None:
         count = ceil(lane.extent / width)
         vectors = ceil(count / ceil(count / most))
-    rows = 1
+    rows, columns = 1, balanced(side.extent, most_columns)[0][2] if side is not None else 1
     if tile is not None:
-        budget = max(1, min(ACCUMULATORS[registers] // (vectors * max(1, len(reduces))), MOST_ROWS[registers]))
+        budget = max(1, min(ACCUMULATORS[registers] // (vectors * columns * max(1, len(reduces))), MOST_ROWS[registers]))
         rows = balanced(tile.extent, budget)[0][2]
     if not reduces:
         rows = 1
-    accumulators = rows * vectors * max(1, len(reduces))
+    accumulators = rows * columns * vectors * max(1, len(reduces))
     innermost = (lane if lane in kernel.reduced else kernel.reduced[-1]) if kernel.reduced else None
     steps = ceil(innermost.extent / (width if innermost is lane else 1)) if innermost is not None else 1
+    if any(innermost in i.axes for i in bounds(reduces)):
+        steps = 1  # how many there are is only known while running
     chains = 1
     while reduces and chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
         chains *= 2
-    cost, body = _cost(kernel, lane, tile, width, rows, vectors)
+    cost, body = _cost(kernel, lane, tile, width, rows, vectors, side, columns)
     unroll = chains * (UNROLL if body * chains <= SMALL_BODY else 1)
     reuse = any(
         v.op == "load" and tile not in v.axes and lane in v.axes and (v.axes & set(kernel.reduced)) for v in kernel.values()
     )
-    made = Schedule(width, lane, tile if rows > 1 else None, rows, vectors, chains, max(unroll, 1), reuse)
+    made = Schedule(width, lane, tile if rows > 1 else None, rows, vectors, chains, max(unroll, 1), reuse, side, columns)
     return cost, made
 
 
-def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows: int, vectors: int) -> tuple[float, float]:
+def _cost(
+    kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows: int, vectors: int, side: Axis | None = None,
+    columns: int = 1,
+) -> tuple[float, float]:  # fmt: skip
     """About how many instructions, all in all and in the body of the innermost loop."""
     reduced = set(kernel.reduced)
 
     def registers(axes: frozenset[Axis]) -> int:
-        return (rows if tile in axes else 1) * (vectors if lane in axes and lane not in reduced else 1)
+        beside = columns if side in axes else 1
+        return (rows if tile in axes else 1) * beside * (vectors if lane in axes and lane not in reduced else 1)
 
     inner = outer = 0.0
     below = terms(v for v in kernel.values() if v.op == "reduce")
@@ -222,6 +253,8 @@ def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows
     def count(axis: Axis) -> int:
         if axis is lane:
             return ceil(axis.extent / (width * (vectors if axis not in reduced else 1)))
+        if axis is side:
+            return len_tiles(axis.extent, columns)
         return len_tiles(axis.extent, rows) if axis is tile else axis.extent
 
     tiles = prod(count(a) for a in kernel.domain)

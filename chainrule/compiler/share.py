@@ -94,10 +94,10 @@ def _cut(kernel: Kernel, chosen: Class, names: Names) -> list[Kernel]:
     if units:
         return [replace(kernel, unit=units[-1])]
     summed = [a for a in kernel.reduced if a in chosen]
-    return _in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
+    return in_parts(kernel, summed[0], names) if summed else [replace(kernel)]
 
 
-def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
+def in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
     """A sum for each value of the axis, and a kernel that adds these up."""
     over = tuple(a for a in kernel.reduced if a is not axis)
     index = tuple(of(a) for a in kernel.domain)
@@ -107,12 +107,17 @@ def _in_parts(kernel: Kernel, axis: Axis, names: Names) -> list[Kernel]:
     for v in kernel.values():
         if v.op == "reduce":
             buffer = Buffer(names("t"), (axis.extent, *(a.extent for a in kernel.domain)), v.dtype)
-            stores.append(Store(buffer, (of(axis), *index), reduce(v.attrs["how"], v.args[0], over) if over else v.args[0]))
+            stores.append(Store(buffer, (of(axis), *index), _over(v, over)))
             sums[v] = reduce(v.attrs["how"], load(buffer, (of(added), *index)), (added,))
-    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, origin=kernel.origin[:1])
+    first = Kernel(names("k"), (axis, *kernel.domain), over, stores, axis, inner=kernel.inner, origin=kernel.origin[:1])
     table = rebuilt([s.value for s in kernel.stores], sums)
     rest = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (added,), rest, kernel.unit, origin=kernel.origin)]
+
+
+def _over(v: Value, axes: tuple[Axis, ...]) -> Value:
+    """The reduction over fewer axes."""
+    return reduce(v.attrs["how"], v.args[0], axes, v.attrs.get("within", ())) if axes else v.args[0]
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------------------

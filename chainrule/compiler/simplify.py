@@ -24,18 +24,22 @@ def simplify(graph: Graph) -> Graph:
     if not _holds(graph, RULES):
         return graph
     table: dict[Node, Node] = {i: i for i in graph.inputs}
+    last = {n.args[0]: len(n.shape) - 1 for n in graph.nodes() if n.op == "fold" and n.args[0].op == "contract"}
     for node in graph.nodes():
         if node in table:
             continue
         attrs = {k: simplify(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
         new = rebuilt(node, tuple(table[a] for a in node.args), attrs)
-        table[node] = RULES[new.op](new) if new.op in RULES else new
+        if new.op == "contract":
+            table[node] = _in_order(new, last.get(node, len(new.shape) - 1))
+        else:
+            table[node] = RULES[new.op](new) if new.op in RULES else new
     return normalize(Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name))
 
 
 def _holds(graph: Graph, rules: dict[str, Callable[[Node], Node]]) -> bool:
     bodies = [v for n in graph.nodes() for v in n.attrs.values() if isinstance(v, Graph)]
-    return any(n.op in rules for n in graph.nodes()) or any(_holds(b, rules) for b in bodies)
+    return any(n.op in rules or n.op == "contract" for n in graph.nodes()) or any(_holds(b, rules) for b in bodies)
 
 
 def _argmax(node: Node) -> Node:
@@ -55,13 +59,14 @@ def _argmax(node: Node) -> Node:
     return make("min", (make("where", (chosen, place, beyond), {}),), {"axes": (axis,)}, node.source, node.scope)
 
 
-def _contract(node: Node) -> Node:
-    """With a transposed copy of the operand that has the result's last axis, where that is not its last."""
+def _in_order(node: Node, last: int) -> Node:
+    """With a transposed copy of the operand that has the result's last axis, where that is not its last. last: the axis that is the last
+    one where the result goes: windows are added up over the axes behind it."""
     left, right, out = parse(node.attrs["spec"])
     words, args = [left, right], list(node.args)
+    lanes = out[last] if out else ""
     for i, (word, arg) in enumerate(zip(words, args, strict=True)):
-        lanes = out[-1:] if out else ""
-        if not lanes or lanes not in word or word.endswith(lanes) or node.shape[-1] < LEAST_LANES:
+        if not lanes or lanes not in word or word.endswith(lanes) or node.shape[last] < LEAST_LANES:
             continue
         if prod(n for letter, n in zip(out, node.shape, strict=True) if letter not in word) < LEAST_REUSE:
             continue
@@ -111,4 +116,4 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
     return (axes.pop(), pieces) if len(axes) == 1 else None
 
 
-RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "contract": _contract, "add": _add}
+RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "add": _add}

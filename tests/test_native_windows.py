@@ -1,0 +1,204 @@
+"""Sliding windows in native code, forward and backward: convolutions and pooling of random geometry against NumPy's values, at each width
+of vectors, in both precisions, with the same bits for every number of threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native import WIDTHS, Threaded, backend_of, registered
+from same import assert_same, state
+from tracing import trace_function
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.compiler.cost import work
+from chainrule.compiler.fold import parts
+from chainrule.compiler.kernels import Buffer
+from chainrule.compiler.pipeline import Given, compile_graph
+from chainrule.compiler.target import host
+from chainrule.graph.interpret import evaluate
+from chainrule.normalize import normalize
+from chainrule.ops.contract import contract
+from chainrule.ops.window import count, windows
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Windows along one axis."""
+
+    length: int
+    size: int
+    stride: int
+    dilation: int
+
+    @property
+    def windows(self) -> int:
+        return count(self.length, self.size, self.stride, self.dilation)
+
+
+@st.composite
+def geometries(draw: st.DrawFn, most: int = 13) -> Geometry:
+    size, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    least = (size - 1) * dilation + 1
+    return Geometry(draw(st.integers(least, max(most, least))), size, draw(st.integers(1, 4)), dilation)
+
+
+@given(geometries(30), st.integers(0, 5), st.integers(0, 5))
+def test_parts_are_what_windows_reach(g: Geometry, before: int, after: int) -> None:
+    """Each place between two once, and with it each (window, offset) that stands on it."""
+    low = min(before, g.length)
+    high = max(low, g.length - after)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for p in parts(g.length, g.size, g.stride, g.dilation, g.windows, low, high):
+        for q in range(p.count):
+            for r in range(p.spread):
+                pairs = [(p.shift + q - p.reach * j, p.offset + r + p.between * j) for j in range(p.terms)]
+                inside = [(w, k) for w, k in pairs if 0 <= w < g.windows]
+                assert p.bounded or inside == pairs
+                y = p.first + p.step * q + r
+                assert y not in found
+                found[y] = inside
+    reached: dict[int, list[tuple[int, int]]] = {y: [] for y in range(g.length)}
+    for w in range(g.windows):
+        for k in range(g.size):
+            reached[w * g.stride + k * g.dilation].append((w, k))
+    assert {y: sorted(f) for y, f in found.items()} == {y: sorted(f) for y, f in reached.items() if low <= y < high}
+
+
+def _layers(x: Any, w: Any, v: Any, g: Geometry, h: Geometry) -> Any:
+    """Pads, convolves by g along one axis and h along the other, takes the largest of windows, and convolves again with 1x1 windows."""
+    y = contract("bhwcij,ijco->bhwo", windows(x, [1, 2], [g.size, h.size], [g.stride, h.stride], [g.dilation, h.dilation]), w)
+    y = np.maximum(y, 0)
+    pool = [min(2, n) for n in y.shape[1:3]]
+    y = np.max(windows(y, [1, 2], pool, [1, 2]), axis=(4, 5))
+    y = contract("bhwcij,ijco->bhwo", windows(y, [1, 2], [1, 1], [2, 1]), v)
+    return np.sum(np.tanh(y) ** 2, axis=(1, 2, 3))
+
+
+def check(width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geometry, dtype: Any) -> None:
+    """Loss and gradients: native against NumPy."""
+    r = np.random.default_rng(0)
+    c, o = channels
+    x, w = r.normal(size=(rows, g.length, h.length, c)), r.normal(size=(g.size, h.size, c, o))
+    arrays = [a.astype(dtype) for a in (x, w, r.normal(size=(1, 1, o, 3)))]
+
+    def f(x: Any, w: Any, v: Any) -> Any:
+        return cr.value_and_grad(lambda *a: np.sum(_layers(*a, g, h)), (0, 1, 2))(x, w, v)
+
+    graph = normalize(trace_function(f, arrays)[0])
+    known = evaluate(graph, [*arrays, *graph.captures])
+    got = backend_of(width).function(graph)([*arrays, *graph.captures])
+    tolerance = 1e-10 if dtype == np.float64 else 2e-4
+    for a, b in zip(got, known, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.max(np.abs(b), initial=0.0))))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@given(
+    rows=st.sampled_from([1, 3, 16, 32, 37]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]), g=geometries(),
+    h=geometries(), dtype=st.sampled_from([np.float32, np.float64]),
+)  # fmt: skip
+def test_random_convolutions(width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geometry, dtype: Any) -> None:
+    check(width, rows, channels, g, h, dtype)
+
+
+class Convolution(nn.Module):
+    """Windows times a weight; relu."""
+
+    def __init__(self, filters: int, g: Geometry, h: Geometry, pad: tuple[int, int] = (0, 0)) -> None:
+        self.filters, self.g, self.h, self.pad = filters, g, h, pad
+
+    def __call__(self, x: Any) -> Any:
+        g, h = self.g, self.h
+        w = self.parameter("weight", (g.size, h.size, x.shape[-1], self.filters), "he_uniform")
+        x = np.pad(x, ((0, 0), self.pad, self.pad[::-1], (0, 0)))
+        y = windows(x, [1, 2], [g.size, h.size], [g.stride, h.stride], [g.dilation, h.dilation])
+        return np.maximum(contract("bhwcij,ijco->bhwo", y, w) + self.parameter("bias", (self.filters,), "zeros"), 0)
+
+
+class Pool(nn.Module):
+    """The largest of windows that may overlap."""
+
+    def __init__(self, size: int, stride: int) -> None:
+        self.size, self.stride = size, stride
+
+    def __call__(self, x: Any) -> Any:
+        size = [min(self.size, n) for n in x.shape[1:3]]
+        return np.max(windows(x, [1, 2], size, [self.stride] * 2), axis=(4, 5))
+
+
+class Flat(nn.Module):
+    """Rows of numbers."""
+
+    def __call__(self, x: Any) -> Any:
+        return np.reshape(x, (x.shape[0], -1))
+
+
+def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm: bool) -> nn.Sequential:
+    """Images to three classes."""
+    small = Geometry(1, 3, 2, 1)
+    return nn.Sequential(
+        Convolution(filters, g, h), Pool(*pool), *([nn.BatchNorm()] if norm else []), Convolution(3, small, small, (1, 2)), Flat(),
+        nn.Dense(7, "tanh"), nn.Dense(3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@settings(max_examples=20)
+@given(
+    rows=st.sampled_from([16, 32, 37, 48, 50, 64]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
+    g=geometries(9), h=geometries(9), pool=st.sampled_from([(2, 2), (3, 2), (2, 1)]), norm=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+)  # fmt: skip
+def test_random_networks(
+    width: str, rows: int, channels: tuple[int, int], g: Geometry, h: Geometry, pool: tuple[int, int], norm: bool, dtype: str
+) -> None:
+    """Gradients of a batch whose rows lie in lanes."""
+    r = np.random.default_rng(1)
+    x = r.normal(size=(rows, g.length, h.length, channels[0])).astype(dtype)
+    y = r.integers(0, 3, rows)
+    net = network(channels[1], g, h, pool, norm)
+    net.fit(x, y, loss="cross_entropy", epochs=0, seed=0, dtype=dtype, verbose=False)
+    with registered(backend_of(width)) as name:
+        got = net.gradients(x, y, loss="cross_entropy", backend=name)
+    known = net.gradients(x, y, loss="cross_entropy", backend="reference")
+    tolerance = 1e-9 if dtype == "float64" else 2e-4
+    for key, a in got.items():
+        b = known[key]
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1.0, float(np.max(np.abs(b)))), err_msg=key)
+
+
+@pytest.mark.parametrize("rows", [32, 50, 64, 37])
+def test_threads_give_the_same_bits(rows: int) -> None:
+    """A run over images with a short last batch."""
+    g, h = Geometry(9, 3, 2, 1), Geometry(8, 2, 1, 1)
+    r = np.random.default_rng(2)
+    x, y = r.normal(size=(rows * 2 + 19, 9, 8, 3)).astype("f4"), r.integers(0, 3, rows * 2 + 19)
+    states = []
+    for threads in (1, 2, 3):
+        net = network(6, g, h, (2, 2), True)
+        with registered(Threaded(threads)) as name:
+            net.fit(x, y, loss="cross_entropy", epochs=2, batch_size=rows, seed=0, backend=name, verbose=False)
+        states.append(state(net))
+    for other in states[1:]:
+        assert_same(states[0], other)
+
+
+def test_cost_counts_the_terms_that_there_are() -> None:
+    """A place near the border is reached by fewer windows: 6 x 6 of them with 9 offsets each, of 2 channels."""
+    x, w = np.zeros((4, 8, 8, 2)), np.zeros((3, 3, 2, 5))
+    f = lambda x, w: contract("bhwcij,ijco->bhwo", windows(x, [1, 2], [3, 3]), w)
+    graph = normalize(trace_function(lambda x, w, g: cr.vjp(f, x, w)[1](g)[0], [x, w, np.zeros((4, 6, 6, 5))])[0])
+    inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
+    out = Buffer("out", (4, 8, 8, 2), np.dtype(np.float64), "result")
+    slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), out], 2)}
+    code = compile_graph("f", graph, inputs, [out], [], slots, [None] * len(inputs), host())
+    flops = sum(work(i).flops for items in code.plan.phases for i in items)
+    assert flops == 2 * 4 * 6 * 6 * 9 * 2 * 5
