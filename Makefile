@@ -19,7 +19,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  PYTHON=...        the Python to set .venv up with (default: the first of $(CANDIDATES) that is 3.11 or newer)"
 
-demo: $(READY) ## five networks learn by backpropagation on real data; ends with their scores and the run folders
+demo: $(READY) ## six networks learn by backpropagation on real data; ends with their scores and the run folders
 	@$(BIN)/chainrule demo all
 
 test: lint ## ruff and mypy, then the tests with fixed seeds (minutes)

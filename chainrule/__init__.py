@@ -23,6 +23,7 @@ from .errors import (
     UsageError,
 )
 from .explain import Explanation, explain
+from .features import activations, saliency
 from .gradcheck import GradientReport, check_gradients
 from .nn import load
 from .ops import random

@@ -27,16 +27,19 @@ except ImportError as error:
     raise SystemExit(f"chainrule's command line needs {error.name}: pip install 'chainrule[cli]'") from None
 
 
-from .data import Table, read_table
+from .data import Table, read_images, read_table
+from .data.images import holds_images
 from .data.read import file_bytes, original_rows
 from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
 from .report import plain, run_folder, short, write_text
+from .sizes import bytes_of
 from .terminal import SHOWN, say, show_facts, show_results, show_scores
 
 if TYPE_CHECKING:
     from .demo import Result
     from .experiment import Outcome, Recipe
+    from .images import ImageOutcome, ImageRun
     from .runs import Run
     from .text import TextOutcome, TextRun
 
@@ -123,14 +126,31 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
     return widths
 
 
+def _pair(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        every, back = map(int, value.split(","))
+    except ValueError:
+        raise click.BadParameter(f'"{value}" is no pair of numbers; write 16,32') from None
+    return every, back
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else bytes_of(value)
+
+
 @commands.command(short_help="Trains a network on a table or on images.")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--target", metavar="COLUMN", help="The column to predict. Default: label, for IDX images.")
+@click.option("--target", metavar="COLUMN", help="The column to predict. Default: label, beside pixels.")
 @click.option("--task", type=click.Choice(["regression", "classification"]), help="Default: decided by the target.")
 @click.option("--drop", multiple=True, metavar="COLUMN", help="Leave a column out (repeat for more).")
 @click.option("--keep", multiple=True, metavar="COLUMN", help="Learn from a column although it looks like an identifier.")
 @click.option("--categorical", multiple=True, metavar="COLUMN", help="Its numbers are names of things.")
 @click.option("--labels", type=click.Path(path_type=Path), help="For IDX images, the file of their labels.")
+@click.option(
+    "--size", type=click.IntRange(1, 1024), nargs=2, metavar="H W", help="Of images in a folder. Default: as most have, up to 64."
+)
 @reading_options
 @click.option(
     "--sequence",
@@ -150,8 +170,22 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option(
     "--temperature", type=Amount(0), multiple=True, help="Of --characters: a sample for each temperature. Default: 0.5 and 1."
 )
-@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128].")
-@click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn].")
+@click.option(
+    "--truncate",
+    callback=_pair,
+    metavar="K1,K2",
+    help="Of --characters: an update every K1 characters of a window, whose gradient goes back K2. Default: one for each window.",
+)
+@click.option(
+    "--memory",
+    callback=_bytes,
+    metavar="AMOUNT",
+    help="Of --sequence and --characters: so much, such as 64MB, is kept at most between forward and backward pass.",
+)
+@click.option("--augment/--no-augment", default=None, help="Shift, turn and scale images a little at random. Default: yes.")
+@click.option("--flip", is_flag=True, default=None, help="Mirror half of the images, left for right: not for letters.")
+@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128; 256,128].")
+@click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn; -; relu].")
 @click.option("--dropout", type=Amount(0, 1, max_open=True), help="Default: 0.1 [0; 0].")
 @click.option(
     "--learning-rate",
@@ -160,7 +194,9 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 )
 @click.option("--weight-decay", type=Amount(0), help="Default: 0.3 [0.1; 0.01].")
 @click.option(
-    "--batch-size", type=click.IntRange(1), help="Rows a step. Default: by the number of rows, 16 to 512 [16 to 512; 8 to 32]."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Rows a step. Default: by the number of rows, 16 to 512 [16 to 512; 8 to 32; 16 to 128].",
 )
 @click.option("--epochs", type=click.IntRange(1), help="At most. Default: by the number of rows, 20 to 100 [20 to 100; 2 to 60].")
 @click.option("--patience", type=click.IntRange(1), help="Epochs without improvement before it stops. Default: 30 [30; 5].")
@@ -181,19 +217,24 @@ def _widths(context: click.Context, parameter: click.Parameter, value: str | Non
 @click.option("--overwrite", is_flag=True, help="Write into the run folder although it holds a run.")
 @click.option("--quiet", is_flag=True, help="Only the scores.")
 def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, characters: bool, **options: Any) -> int:
-    """Trains a network on DATA: CSV, Parquet, .npz, .npy or IDX images; with --sequence a table in the order of time, with
-    --characters a text. Defaults in brackets: those with --sequence; with --characters.
+    """Trains a network on DATA: a table in CSV, Parquet, .npz or .npy; with --sequence a table in the order of time, with
+    --characters a text; images in an IDX file or a folder that has a folder of PNG and JPEG for each class. Defaults in brackets: those
+    with --sequence; with --characters; of images, where they differ.
 
     \b
     Example:  chainrule train houses.csv --target PRICE --drop TAX
               chainrule train train-images-idx3-ubyte.gz --hidden 256,128
+              chainrule train flowers/ --size 32 32
               chainrule train demand.csv --target MW --sequence 48 --horizon 24
               chainrule train book.txt --characters
+              chainrule train book.txt --characters --sequence 512 --truncate 32,64 --memory 16MB
     """
     console = Console()
     with _run_folder(out, data, overwrite) as folder:  # refused before training, not after
         if characters:
             return _train_text(console, data, folder, quiet, options)
+        if holds_images(data):
+            return _train_images(console, data, folder, quiet, options)
         return _train_table(console, data, folder, quiet, options)
 
 
@@ -242,9 +283,22 @@ def _train_text(console: Console, data: Path, folder: Path, quiet: bool, options
     return code
 
 
+def _train_images(console: Console, data: Path, folder: Path, quiet: bool, options: dict[str, Any]) -> int:
+    from . import images
+
+    recipe = _recipe(images.ImageRecipe, options, ("labels", "size"))
+    pictures = read_images(data, labels=options["labels"], size=options["size"])
+    if not quiet:
+        say(console, f"{short(pictures.source)}: {pictures.rows:,} pictures of {len(pictures.classes)} classes")
+    outcome = images.train_images(pictures, recipe, verbose=not quiet)
+    images.write_image_run(folder, outcome)
+    title = f"Scores on {outcome.held.rows:,} held-out pictures"
+    return _show_outcome(console, outcome, images.summary(outcome)[1:], title, folder, quiet, "NEW.png")
+
+
 def _show_outcome(
     console: Console,
-    outcome: Outcome | TextOutcome,
+    outcome: Outcome | TextOutcome | ImageOutcome,
     facts: Iterable[tuple[str, str]],
     title: str,
     folder: Path,
@@ -344,12 +398,15 @@ def _free(folder: Path) -> Path:
 @click.option("--temperature", type=Amount(0), default=0.7, show_default=True, help="0: always the likeliest; 1: as it learnt.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of what it writes.")
 def predict(run: Path, data: Path | None, prompt: str | None, sample: int, temperature: float, seed: int, **options: Any) -> None:
-    """Adds a prediction, and for classes their probabilities, to the rows of DATA; a character model writes a text on.
+    """Adds a prediction, and for classes their probabilities, to the rows of DATA, or to the names of its images; a character model
+    writes a text on.
 
     \b
     Example:  chainrule predict runs/houses new.csv --out predicted.csv
+              chainrule predict runs/flowers photo.jpg --out -
               chainrule predict runs/book --prompt "Once upon a time"
     """
+    from .images import ImageRun
     from .runs import Run, read_run
     from .text import sample as written
 
@@ -358,6 +415,10 @@ def predict(run: Path, data: Path | None, prompt: str | None, sample: int, tempe
         if data is None or prompt is not None:
             raise UsageError(f"{run} is the run of a table: name the file of rows to predict, without --prompt")
         return _predict_rows(known, data, **options)
+    if isinstance(known, ImageRun):
+        if data is None or prompt is not None:
+            raise UsageError(f"{run} is an image classifier: name a picture, a folder or an IDX file, without --prompt")
+        return _predict_images(known, data, **options)
     if prompt is None or data is not None:
         raise UsageError(f'{run} is a character model: give it a text to write on, --prompt "...", and no file')
     if strange := sorted(set(prompt) - set(known.alphabet.characters)):
@@ -388,6 +449,29 @@ def _predict_rows(
         window = known.preparation.window
         made = table.rows if window is None else table.rows - window.length + 1
         say(console, f"{made:,} predictions: {out}", path=True)
+
+
+def _predict_images(
+    known: ImageRun, data: Path, out: Path | None, overwrite: bool, missing: tuple[str, ...], header: bool | None
+) -> None:
+    from .images import predict_images
+
+    if missing or header is not None:
+        raise UsageError("--missing and --header are for tables: leave them out")
+    out = out or Path(f"{_stem(data)}-predictions.csv")
+    printed = str(out) == "-"
+    if not printed:
+        _check_output(out, overwrite)
+    pictures = read_images(data, size=known.seen.size, colour=known.seen.colour)
+    columns, remarks, scores = predict_images(known, pictures)
+    _write_csv(None if printed else out, ["picture"], [[name] for name in pictures.names], columns)
+    console = Console(stderr=printed)
+    for line in remarks:
+        say(console, f"note: {line}")
+    if scores:
+        show_scores(console, f"Scores on these {pictures.rows:,} pictures", {"this network": scores})
+    if not printed:
+        say(console, f"{pictures.rows:,} predictions: {out}", path=True)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -496,23 +580,26 @@ def check(run: Path, data: Path | None, rows: int) -> int:
     return 0
 
 
-def _sample(run: Run | TextRun, data: Path | None, rows: int) -> tuple[Any, Any]:
+def _sample(run: Run | TextRun | ImageRun, data: Path | None, rows: int) -> tuple[Any, Any]:
     """(x, y) of some rows of a file, or random ones."""
+    from .images import ImageRun
     from .runs import Run
 
     if data is None:
         return run.sample(rows, None)
+    if isinstance(run, ImageRun):
+        return run.sample(rows, read_images(data, size=run.seen.size, colour=run.seen.colour))
     return run.sample(rows, read_table(data, missing=run.preparation.missing if isinstance(run, Run) else ()))
 
 
-@commands.command(short_help="Trains networks on XOR, digits, tumours, houses and sunspots.")
-@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "series", "all"]), default="all")
+@commands.command(short_help="Trains networks on XOR, digits, tumours, houses, sunspots and images.")
+@click.argument("name", type=click.Choice(["xor", "digits", "tumours", "houses", "series", "images", "all"]), default="all")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for the run folders."
 )
 @click.option("--quiet", is_flag=True, help="Only the table of scores.")
 def demo(name: str, out: Path, quiet: bool) -> int:
-    """Trains networks on XOR, handwritten digits, tumours, houses and the series of sunspots.
+    """Trains networks on XOR, handwritten digits, tumours, houses, the series of sunspots and images of digits.
 
     \b
     Example:  chainrule demo digits

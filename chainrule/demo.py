@@ -1,4 +1,4 @@
-"""Five networks that learn by backpropagation on real data, each with the score it must reach.
+"""Six networks that learn by backpropagation on real data, each with the score it must reach.
 
 In: names of demos. Out: a run folder for each trained network, and `Result`s that stand beside their baselines.
 """
@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from . import examples
+from .data.images import Images
 from .data.table import Table
 from .data.understand import understand
 from .experiment import Outcome, Recipe, train, write
+from .images import ImageOutcome, ImageRecipe, train_images, write_image_run
 from .report import run_folder
 from .series import SeriesRecipe, train_series, understand_series
 
@@ -25,7 +27,7 @@ class Demo:
 
     name: str
     about: str
-    table: Callable[[], Table]
+    data: Callable[[], Table | Images]
     target: str
     recipe: Recipe
     metric: str
@@ -124,6 +126,15 @@ DEMOS = {
             smaller=True,
             seeds=(0, 1, 2),
         ),
+        Demo(
+            "images",
+            "handwritten digits of 28 x 28 pixels, a fifth held out",
+            examples.mnist,
+            "digit",
+            ImageRecipe(),
+            "accuracy",
+            0.96,
+        ),
     )
 }
 
@@ -133,22 +144,14 @@ def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool
 
     Raises: `KeyboardInterrupt` after Ctrl-C, once what was learnt is saved.
     """
-    table, recipe = demo.table(), demo.recipe
-    if isinstance(recipe, SeriesRecipe):
-        recipe, notes = recipe.ordered(table)
-        facts = understand_series(table, demo.target, recipe, notes, drop=demo.drop)
-    else:
-        facts = understand(table, demo.target, drop=demo.drop)
-    outcomes: list[Outcome] = []
+    data = demo.data()
+    outcomes: list[Outcome | ImageOutcome] = []
     folders = []
     for seed in demo.seeds:
         folder = run_folder(out / (demo.name if len(demo.seeds) == 1 else f"{demo.name}-seed-{seed}"), overwrite=True)
-        say(f"{demo.name}: {demo.about}; {facts.rows:,} rows" + (f"; seed {seed}" if len(demo.seeds) > 1 else ""))
-        if isinstance(recipe, SeriesRecipe):
-            outcome = train_series(table, facts, replace(recipe, seed=seed), verbose=verbose)
-        else:
-            outcome = train(table, facts, replace(recipe, seed=seed), everything=demo.everything, verbose=verbose)
-        write(folder, outcome)
+        what = "pictures" if isinstance(data, Images) else "rows"
+        say(f"{demo.name}: {demo.about}; {data.rows:,} {what}" + (f"; seed {seed}" if len(demo.seeds) > 1 else ""))
+        outcome = _learnt(demo, data, seed, folder, verbose)
         if outcome.interrupted:
             raise KeyboardInterrupt
         outcomes.append(outcome)
@@ -156,3 +159,22 @@ def run_demo(demo: Demo, out: Path, *, say: Callable[[str], None], verbose: bool
     models = outcomes[0].scores
     scores = {model: float(np.mean([outcome.scores[model][demo.metric] for outcome in outcomes])) for model in models}
     return Result(demo, scores, folders, sum(outcome.seconds for outcome in outcomes))
+
+
+def _learnt(demo: Demo, data: Table | Images, seed: int, folder: Path, verbose: bool) -> Outcome | ImageOutcome:
+    """One network, trained and written."""
+    recipe = replace(demo.recipe, seed=seed)
+    if isinstance(data, Images):
+        assert isinstance(recipe, ImageRecipe)
+        shown = train_images(data, recipe, verbose=verbose)
+        write_image_run(folder, shown)
+        return shown
+    if isinstance(recipe, SeriesRecipe):
+        recipe, notes = recipe.ordered(data)
+        facts = understand_series(data, demo.target, recipe, notes, drop=demo.drop)
+        outcome = train_series(data, facts, recipe, verbose=verbose)
+    else:
+        facts = understand(data, demo.target, drop=demo.drop)
+        outcome = train(data, facts, recipe, everything=demo.everything, verbose=verbose)
+    write(folder, outcome)
+    return outcome

@@ -20,8 +20,9 @@ from .data.table import Table, Values, numbers
 from .data.target import TargetCode
 from .data.understand import Understanding
 from .errors import DivergenceError
+from .folders import write_run
 from .optim import AdamW
-from .report import Report, write_report, write_text
+from .report import Report
 from .schedules import cosine
 from .train.history import Run as History
 from .train.progress import duration
@@ -85,6 +86,11 @@ class Recipe:
     def units(self) -> str:
         """What the hidden layers are made of, in words."""
         return self.activation
+
+    @property
+    def through_time(self) -> dict[str, Any]:
+        """Options of `fit` on how gradients go back through time."""
+        return {}
 
     def network(self, outputs: int) -> nn.Sequential:
         """The network that the recipe describes, not yet built."""
@@ -234,6 +240,7 @@ def fitted(
             early_stopping=None if validation is None else recipe.patience,
             seed=recipe.seed,
             verbose=verbose,
+            **recipe.through_time,
         )
     except DivergenceError as error:
         failure = str(error).partition(". The network keeps")[0]
@@ -331,9 +338,7 @@ def simple_models(code: TargetCode, x: Values, y: Values, x_judge: Values, true:
 def write(folder: Path, outcome: Outcome) -> None:
     """The run folder: network, preparation, settings, history, report."""
     facts, code, window = outcome.facts, outcome.preparation.target, outcome.preparation.window
-    outcome.network.save(folder / "network.safetensors")
-    write_text(folder / "preparation.json", outcome.preparation.to_json() + "\n")
-    settings = {
+    about = {
         "data": facts.source,
         "target": facts.target,
         "task": facts.task,
@@ -342,12 +347,6 @@ def write(folder: Path, outcome: Outcome) -> None:
         "planned_epochs": outcome.recipe.passes(outcome.rows[0]),
         "rows" if window is None else "windows": {"training": outcome.rows[0], "held out": outcome.rows[1]},
         "left_out": [column.name for column in facts.columns if not column.used],
-        "epochs": len(outcome.history["loss"]),
-        "best_epoch": outcome.best_epoch,
-        "interrupted": outcome.interrupted,
-        "failure": outcome.failure,
-        "seconds": round(outcome.seconds, 3),
-        "scores": outcome.scores,
     }
     report = Report(
         title=f"{facts.target} from {facts.source}",
@@ -366,7 +365,7 @@ def write(folder: Path, outcome: Outcome) -> None:
         first_row=0 if window is None else facts.rows - len(outcome.true) + 1,
         columns=[(c.name, c.kind, c.missing, c.distinct, c.remark) for c in facts.columns],
     )
-    write_report(folder, settings, report)
+    write_run(folder, outcome, outcome.preparation.to_json(), about, report)
 
 
 def summary(outcome: Outcome) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from .errors import DataError, GradientMismatch, UsageError
 from .graph import tree as trees
 from .graph.interpret import evaluate
 from .graph.node import Array, Graph
+from .graph.trace import array_of
 from .records import record
 from .transforms import trace_call
 
@@ -99,7 +100,9 @@ def check_gradients(f: Callable[..., Any], *args: Any, argnums: int | Sequence[i
 def _double(leaf: Any) -> Any:
     if type(leaf) is float:
         return np.float64(leaf)
-    return np.asarray(leaf, np.float64) if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind == "f" else leaf
+    return (
+        np.asarray(array_of(leaf), np.float64) if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind == "f" else leaf
+    )
 
 
 def check_graph(graph: Graph, inputs: list[Array], wrt: Sequence[int], names: Sequence[str], *, epsilon: float = 1e-6,

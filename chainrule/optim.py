@@ -12,6 +12,7 @@ scalars in `h` and `shared` are 0-d arrays of the parameters' dtype (NumPy would
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, field, fields
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -88,7 +89,8 @@ class Optimizer:
             value, allowed = getattr(self, option.name), option.metadata.get("allowed")
             if allowed is None or (value is None and option.default is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not _RANGES[allowed](float(value)):
+            known = isinstance(value, (float, np.number)) or (type(value) is int and abs(value) <= sys.float_info.max)
+            if not known or not _RANGES[allowed](float(value)):
                 none = ", or None" if option.default is None else ""
                 self._refuse(option.name, f"a number {allowed}{none}")
             object.__setattr__(self, option.name, float(value))
@@ -96,6 +98,17 @@ class Optimizer:
 
     def _refuse(self, option: str, allowed: str) -> NoReturn:
         raise UsageError(f"{type(self).__name__}({option}={getattr(self, option)!r}): {option} must be {allowed}")
+
+    def fits(self, dtype: np.dtype[Any]) -> None:
+        """Refuse numbers that a network of this type takes for infinite. Raises: `UsageError`."""
+        end = float(np.finfo(dtype).max)
+        numbers = {"learning_rate": getattr(self.schedule, "learning_rate", 0.0), **self.hyper()}
+        for option, value in numbers.items():
+            if abs(value) > end:
+                raise UsageError(
+                    f"{type(self).__name__}({option}={value!r}): {dtype} ends at {end:.3g}, so give a smaller {option}, or "
+                    'build the network with dtype="float64"'
+                )
 
     def _count(self, option: str) -> None:
         """Refuse an option that is not a whole number from 1 on."""

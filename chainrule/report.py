@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from .errors import UsageError
 from .nn.saving import write_whole
+from .pictures import Gallery, data_uri, factor
 
 FILES = ("network.safetensors", "preparation.json", "settings.json", "history.csv", "report.html")
 WIDTH, HEIGHT = 640, 360
@@ -55,6 +56,7 @@ class Report:
         columns: the table's columns: name, kind, missing, distinct, remark.
         first_row: where true and predicted are the last rows of a series, to be drawn over time, the row of the first; 0 elsewhere.
         samples: (heading, text) pairs that a network wrote.
+        galleries: rows of pictures.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Report:
     columns: Sequence[tuple[str, str, int, int, str]] = ()
     first_row: int = 0
     samples: Sequence[tuple[str, str]] = ()
+    galleries: Sequence[Gallery] = ()
 
 
 def run_folder(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -210,6 +213,7 @@ def page(report: Report) -> str:
         parts.append(f"<h2>Predicted and true ({_html(report.judged)})</h2>")
         parts.append(scatter(report.true, report.predicted, x_label=f"true {report.target}", y_label="predicted"))
     parts += [f"<h2>{_html(heading)}</h2><pre>{escape(plain(text.expandtabs(4)))}</pre>" for heading, text in report.samples]
+    parts += map(_gallery, report.galleries)
     if report.columns:
         parts.append(_column_table(report.columns))
     parts.append(FOOT)
@@ -232,6 +236,9 @@ td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 tr.own {{ font-weight: 600; }}
 td, th, h1 {{ overflow-wrap: break-word; }} td.zero, footer {{ color: #8a8a8a; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .5rem .75rem; }}
+.pictures {{ display: flex; flex-wrap: wrap; gap: .75rem; }} figure {{ margin: 0; max-width: 100%; }}
+figure img {{ display: block; max-width: 100%; image-rendering: pixelated; border: 1px solid #ddd; }}
+figcaption {{ font-size: .8rem; max-width: 12rem; overflow-wrap: anywhere; }}
 .wide {{ overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }} footer {{ margin-top: 2rem; font-size: .9rem; }}
 </style>
 </head>
@@ -274,6 +281,17 @@ def _column_table(columns: Sequence[tuple[str, str, int, int, str]]) -> str:
     head = '<tr><th>column</th><th>kind</th><th class="n">missing</th><th class="n">distinct</th><th></th></tr>'
     more = f"<p>And {len(columns) - MAX_COLUMNS:,} more columns.</p>" if len(columns) > MAX_COLUMNS else ""
     return f'<h2>Columns</h2><div class="wide"><table>{head}{rows}</table></div>{more}'
+
+
+def _gallery(gallery: Gallery) -> str:
+    """Pictures with their captions, enlarged by a whole number; all is in the page itself."""
+    times = factor(gallery.unit)
+    figures = "".join(
+        f'<figure><img src="{data_uri(p.pixels)}" width="{times * p.pixels.shape[1]}" alt="{_html(p.caption)}"/>'
+        f"<figcaption>{_html(p.caption)}</figcaption></figure>"
+        for p in gallery.pictures
+    )
+    return f'<h2>{_html(gallery.heading)}</h2><p>{_html(gallery.about)}</p><div class="pictures">{figures}</div>'
 
 
 def confusion(true: Sequence[Any] | npt.NDArray[Any], predicted: Sequence[Any] | npt.NDArray[Any], classes: Sequence[Any]) -> Any:

@@ -1,19 +1,18 @@
 """Run folders, read again: for predicting, explaining, checking.
 
-In: a folder. Out: `Run`, or a `TextRun` for a character model; columns of predictions.
+In: a folder. Out: `Run`, `TextRun` for a character model or `ImageRun` for an image classifier; columns of predictions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import nn
+from . import images, nn
 from .data import characters
 from .data.characters import Alphabet
 from .data.order import order_of
@@ -21,8 +20,9 @@ from .data.prepare import Preparation
 from .data.table import Table, Values
 from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .experiment import Scores, predictions, score
+from .folders import ReadRun
+from .images import ImageRun, Seen
 from .nn.saving import load
-from .optim import Optimizer
 from .text import TextRun
 
 MAX_WIDTH = 1 << 24  # inputs of a network; a forged preparation may claim any number
@@ -30,18 +30,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the b
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
+class Run(ReadRun):
+    """The run folder of a network for a table, read."""
 
-    folder: Path
-    network: nn.Sequential
     preparation: Preparation
-    settings: Mapping[str, Any]
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """What the network was trained with."""
-        return self.network._optimizer
 
     @property
     def loss(self) -> str:
@@ -67,7 +59,7 @@ class Run:
         return x, y
 
 
-def read_run(folder: str | Path) -> Run | TextRun:
+def read_run(folder: str | Path) -> Run | TextRun | ImageRun:
     """The network, preparation and settings of a run.
 
     Raises: `DataError` for a folder that is no run, `FileFormatError` for damaged files.
@@ -91,10 +83,12 @@ def read_run(folder: str | Path) -> Run | TextRun:
         raise FileFormatError(f"{folder / 'settings.json'} holds no settings of a run")
     network = load(folder / "network.safetensors")
     if characters.FORMAT in texts["preparation.json"][:100]:
-        return TextRun.of(folder, network, Alphabet.from_json(texts["preparation.json"]), settings)
+        return TextRun.of(folder, network, settings, Alphabet.from_json(texts["preparation.json"]))
+    if images.FORMAT in texts["preparation.json"][:100]:
+        return ImageRun.of(folder, network, settings, Seen.from_json(texts["preparation.json"]))
     preparation = Preparation.from_json(texts["preparation.json"])
     _check_pair(folder, network, preparation)
-    return Run(folder, network, preparation, settings)
+    return Run(folder, network, settings, preparation)
 
 
 def _check_pair(folder: Path, network: Any, preparation: Preparation) -> None:

@@ -11,6 +11,7 @@ schedules that end with the run, two runs of one epoch are not one run of two.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -304,7 +305,7 @@ def resolve(thing: object) -> Schedule:
         return schedules[thing]()
     if isinstance(thing, type) and issubclass(thing, Schedule):
         return thing()
-    if isinstance(thing, (int, float, np.number)) and not isinstance(thing, bool):
+    if isinstance(thing, (float, np.number)) or (type(thing) is int and abs(thing) <= sys.float_info.max):
         return constant(float(thing))
     raise UsageError(f"a learning rate is a number, a Schedule or the name of one ({', '.join(schedules)}); not {thing!r}")
 

@@ -36,6 +36,7 @@ class SeriesRecipe(Recipe):
         season: rows after which a season repeats, for the seasonal baseline; None leaves it to the dates.
         time: the column that orders the rows; None takes the first column of dates, if there is one.
         gaps: allow times that leave something out.
+        memory: bytes that are kept at most between forward and backward pass (see `fit`).
     """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"split_seed"})
@@ -51,6 +52,7 @@ class SeriesRecipe(Recipe):
     season: int | None = None
     time: str | None = None
     gaps: bool = False
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.activation != "tanh" and self.cell != "rnn":
@@ -59,6 +61,10 @@ class SeriesRecipe(Recipe):
     @property
     def units(self) -> str:
         return self.cell if self.hidden else "linear"
+
+    @property
+    def through_time(self) -> dict[str, Any]:
+        return {"memory": self.memory}
 
     def ordered(self, table: Table) -> tuple[SeriesRecipe, tuple[str, ...]]:
         """(this with time and season as the table has them, notes). Raises: `DataError` for rows that are not in order."""

@@ -17,10 +17,10 @@ import numpy as np
 from . import nn
 from .data.characters import Alphabet, counted_bits
 from .data.table import Values
-from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, UsageError
+from .errors import DataError, UsageError
 from .experiment import Recipe, Scores, ending, fitted, history_of
-from .optim import Optimizer
-from .report import Report, write_report, write_text
+from .folders import ReadRun, check_pair, write_run
+from .report import Report
 from .series import CELLS
 from .train.progress import duration
 
@@ -39,6 +39,8 @@ class TextRecipe(Recipe):
         embedding: numbers that stand for a character.
         sample: characters of each sample that the report shows.
         temperature: one sample is written with each.
+        truncate: (k1, k2): along a window an update every k1 characters, whose gradient goes back k2; None: one from all of it.
+        memory: bytes that are kept at most between forward and backward pass (see `fit`).
     """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"activation", "test", "split_seed", "log_target"})
@@ -53,6 +55,12 @@ class TextRecipe(Recipe):
     embedding: int = 32
     sample: int = 300
     temperature: tuple[float, ...] = (0.5, 1.0)
+    truncate: tuple[int, int] | None = None
+    memory: int | None = None
+
+    @property
+    def through_time(self) -> dict[str, Any]:
+        return {"truncate": self.truncate, "memory": self.memory}
 
     def batch(self, rows: int) -> int:
         """Windows a step: `batch_size`, or a power of two from 8 to 32.
@@ -194,19 +202,11 @@ def summary(outcome: TextOutcome) -> list[tuple[str, str]]:
 
 def write_text_run(folder: Path, outcome: TextOutcome) -> None:
     """The run folder: network, alphabet, settings, history, report."""
-    outcome.network.save(folder / "network.safetensors")
-    write_text(folder / "preparation.json", outcome.alphabet.to_json() + "\n")
-    settings = {
+    about = {
         "data": outcome.source,
         "task": "characters",
         "recipe": asdict(outcome.recipe),
         "characters": {"training": outcome.characters[0], "held out": outcome.characters[1]},
-        "epochs": len(outcome.history["loss"]),
-        "best_epoch": outcome.best_epoch,
-        "interrupted": outcome.interrupted,
-        "failure": outcome.failure,
-        "seconds": round(outcome.seconds, 3),
-        "scores": outcome.scores,
     }
     report = Report(
         title=f"Characters of {outcome.source}",
@@ -218,40 +218,25 @@ def write_text_run(folder: Path, outcome: TextOutcome) -> None:
         judged="the last part of the text",
         samples=outcome.samples,
     )
-    write_report(folder, settings, report)
+    write_run(folder, outcome, outcome.alphabet.to_json(), about, report)
 
 
 @dataclass(frozen=True)
-class TextRun:
+class TextRun(ReadRun):
     """The run folder of a character model, read."""
 
-    folder: Path
-    network: nn.Sequential
     alphabet: Alphabet
-    settings: Mapping[str, Any]
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """What the network was trained with."""
-        return self.network._optimizer
 
     @property
     def loss(self) -> str:
         return LOSS
 
     @classmethod
-    def of(cls, folder: Path, network: Any, alphabet: Alphabet, settings: Mapping[str, Any]) -> TextRun:
+    def of(cls, folder: Path, network: Any, settings: Mapping[str, Any], alphabet: Alphabet) -> TextRun:
         """Raises: `FileFormatError` unless the network takes the codes of this alphabet and gives a score for each."""
         x = np.full((1, alphabet.length), alphabet.size - 1, dtype=np.int32)
-        try:
-            if not isinstance(network, nn.Sequential):
-                raise ShapeError(f"it is a {type(network).__name__}")
-            shape = network.predict(x).shape
-            if shape != (1, alphabet.length, alphabet.size):
-                raise ShapeError(f"it gives {shape}, not {(1, alphabet.length, alphabet.size)}")
-        except (DataError, ShapeError, UsageError, NotBuiltError, IndexError) as error:
-            raise FileFormatError(f"{folder}: network.safetensors and preparation.json are not of one run ({error})") from None
-        return cls(folder, network, alphabet, settings)
+        check_pair(folder, network, x, (1, alphabet.length, alphabet.size))
+        return cls(folder, network, settings, alphabet)
 
     def sample(self, rows: int, table: object = None) -> tuple[Values, Values]:
         """(x, y) of random characters. Raises: `UsageError` for a table."""

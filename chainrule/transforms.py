@@ -21,7 +21,19 @@ from .derive.backward import backward
 from .errors import DtypeError, ShapeError, UsageError
 from .graph import tree as trees
 from .graph.node import Array, Graph, Type
-from .graph.trace import Trace, apply, apply_many, build, here, inline, is_traced, located, type_of, without_global_random
+from .graph.trace import (
+    Trace,
+    apply,
+    apply_many,
+    array_of,
+    build,
+    here,
+    inline,
+    is_traced,
+    located,
+    type_of,
+    without_global_random,
+)
 from .normalize import graph_key, normalize
 from .ops.call import composition
 from .ops.elementwise import convert
@@ -108,10 +120,12 @@ def _plain(result: Array) -> Any:
 
 def _chosen(traced: Traced, argnums: int | Sequence[int], name: str) -> list[list[int]]:
     """For each argument to differentiate by, the positions of its leaves among the graph's inputs."""
-    wanted = [argnums] if isinstance(argnums, int) else list(argnums)
+    wanted = list(argnums) if isinstance(argnums, (list, tuple, range)) else [argnums]
     position = {leaf: at for at, leaf in enumerate(traced.inputs)}
     chosen = []
     for a in wanted:
+        if isinstance(a, bool) or not isinstance(a, (int, np.integer)) or (a is argnums and not isinstance(a, int)):
+            raise UsageError(f"{name}: argnums={argnums!r}, but arguments are chosen by their numbers, such as 0 or (0, 2)")
         if not -len(traced.spans) <= a < len(traced.spans):
             raise UsageError(f"{name}: argnums={a}, but the function got {len(traced.spans)} arguments")
         first, last = traced.spans[a]
@@ -158,7 +172,8 @@ def value_and_grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> C
         outputs = traced.graph.outputs
         if len(outputs) != 1 or outputs[0].shape != () or outputs[0].dtype.kind != "f":
             raise ShapeError(
-                f"grad needs a function that returns one floating-point number; this one returns {', '.join(str(o.type) for o in outputs)}"
+                "grad needs a function that returns one floating-point number; this one returns "
+                f"{', '.join(str(o.type) for o in outputs) or 'nothing'}"
                 " (use np.sum or np.mean, or cr.jacobian or cr.vjp for several numbers)"
             )
         wrt = [i for group in _chosen(traced, argnums, "grad") for i in group]
@@ -229,7 +244,7 @@ def _like_outputs(traced: Traced, g: Any, name: str) -> list[Any]:
             f"{name}: the vector must be like the function's value, {trees.describe(traced.out)} of shapes {[o.shape for o in outputs]}, "
             f"not {trees.describe(structure)} of shapes {shapes}"
         )
-    return [s if is_traced(s) else np.asarray(s, o.dtype) for s, o in zip(seeds, outputs, strict=True)]
+    return [s if is_traced(s) else np.asarray(array_of(s), o.dtype) for s, o in zip(seeds, outputs, strict=True)]
 
 
 def jvp(f: Callable[..., Any], args: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
@@ -255,7 +270,7 @@ def jvp(f: Callable[..., Any], args: Sequence[Any], tangents: Sequence[Any]) -> 
             if np.shape(leaves[i]) != node.shape:
                 raise ShapeError(f"jvp: a tangent of shape {np.shape(leaves[i])} for an argument of shape {node.shape}")
             floats.append(at)
-            directions.append(leaves[i] if is_traced(leaves[i]) else np.asarray(leaves[i], node.dtype))
+            directions.append(leaves[i] if is_traced(leaves[i]) else np.asarray(array_of(leaves[i]), node.dtype))
     by = [i for i, o in enumerate(traced.graph.outputs) if o.dtype.kind == "f"]
     back = backward(traced.graph, floats, by)  # gradients = seeds · J
     first_seed = len(traced.inputs)
@@ -517,5 +532,6 @@ def _compile_key(leaf: Any) -> Any:
     if type(leaf) is float:
         return float
     if isinstance(leaf, (np.ndarray, np.generic)):
+        leaf = array_of(leaf)
         return (leaf.shape, leaf.dtype.str)
     return (type(leaf), leaf)

@@ -30,7 +30,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric "
             "compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels "
             "compiler/fold compiler/fuse compiler/scans compiler/flatten compiler/schedule compiler/phases compiler/layout "
-            "compiler/panels compiler/gather compiler/replay compiler/carry compiler/share compiler/lanes compiler/alike compiler/memory "
+            "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes compiler/alike "
+            "compiler/memory "
             "compiler/loops compiler/lower compiler/llvm compiler/jit "
             "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
@@ -43,14 +44,15 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "initializers losses metrics schedules optim health train/sequences train/data train/windows train/scope train/history "
             "train/objective train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled "
             "train/model train/ "
-            "nn/saving nn/module nn/layers nn/convolution nn/recurrent nn/from_torch nn/"
+            "nn/saving nn/module nn/layers nn/convolution nn/images nn/recurrent nn/from_torch nn/"
         ),
     ),
     (
         "9 user",
         (
-            "explain/* explain sklearn data/table data/parse data/read data/understand data/target data/windows data/order data/prepare "
-            "data/characters data/ examples/ report experiment series text runs demo terminal cli"
+            "explain/* explain sklearn features data/table data/parse data/read data/understand data/target data/windows data/order "
+            "data/prepare data/characters data/images data/ examples/ pictures report folders experiment series text images runs "
+            "demo terminal cli"
         ),
     ),
     ("10 package", "__init__ __main__"),

@@ -162,7 +162,29 @@ BAD_OPTIONS = [
     options("a loss that branches", r"np\.where|scan", cr.TraceError, loss=lambda s, t: s if np.sum(s) > 0 else t),
 ]  # fmt: skip
 
+BAD_OPTIONS += [
+    options("a rate beyond the precision", r"SGD\(learning_rate=1e\+300\): float32 ends at 3\.4e\+38.*float64", optimizer=cr.SGD(1e300)),
+    options("an option beyond the precision", r"Adam\(clip_norm=1e\+300\): float32 ends", optimizer=cr.Adam(clip_norm=1e300)),
+    options("a schedule beyond the precision", r"SGD\(learning_rate=1e\+39\)", optimizer=cr.SGD(cr.schedules.cosine(1e39))),
+]  # fmt: skip
+
 BAD = BAD_DATA + BAD_OPTIONS
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_whole_numbers_that_no_float_holds(number: int) -> None:
+    with pytest.raises(cr.UsageError, match=r"SGD\(learning_rate=.*finite number"):
+        cr.SGD(number)
+    with pytest.raises(cr.UsageError, match=r"momentum must be"):
+        cr.SGD(0.1, momentum=number)
+
+
+@pytest.mark.parametrize("units", [10**12, 10**30])
+def test_layers_larger_than_any_memory(units: int) -> None:
+    net = nn.Sequential(nn.Dense(units), nn.Dense(2))
+    with pytest.raises(cr.UsageError, match=r'"0\.weight" of shape \(4, 10+\) takes .*fewer units'):
+        net.fit(X, Y, epochs=1)
+    assert not net.built
 
 
 def spoilt(bad: Bad, net: nn.Module) -> str:

@@ -225,7 +225,10 @@ def test_runs_are_never_overwritten_unasked(tmp_path: Path, capsys: pytest.Captu
         (["train", "houses.csv", "--target", "price", "--seed", "-1"], "--seed"),
         (["train", "houses.csv", "--target", "price", "--split-seed", "-1"], "--split-seed"),
         (["train", "houses.csv", "--target", "price", "--weight-decay", "1e30"], "diverged in epoch 1"),
-        (["train", "houses.csv", "--target", "price", "--hidden", "99999999999"], "not enough memory"),
+        (
+            ["train", "houses.csv", "--target", "price", "--hidden", "99999999999"],
+            'units, or its input fewer columns [layer "0"]',
+        ),
         (["train", "houses.csv", "--target", "price", "--out", "houses.csv/run"], "cannot be made"),
         (["train", "houses.csv", "--target", "price", "--categorical", "price", "--task", "regression"], "names things, as told"),
         (["train", "."], "is a folder"),

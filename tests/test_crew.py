@@ -80,6 +80,22 @@ def test_a_machine_that_becomes_busy_is_noticed() -> None:
     assert steps_by(slices, 1) > 0.8 * 200_000
 
 
+def test_slow_steps_are_hardly_ever_tried_on_one_thread() -> None:
+    """A step of a large network takes longer than a trial should."""
+    pace = Pace(WORK)
+    run(pace, 20, cost(0.12, 0.06))
+    slices = run(pace, 200, cost(0.12, 0.06))
+    assert 1 <= steps_by(slices, 1) <= 5
+
+
+def test_a_machine_that_becomes_idle_is_noticed_soon() -> None:
+    """While threads were no use: both ways took as long."""
+    pace = Pace(WORK)
+    run(pace, 20_000, cost(40e-6, 41e-6))
+    slices = run(pace, 20_000, cost(40e-6, 20e-6))
+    assert steps_by(slices, 1) < 0.2 * 20_000
+
+
 def test_what_the_user_asked_for_is_taken() -> None:
     assert {way for way, _ in run(Pace(WORK), 10_000, cost(10e-6, 40e-6), asked=3)} == {Way(3, 3)}
 

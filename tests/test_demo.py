@@ -1,4 +1,4 @@
-"""The five demos reach their scores, beat their baselines, and leave whole run folders."""
+"""The six demos reach their scores, beat their baselines, and leave whole run folders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from chainrule.cli import main
 from chainrule.demo import DEMOS, run_demo
+from chainrule.images import ImageRun
 from chainrule.report import FILES
 from chainrule.runs import Run, read_run
 
@@ -19,14 +20,17 @@ def test_the_demo_reaches_its_score(name: str, tmp_path: Path) -> None:
     network, linear, *simplest = result.scores.values()
     assert result.reached, f"{demo.metric} {network}, to reach {demo.reach}"
     assert all(network < other if demo.smaller else network > other for other in simplest)
-    if name in ("xor", "houses", "series"):
+    if name in ("xor", "houses", "series", "images"):
         assert network < linear if demo.smaller else network > linear
     assert len(result.folders) == len(demo.seeds)
     for folder in result.folders:
         assert sorted(f.name for f in folder.iterdir()) == sorted(FILES)
         run = read_run(folder)
-        assert isinstance(run, Run)
-        assert run.preparation.target.name == demo.target
+        if isinstance(run, ImageRun):
+            assert run.seen.classes == tuple(range(10))
+        else:
+            assert isinstance(run, Run)
+            assert run.preparation.target.name == demo.target
 
 
 def test_the_baseline_of_the_houses_is_the_published_one(tmp_path: Path) -> None:

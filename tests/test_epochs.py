@@ -24,6 +24,7 @@ from chainrule.graph.node import Type
 from chainrule.ops.random import key_of
 from chainrule.optim import optimizers
 from chainrule.program import ProgramBuilder, Variable
+from chainrule.run import interrupt
 from chainrule.run.backend import Kept, Steps, backends, finite
 from chainrule.run.batches import epoch_order, step_sizes
 from chainrule.run.native import _NativeKept
@@ -137,7 +138,7 @@ def test_orders_where_the_number_of_an_epoch_needs_two_words() -> None:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_orders_one_by_one_in_groups_and_again(shuffle: bool) -> None:
-    orders = Orders(6, shuffle=shuffle, seed=3)
+    orders = Orders(6, 6, shuffle=shuffle, seed=3)
     for first, epochs in ((0, 1), (1, 1), (2, 1), (3, 70), (73, 1), (5, 2), (0, 4), (4, 8), (200, 9), (209, 1)):
         expected = np.stack([epoch_order(6, shuffle=shuffle, seed=3, epoch=first + i) for i in range(epochs)])
         taken = orders.take(first, epochs, most=max(epochs, 50))
@@ -1005,6 +1006,44 @@ def test_ctrl_c_that_python_drops_before_the_first_step() -> None:
 
     run = nn.Dense(2).fit(x, t, loss=loss, epochs=5)
     assert (run.interrupted, run.steps) == (True, 0)
+
+
+@pytest.mark.parametrize("backend", list(backends))
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Training, "_keep"), (Training, "_commit"), (Training, "restore_best"), (Progress, "close")]
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_ctrl_c_parts_nothing_that_belongs_together(
+    backend: str, owner: Any, name: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal before or after what keeps the steps of a call, or ends the run."""
+    x, t = data()
+    net, twin = nn.Dense(2), nn.Dense(2)
+    own, calls = getattr(owner, name), [0]
+
+    def pressing(self: Any, *given: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 1 and not after:
+            signal.raise_signal(signal.SIGINT)
+        own(self, *given)
+        if calls[0] == 1 and after:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, pressing)
+        run = net.fit(x, t, epochs=6, batch_size=5, backend=backend, callbacks=[lambda run: None])
+    assert (run.interrupted, run.epochs) == ((True, 1) if owner is Training and name != "restore_best" else (False, 6))
+    twin.fit(x, t, epochs=run.epochs, batch_size=5, backend=backend)
+    assert_same(state(net), state(twin))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # nothing is held any more
+
+
+def test_a_second_ctrl_c_is_not_held() -> None:
+    with interrupt.Watch():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_leaves_the_handling_of_signals_as_it_was() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from chainrule import examples
 from chainrule.data.table import numbers
@@ -40,6 +41,15 @@ def test_houses() -> None:
     assert numbers(table.column("YR BUILT"))[0].min() == 0
 
 
+def test_mnist() -> None:
+    images = examples.mnist()
+    assert (images.rows, images.size, images.colour) == (5000, (28, 28), False)
+    assert images.codes is not None
+    assert np.bincount(images.codes).tolist() == [500] * 10
+    assert len(np.unique(images.pixels.reshape(5000, -1), axis=0)) == 5000
+    assert images.pixels.mean() == pytest.approx(33.3, abs=0.5)  # that of all of MNIST
+
+
 def test_sunspots() -> None:
     table = examples.sunspots()
     values = table.column("sunspots")
@@ -52,5 +62,5 @@ def test_sunspots() -> None:
 
 
 def test_the_licences_travel_with_the_data() -> None:
-    for name in ("WestRoxbury.LICENSE", "sunspots.LICENSE"):
-        assert "MIT License" in (examples.HOUSES_FILE.parent / name).read_text(encoding="utf-8")
+    for name, licence in (("WestRoxbury", "MIT License"), ("sunspots", "MIT License"), ("mnist", "New BSD License")):
+        assert licence in (examples.HOUSES_FILE.parent / f"{name}.LICENSE").read_text(encoding="utf-8")

@@ -81,6 +81,10 @@ def reshape(x: Array, p: Named, s: Named, training: bool, *shape: Any) -> Array:
     return x.reshape(len(x), *(shape[0] if isinstance(shape[0], tuple) else shape))
 
 
+def rescale(x: Array, p: Named, s: Named, training: bool, scale: float = 1 / 255, mean: Any = 0, std: Any = 1) -> Array:
+    return (x * scale - np.array(mean)) / np.array(std)
+
+
 def equation_of(layer: nn.Module, x: Array, p: Named, s: Named, training: bool) -> Array:
     """The output of a Dense layer within another one; its options are read from how it prints itself."""
     found = re.fullmatch(r"Dense\((\d+)(?:, '(\w+)')?\)", repr(layer))
@@ -145,7 +149,8 @@ def pooling(equation: Callable[..., Any]) -> Callable[..., Array]:
     return lambda x, p, s, training, *args: np.asarray(equation(x, *args))
 
 
-# Dropout is random in training: its equation there has tests of its own.
+# Dropout and Augment are random in training: their equations there have tests of their own.
+RANDOM = ("Dropout", "Dropout2D", "Augment")
 EQUATIONS: dict[str, Callable[..., Array]] = {
     "Dense": dense,
     "Activation": lambda x, p, s, training, name: ACTIVATIONS[name](x),
@@ -154,6 +159,8 @@ EQUATIONS: dict[str, Callable[..., Array]] = {
     "LayerNorm": layer_norm,
     "Flatten": lambda x, p, s, training: x.reshape(len(x), -1),
     "Reshape": reshape,
+    "Rescale": rescale,
+    "Augment": lambda x, p, s, training, *amounts: x,
     "Embedding": embedding,
     "Residual": residual,
     "Conv1D": convolution(convolution_oracle.conv1d),
@@ -260,7 +267,7 @@ def test_value_follows_the_equation(name: str, example: Mapping[str, Any], dtype
 
 
 @pytest.mark.parametrize(
-    ("name", "example"), [c for c in CASES if "Dropout" not in c[0]], ids=[i for i in IDS if "Dropout" not in i]
+    ("name", "example"), [c for c in CASES if c[0] not in RANDOM], ids=[i for i in IDS if i.split("-")[0] not in RANDOM]
 )
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_value_in_both_modes(name: str, example: Mapping[str, Any], training: bool) -> None:

@@ -15,7 +15,7 @@ from test_compiler_graphs import flat, graph_of
 
 import chainrule as cr
 from chainrule.compiler import gather
-from chainrule.compiler.kernels import Loop, kernels_of
+from chainrule.compiler.kernels import Kernel, Loop, kernels_of
 from chainrule.compiler.scans import improve
 from chainrule.errors import BudgetError
 from chainrule.graph.interpret import evaluate
@@ -375,7 +375,8 @@ def sum_loops(f: Callable[..., Any], *arrays: Array) -> list[Loop]:
     """The loops over chunks that native code has of a function."""
     graph, _ = graph_of(f, arrays)
     phases = backend_of().function(graph).machine.code.plan.phases  # type: ignore[attr-defined]  # of native code
-    return [i for items in phases for i in items if isinstance(i, Loop) and i.meets]
+    loops = [i for items in phases for i in items if isinstance(i, Loop)]
+    return [i for i in loops if any(isinstance(j, Loop) for j in i.items) and any(isinstance(j, Kernel) for j in i.items)]
 
 
 LONG = (numbers(64, 2), numbers(50, 64, 2), numbers(2, 2))  # 64 rows: 8 steps a chunk
@@ -386,9 +387,19 @@ def test_sums_are_gathered_over_chunks() -> None:
     assert loop.axis.extent == 50 // 8
     steps = [i for i in loop.items if isinstance(i, Loop)]
     assert [s.axis.extent for s in steps] == [8]
-    assert any({a.extent for a in k.reduced} == {8, 64} for k in loop.items if not isinstance(k, Loop)), (
-        "all steps and rows at once"
-    )
+    assert not loop.meets
+    sums = [k for k in loop.items if isinstance(k, Kernel)]
+    assert any({a.extent for a in k.reduced} == {8, 32} and k.domain[0].extent == 2 for k in sums), "half of the rows at a time"
+
+
+@pytest.mark.parametrize(("rows", "units"), [(30, 2), (15, 2), (64, 400)])
+def test_rows_without_even_halves_and_large_sums_are_added_as_one(rows: int, units: int) -> None:
+    step = lambda w: lambda h, y: (np.tanh((y + h) @ w), None)
+    arrays = numbers(units, units), numbers(rows, units), numbers(120, rows, units)
+    (loop,) = sum_loops(cr.grad(lambda w, h, x: np.sum(scan(step(w), h, x)[0])), *arrays)
+    assert loop.meets
+    length = loop.items[0].axis.extent  # type: ignore[union-attr]  # the steps of a chunk
+    assert any({length, rows} <= {a.extent for a in k.reduced} for k in loop.items if isinstance(k, Kernel))
 
 
 NO_SUMS: dict[str, Callable[..., Any]] = {
@@ -424,3 +435,18 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
     whole, cut = found.values()
     assert whole >= 50
     assert cut <= 9, "a chunk, and the state with which it ends"
+
+
+def test_operands_that_are_copied_together_are_those_of_each_kernel_alone() -> None:
+    """The first chunk is shorter than the others: one sum became two kernels, each of which copies operands of its own."""
+    arrays = [numbers(*shape).astype("f4") for shape in ((50, 1000), (64, 1000), (12, 64, 50))]
+
+    def loss(w: Any, h: Any, x: Any) -> Any:
+        return np.sum(scan(lambda h, x: (np.tanh(x @ w + 0.5 * h), None), h, x)[0])
+
+    graph, given = graph_of(cr.grad(loss), arrays)
+    function = backend_of(None, 1).function(graph)
+    found = list(kernels_of([i for items in function.machine.code.plan.phases for i in items]))  # type: ignore[attr-defined]
+    assert sum(bool(k.packed) for k in found) > 1, "else this would prove nothing"
+    assert all(v in k.values() for k in found for v in k.packed)
+    np.testing.assert_allclose(function(given)[0], evaluate(graph, given)[0], rtol=1e-3, atol=1e-2)

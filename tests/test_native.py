@@ -493,10 +493,6 @@ def test_nothing_is_written_beside_arrays(kind: str, threads: int, monkeypatch: 
     assert len(guards.zones) > 4
 
 
-def arena_of(session: Any, machine: Any) -> Array:
-    return session._arenas[machine]
-
-
 @pytest.mark.parametrize("kind", list(NETS))
 @pytest.mark.parametrize("threads", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_scratch_memory_between_buffers_stays_as_it_was(kind: str, threads: int) -> None:
@@ -511,16 +507,17 @@ def test_scratch_memory_between_buffers_stays_as_it_was(kind: str, threads: int)
         assert_same({**state(net), "loss": np.array(run.loss)}, {k: v for k, v in plain.items() if k != "scores"})
         (session,) = backend.sessions
         (machine,) = session._known.values()
-        assert arena_of(session, machine).size == machine.code.arena.bytes
-        untouched(arena_of(session, machine), machine.code, poison)
+        assert session._arena.size == machine.code.arena.bytes
+        untouched(session._arena, machine.code, poison)
 
 
-def test_scratch_memory_is_as_large_as_its_code_says() -> None:
+def test_all_steps_of_a_session_work_in_the_same_memory() -> None:
     backend = Threaded(1)
     trained_on("dense", 77, backend, validation=0.3)
+    assert max(len(session._known) for session in backend.sessions) > 2, "whole batches, a short one, and validation"
     for session in backend.sessions:
+        assert session._arena.size == max(machine.code.arena.bytes for machine in session._known.values())
         for machine in session._known.values():
-            assert arena_of(session, machine).size == machine.code.arena.bytes
             ends = [start + buffer.bytes for buffer, start in machine.code.arena.offsets.items()]
             assert machine.code.arena.bytes - max(ends) < 64
 

@@ -152,6 +152,7 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "strong_multiply": np.multiply,
     "strong_divide": np.divide,
     "erf": np.vectorize(math.erf),
+    "normal_cdf": np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2),
     "cast": lambda x, dtype: x.astype(dtype),
     "call": lambda a, b, **attrs: np.tanh(a) * b,
     "broadcast": np.broadcast_to,

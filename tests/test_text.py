@@ -7,12 +7,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chainrule import nn
 from chainrule.cli import main
 from chainrule.data import characters
 from chainrule.data.characters import Alphabet, counted_bits, read_text
@@ -226,6 +228,38 @@ def test_a_text_of_three_windows_is_enough(tmp_path: Path) -> None:
     assert call("train", "t.txt", *QUICK) == 0
 
 
+def weights(run: str) -> dict[str, np.ndarray]:
+    """Of a run folder."""
+    return dict(read_run(Path(run)).network.parameters)
+
+
+def test_truncation_and_memory(tmp_path: Path) -> None:
+    """A budget changes no bit; truncation does, and takes more updates."""
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    options = {"plain": (), "within": ("--memory", "1MB"), "cut": ("--truncate", "4,8")}
+    for out, more in options.items():
+        assert call("train", "t.txt", *QUICK, "--sequence", "24", "--out", out, *more) == 0
+    plain, within, cut = (weights(out) for out in options)
+    assert all(np.array_equal(w, plain[n]) for n, w in within.items())
+    assert not any(np.array_equal(w, plain[n]) for n, w in cut.items())
+    recipes = [json.loads((tmp_path / out / "settings.json").read_text(encoding="utf-8"))["recipe"] for out in options]
+    assert [r["memory"] for r in recipes] == [None, 1_000_000, None]
+    assert [r["truncate"] for r in recipes] == [None, None, [4, 8]]
+
+
+def test_the_recipe_reaches_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fit(self: nn.Sequential, *data: Any, **options: Any) -> Any:
+        asked.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(nn.Sequential, "fit", fit)
+    with pytest.raises(UsageError, match="enough"):
+        train_text("t", TEXT, replace(RECIPE, truncate=(2, 4), memory=12345), notes=[], verbose=False)
+    assert (asked["truncate"], asked["memory"]) == ((2, 4), 12345)
+
+
 def test_a_huge_text_is_refused_before_it_is_read_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("a b " * 100, encoding="utf-8")
     monkeypatch.setattr(characters, "LARGEST", 100)
@@ -243,6 +277,11 @@ def test_a_huge_text_is_refused_before_it_is_read_as_text(tmp_path: Path, monkey
         (("--validation", "0"), "a part of the text between 0 and 1"),
         (("--hidden", "none"), "needs hidden units"),
         (("--temperature", "-1"), "--temperature"),
+        (("--truncate", "16"), '"16" is no pair of numbers; write 16,32'),
+        (("--truncate", "32,16"), "truncate=(32, 16)"),
+        (("--truncate", "0,4"), "whole numbers of at least 1"),
+        (("--memory", "lots"), "memory is a number of bytes, or text such as"),
+        (("--memory", "1kB"), "memory=1,000 bytes is too little: at least"),
     ],
 )
 def test_options_that_make_no_sense(

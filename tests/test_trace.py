@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import itertools
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +20,16 @@ from tracing import trace_function
 
 import chainrule as cr
 from chainrule import transforms
+from chainrule.compiler.kernels import kernels_of
+from chainrule.derive.backward import backward
 from chainrule.errors import ChainruleError, DataError, DtypeError, ShapeError, TraceError, UsageError
 from chainrule.graph import tree as trees
 from chainrule.graph.interpret import evaluate
-from chainrule.graph.node import Graph
-from chainrule.graph.trace import FUNCTIONS, METHODS, Tracer
+from chainrule.graph.node import Graph, Type
+from chainrule.graph.trace import FUNCTIONS, METHODS, Tracer, build
 from chainrule.graph.verify import verify
 from chainrule.normalize import normalize
+from chainrule.run.native import NativeBackend
 
 Array = np.ndarray
 
@@ -755,6 +759,57 @@ def test_lookup_in_a_table_from_outside_counts_from_the_front_only() -> None:
     np.testing.assert_array_equal(cr.grad(lambda t: np.sum(cr.lookup(t, np.array([1, 1]))))(table), [[0, 0], [2, 2], [0, 0]])
 
 
+MASKED = np.ma.masked_array(np.arange(4.0), mask=[False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: cr.compile(np.sin)(MASKED),
+        lambda: cr.compile(lambda x, y: x["a"] + y)({"a": np.ones(4)}, MASKED),
+        lambda: cr.compile(lambda x: x * MASKED)(np.ones(4)),
+        lambda: cr.grad(np.sum)(MASKED),
+        lambda: cr.grad(lambda x: np.sum(np.where(x > 0, x, MASKED)))(np.ones(4)),
+        lambda: cr.vjp(np.sin, np.ones(4))[1](MASKED),
+        lambda: cr.jvp(np.sin, [np.ones(4)], [MASKED]),
+        lambda: cr.hvp(lambda x: np.sum(x**3), np.ones(4), MASKED),
+        lambda: cr.jacobian(np.sin)(MASKED),
+        lambda: cr.check_gradients(np.sum, MASKED),
+        lambda: cr.explain(np.sum, MASKED),
+        lambda: cr.compile(lambda xs: cr.scan(lambda h, x: (h + x, h), 0.0, xs))(MASKED),
+    ],
+)
+def test_masked_arrays_are_refused(call: Any) -> None:
+    with pytest.raises(cr.DataError, match=r"shape \(4,\) has 2 masked values.*numpy\.ma\.filled"):
+        call()
+
+
+def test_a_masked_array_is_refused_where_a_plain_one_was_taken_before() -> None:
+    double = cr.compile(lambda x: 2 * x)
+    assert double(np.ones(4)).tolist() == [2] * 4
+    with pytest.raises(cr.DataError, match="masked"):
+        double(MASKED)
+    assert double(np.ma.masked_array(np.ones(4))).tolist() == [2] * 4  # nothing is masked
+
+
+def test_nests_that_no_function_can_take() -> None:
+    inside: list[Any] = [1.0]
+    inside.append(inside)
+    deep: Any = 1.0
+    for _ in range(5000):
+        deep = [deep]
+    for nest in (inside, deep):
+        for call in (cr.compile(lambda x: x), cr.grad(lambda x: 1.0), lambda x: cr.vjp(lambda y: y, x)):
+            with pytest.raises(UsageError, match="contains itself, or is hundreds of levels deep"):
+                call(nest)
+
+
+@pytest.mark.parametrize("argnums", ["x", 0.0, None, True, (0, "x"), [None]])
+def test_arguments_are_chosen_by_numbers(argnums: Any) -> None:
+    with pytest.raises(UsageError, match=r"argnums=.*by their numbers"):
+        cr.grad(lambda x: x, argnums=argnums)(1.0)
+
+
 def test_numpys_global_generator_is_refused() -> None:
     for draw in (lambda: np.random.normal(), lambda: np.random.rand(3), lambda: np.random.permutation(3)):
         with pytest.raises(TraceError, match=r"cr\.random"):
@@ -1135,6 +1190,53 @@ def test_a_long_chain_needs_no_stack() -> None:
         return x
 
     assert cr.grad(f)(1.0) == pytest.approx(1.001**1200)
+
+
+def views(x: Any) -> Any:
+    return x.T[::-1]
+
+
+def moved(x: Any) -> Any:
+    return np.broadcast_to(np.swapaxes(x, 0, 1)[None, :, ::-1], (1, 3, 3))[0].reshape(3, 1, 3)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("step", "depth"),
+    [(views, 5000), (moved, 100), (lambda x: x + 1e-9, 5000), (lambda x: x.T - 0.5 * x, 500), (lambda x: x - 1e-9 * np.sum(x), 500)],
+)  # fmt: skip
+def test_a_deep_program_needs_no_stack_and_no_square_of_its_depth(step: Any, depth: int) -> None:
+    def f(x: Any) -> Any:
+        for _ in range(depth):
+            x = step(x)
+        return x
+
+    x = np.arange(9.0).reshape(3, 3)
+    began = time.perf_counter()
+    np.testing.assert_allclose(cr.compile(f)(x), f(x), rtol=1e-9)
+    assert np.all(np.isfinite(cr.grad(lambda x: np.sum(f(x) * x))(x)))
+    assert time.perf_counter() - began < 40
+
+
+def test_a_long_chain_of_expensive_functions_becomes_several_kernels() -> None:
+    """LLVM's time grows with the square of what stands in one loop."""
+
+    def f(x: Any) -> Any:
+        for _ in range(120):
+            x = np.sin(x)
+        return np.sum(x)
+
+    graph = normalize(backward(build(lambda x: [f(x)], [Type((64,), np.dtype(float))]), [0]))
+    code = NativeBackend()._function(graph)
+    kernels = [k for items in code.plan.phases for k in kernels_of(items)]
+    expensive = [sum(v.op in ("sin", "cos") for v in k.values()) for k in kernels]
+    assert sum(expensive) < 300
+    assert max(expensive) <= 40
+    x = np.linspace(-2, 2, 64)
+    np.testing.assert_allclose(cr.compile(f)(x), f(x), atol=1e-14)
+    slope, y = np.ones(64), x
+    for _ in range(120):
+        slope, y = slope * np.cos(y), np.sin(y)
+    np.testing.assert_allclose(cr.grad(f)(x), slope, rtol=1e-12)
 
 
 def test_numpy_results_of_functions_without_traced_arrays() -> None:

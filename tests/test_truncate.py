@@ -609,6 +609,22 @@ class Attention(nn.Module):
         return self.dense(h - np.mean(h, axis=1, keepdims=True))
 
 
+class Captured(nn.Module):
+    """Each step reads what `make` has made of all of them."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make, self.dense = make, nn.Dense(2)
+        self.rnn = nn.Recurrent(self.step, state=3, return_sequences=True)
+
+    def step(self, h: Any, x: Any) -> Any:
+        h = np.tanh(0.5 * h + x[:, :1] + self.taken)
+        return h, h
+
+    def __call__(self, x: Any) -> Any:
+        self.taken = self.make(x)
+        return self.dense(self.rnn(x))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no recurrent layer": (
         lambda: nn.Sequential(nn.Dense(4), nn.Dense(2)),
@@ -622,6 +638,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "encoder": (Encoder, r"this GRU gives what it has at the end of a sequence"),
     "first state": (MeanFirst, r"truncate cuts x into windows of time, and .*mixes their steps"),
+    "captured": (
+        lambda: Captured(lambda x: np.mean(x, (1, 2))[:, None]),
+        r"step takes something from outside .*test_truncate.py",
+    ),
     "attention": (Attention, r"where scores mix steps"),
 }
 
@@ -649,3 +669,27 @@ def test_a_first_state_that_knows_all_steps_is_refused_with_lengths_too() -> Non
     x, y = data()
     with pytest.raises(cr.DataError, match=r"rows differ in length, and .*mixes their steps"):
         MeanFirst().fit(x, y, lengths=[12, 3, 4, 5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: np.mean(x, (1, 2))[:, None], lambda x: x[:, 2, :1], lambda x: np.sum(x @ x.transpose(0, 2, 1), 2)[:, :1]]
+)
+def test_a_step_that_reads_other_steps_from_outside_is_refused_with_lengths(make: Callable[[Any], Any]) -> None:
+    x, y = data()
+    net = Captured(make)
+    with pytest.raises(
+        cr.DataError, match=r"x has rows that differ in length, and the step takes something from outside .*part of x"
+    ):
+        net.fit(x, y, lengths=[12, 3, 4, 5, 6, 7])
+    net.fit(x, y, epochs=1)
+
+
+def test_a_step_may_read_what_knows_no_time() -> None:
+    x, y = data()
+    nets = [
+        Captured(lambda x: np.arange(3, dtype=x.dtype)),
+        Captured(lambda x: cr.random.normal((x.shape[0], 3), seed=0).astype(x.dtype)),
+    ]
+    for net in nets:
+        for options in ({"lengths": [12, 3, 4, 5, 6, 7]}, {"truncate": (4, 4)}):
+            net.fit(x, y, epochs=1, **options)

@@ -154,6 +154,30 @@ for bits, E, L, S, C, A, P in ((24, 4, 7, 2, 2, 4, 5), (53, 9, 18, 5, 5, 10, 11)
     JOBS["ERFC" + t] = lambda b=bits, d=(8 if bits == 24 else 20), t=t, hi=("3.93" if bits == 24 else "5.93"), c=mpf(2): fit(
         "ERFC" + t, erfcx(c), lambda x, c=c: mp.exp(-((x + c) ** 2)), mpf(ERF_MIDDLE[b]) - c, mpf(hi) - c, d, b
     )
+CDF_MIDDLE = mpf("0.8")
+
+
+def cdf_tail(t):
+    """exp(a^2/2) (1 - Phi(a)) (a + 4) at t = 3/4 - 8 / (a + 4), Phi being the normal distribution function."""
+    a = 8 / (mpf("0.75") - t) - 4
+    return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2 * (a + 4)
+
+
+# (Phi(x) - 1/2) / x in z = x^2
+cdf_ratio = series(lambda z: mp.erf(mp.sqrt(z / 2)) / mp.sqrt(z) / 2)
+for bits, near, far, end in ((24, 4, 9, "14.5"), (53, 9, 21, "39")):
+    t = "32" if bits == 24 else "64"
+    JOBS["CDF" + t] = lambda b=bits, d=near, t=t: fit(
+        "CDF" + t, lambda z: cdf_ratio(z) - mpf("0.375"), lambda z: one, 0, CDF_MIDDLE**2, d, b
+    )
+    JOBS["CDF_TAIL" + t] = lambda b=bits, d=far, t=t, e=mpf(end): fit(
+        "CDF_TAIL" + t,
+        lambda x: cdf_tail(x) - mpf("0.625"),
+        lambda x: 1 / cdf_tail(x),
+        *(mpf("0.75") - 8 / (a + 4) for a in (CDF_MIDDLE, e)),
+        d,
+        b,
+    )
 JOBS["LOG64"] = lambda: fit("LOG64", atanh_tail1, lambda z: z, 0, SERIES, 6, 53)
 JOBS["TANH64"] = lambda: fit("TANH64", tanh_tail, lambda z: z, 0, "0.3026", 9, 53)
 # tanh x = 2t / (1 + t^2), t = tanh(x/2): an error of t counts less by sech x, until its square counts

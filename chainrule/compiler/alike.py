@@ -49,7 +49,9 @@ def likeness(kernel: Kernel) -> Likeness:
     unit = axes.get(kernel.unit) if kernel.unit is not None else None
     inner = axes.get(kernel.inner) if kernel.inner is not None else None
     extents = tuple(a.extent for a in axes)
-    key = (len(kernel.domain), len(kernel.reduced), extents, unit, inner, kernel.sequential, tuple(values), tuple(stores))
+    until = tuple((axes[a], numbers[v]) for a, v in kernel.until.items())
+    shape = (len(kernel.domain), len(kernel.reduced), extents, unit, inner, kernel.length, kernel.sequential)
+    key = (shape, tuple(values), tuple(stores), until)
     return Likeness(key, tuple(axes), tuple(buffers))
 
 

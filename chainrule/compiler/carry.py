@@ -13,7 +13,7 @@ from math import prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of, rebuilt, roots
 
 Index = tuple[Affine | Value, ...]
 
@@ -27,6 +27,12 @@ def carried(items: Sequence[Item], names: Names) -> list[Item]:
         if _fits(found, made):
             made = _Moved(found, made, names).items(made)
     return made
+
+
+def doubled(items: Sequence[Item]) -> set[Buffer]:
+    """The buffers that `carried` will do without, because states lie where another has the same."""
+    stacks = [s for s in _stacks(items, set()) if _fits(s, items)]
+    return {b for s in stacks for b in _Moved(s, items, Names()).same}
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,11 @@ class _Stack:
 def _stacks(items: Sequence[Item], tried: set[Buffer]) -> Iterator[_Stack]:
     """Stacks of all loops, those inside others included."""
     where: dict[Buffer, dict[Loop, Kernel]] = {}
-    for loop in _loops(items):
+    for loop in loops_of(items):
         for kernel in loop.items:
             if isinstance(kernel, Kernel) and _stacks_a_state(kernel, loop):
                 where.setdefault(kernel.stores[0].buffer, {})[loop] = kernel
     return (_Stack(b, found) for b, found in where.items() if b not in tried)
-
-
-def _loops(items: Sequence[Item]) -> Iterator[Loop]:
-    for item in items:
-        if isinstance(item, Loop):
-            yield item
-            yield from _loops(item.items)
 
 
 def _stacks_a_state(kernel: Kernel, loop: Loop) -> bool:
@@ -95,6 +94,8 @@ def _fits(stack: _Stack, items: Sequence[Item]) -> bool:
         if any(s.buffer is stack.buffer for s in kernel.stores) and kernel not in stacking:
             return False
     for loop in stack.where:
+        if loop.ends is not None and loop.reverse:
+            return False  # each row begins at a step of its own
         state = stack.state(loop)
         inside = [k for i in loop.items if isinstance(i, Loop) for k in kernels_of([i])]
         touched = {b for k in inside for b in (*(v.buffer for v in k.loads()), *(s.buffer for s in k.stores))}
@@ -209,8 +210,11 @@ class _Moved:
         (store,) = kernel.stores
         index = tuple(i.replaced(where) for i in store.value.index if isinstance(i, Affine))
         place = tuple(i.replaced(where) for i in store.index[1:] if isinstance(i, Affine))
-        at = loop.axis.extent if out != self.reverse else 0
+        at: Affine | Value = Affine(loop.axis.extent if out != self.reverse else 0)
         unit = next((b for a, b in zip(kernel.domain, domain, strict=True) if a is kernel.unit), None)
-        stacked = (Affine(at), *place)
+        if loop.ends is not None and out:
+            assert unit is not None
+            at = loop.ends.turns(of(unit), loop.axis)
+        stacked = (at, *place)
         stores = [Store(state, index, load(self.buffer, stacked)) if out else Store(self.buffer, stacked, load(state, index))]
         return Kernel(self.names("k"), domain, (), stores, unit, origin=kernel.origin)

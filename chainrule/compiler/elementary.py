@@ -16,9 +16,21 @@ from collections.abc import Callable
 
 from .builder import Builder
 from .power import power
-from .reduction import clamp, fast_two_sum, log_ends, power_of_two, reduce_exp, scale, split_exponent, split_normal, table
+from .reduction import (
+    clamp,
+    fast_two_sum,
+    log_ends,
+    power_of_two,
+    reduce_exp,
+    scale,
+    split_exponent,
+    split_normal,
+    table,
+    two_product,
+)
 from .trigonometric import cos, sin
 
+CDF_MIDDLE = 0.8
 TANH32_END = 9.0  # the formula gives exactly 1 here, with FMA and without; tanh 9 is half an ulp below
 
 
@@ -138,6 +150,35 @@ def erf(b: Builder, x: str) -> str:
     return b.copysign(b.select(b.fcmp("olt", a, b.const(t["erf_middle"][0])), near, far), x)
 
 
+def normal_cdf(b: Builder, x: str) -> str:
+    """(1/2 + 3/8 x) + x P(x^2) for small |x| = a; below, exp(-a^2/2) S(3/4 - 8u) u with u = 1 / (a + 4), and above, 1 less that.
+
+    The square is taken exactly, as the sum of two numbers: its rounding would be up to 700 times as large in the result. What u has
+    lost is made good, since S varies.
+    """
+    t = table(b)
+    a = b.fabs(x)
+    near = b.fma(x, b.polynomial(b.fmul(x, x), t["cdf"]), b.fma(x, b.const(0.375), b.const(0.5)))
+    end = b.const(t["cdf_end"][0])
+    limited = b.select(b.fcmp("ogt", a, end), end, a)
+    square, rest = two_product(b, b.fmul(limited, b.const(-0.5)), limited)
+    d = b.fadd(limited, b.const(4.0))
+    u = b.fdiv(b.const(1.0), d)
+    product, lost = two_product(b, u, d)
+    left = b.fsub(limited, b.fsub(d, b.const(4.0)))  # what rounding took from d
+    off = b.fsub(b.fsub(b.fsub(b.const(1.0), product), lost), b.fmul(left, u))  # of u, relative
+    s = b.fma(b.fmul(u, b.const(-8.0)), off, b.fma(u, b.const(-8.0), b.const(0.75)))
+    total, rounded = fast_two_sum(b, b.const(0.625), b.polynomial(s, t["cdf_tail"]))
+    tail, lost = two_product(b, total, u)
+    lost = b.fma(rounded, u, lost)
+    bits, n, r, low = reduce_exp(b, square)
+    r = b.fadd(b.fma(n, low, rest), r)
+    more = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, t["exp"]), r), off)
+    below = scale(b, b.fadd(b.fma(tail, more, lost), tail), bits)
+    far = b.select(b.fcmp("olt", x, b.const(0.0)), below, b.fsub(b.const(1.0), below))
+    return b.select(b.fcmp("olt", a, b.const(CDF_MIDDLE)), near, far)
+
+
 def arctan(b: Builder, x: str) -> str:
     """k pi/4 + arctan t, |t| <= tan(pi/8): t = |x|, (|x| - 1)/(|x| + 1) or -1/|x| for k = 0, 1, 2; one division serves all."""
     t = table(b)
@@ -190,6 +231,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "cos": cos,
     "tanh": tanh,
     "erf": erf,
+    "normal_cdf": normal_cdf,
     "arctan": arctan,
     "power": power,
     "sqrt": sqrt,

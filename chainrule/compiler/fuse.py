@@ -14,7 +14,7 @@ kernel because of how their index spaces meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, product
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..graph.node import OPS, Graph, Node, Rows
-from ..graph.rows import rows_of_nodes
+from ..graph.rows import propagate_rows, rows_of_nodes
 from ..ops.contract import parse
 from .affine import Affine, Axis, of
 from .fold import Part, parts
@@ -35,9 +35,10 @@ Source = Callable[[Index], Value]
 
 VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
-EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf"}
+EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf", "normal_cdf"}
 SCATTERED = {"concatenate", "pad", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
+HEAVIEST = 400  # cheap operators, or ten times as few expensive ones, in a kernel: the time to compile it grows with their square
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
 
 
@@ -58,13 +59,20 @@ class Sink:
 
 @dataclass(eq=False)
 class Group:
-    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; needs: groups before it."""
+    """Nodes that become one kernel. heavy: the product, reduction or other operator that it began with; needs: groups before it;
+    before: itself and all that it waits for, one bit for each group's number; holds, weight: all operators that it computes."""
 
     number: int
     shape: tuple[int, ...]
     heavy: Node | None
     needs: set[Group] = field(default_factory=set)
     nodes: list[Node] = field(default_factory=list)
+    before: int = 0
+    holds: set[Node] = field(default_factory=set)
+    weight: int = 0
+
+    def __post_init__(self) -> None:
+        self.before = 1 << self.number
 
     @property
     def open(self) -> bool:
@@ -72,16 +80,15 @@ class Group:
 
     def waits_for(self, other: Group) -> bool:
         """Whether this group is, or comes after, the other."""
-        seen: set[Group] = set()
-        stack = [self]
-        while stack:
-            group = stack.pop()
-            if group is other:
-                return True
-            if group not in seen:
-                seen.add(group)
-                stack += group.needs
-        return False
+        return bool(self.before >> other.number & 1)
+
+
+def _before(groups: Iterable[Group]) -> int:
+    """All that these groups are and wait for."""
+    found = 0
+    for g in groups:
+        found |= g.before
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ class _Fusion:
         self.home: dict[Node, Group] = {}
         self.feeds: dict[Node, frozenset[Group]] = {}  # the groups that a node needs
         self.same: dict[Node, frozenset[Group]] = {}  # those among them that it reads at its own index, elementwise
+        self.pending: dict[Node, frozenset[Node]] = {}  # a node and those of its arguments that have no home
         self.other: dict[Node, frozenset[Group]] = {}  # and those that it reads at another
         self.groups: list[Group] = []
         self.crops: set[Node] = set()  # parts of arrays that windows are added back to, and of which nobody reads the rest
@@ -182,12 +190,14 @@ class _Fusion:
             if n.op == "reshape" and not _plain_reshape(n):
                 must |= {b for b in (_viewed(n),) if b.op not in ("input", "constant", "output")}
         depth: dict[Node, int] = {}
+        weight: dict[Node, int] = {}
         for n in self.order:
-            below = max((depth.get(a, 0) for a in n.args), default=0)
-            depth[n] = 0 if n.op not in VIRTUAL and not OPS[n.op].elementwise else below + 1
-            if depth[n] > DEEPEST and n.op not in VIRTUAL:
+            alone = n.op not in VIRTUAL and not OPS[n.op].elementwise
+            depth[n] = 0 if alone else 1 + max((depth.get(a, 0) for a in n.args), default=0)
+            weight[n] = 0 if alone else _weight(n) + max((weight.get(a, 0) for a in n.args), default=0)
+            if (depth[n] > DEEPEST or weight[n] > HEAVIEST) and n.op not in VIRTUAL:
                 must.add(n)
-                depth[n] = 0
+                depth[n] = weight[n] = 0
         return must
 
     def _beneath(self, node: Node) -> Node:
@@ -201,9 +211,13 @@ class _Fusion:
     def _settle(self) -> None:
         """A home for each node that has one, first nodes first."""
         self.home, self.groups = {}, []
-        free: dict[tuple[Any, ...], list[Group]] = {}
+        free: dict[tuple[Any, ...], int] = {}
         nothing: frozenset[Group] = frozenset()
+        nobody: frozenset[Node] = frozenset()
+        self.pending = {}
         for n in self.order:
+            below = [self.pending.get(a, nobody) for a in n.args]
+            self.pending[n] = below[0] if n.op in VIRTUAL and n.args else nobody.union([n], *below)
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
@@ -214,7 +228,7 @@ class _Fusion:
                     other = nothing
             elif OPS[n.op].elementwise and n not in self.crops:
                 near = nothing.union(*(self.same.get(a, nothing) for a in n.args))
-                best = self._latest(near - other, feeds)
+                best = self._latest(near - other, feeds, n)
                 if best is not None:
                     self._live_in(n, best, feeds)
                     same = feeds = frozenset({best})
@@ -229,7 +243,7 @@ class _Fusion:
                 other = nothing
             self.feeds[n], self.same[n], self.other[n] = feeds, same, other
 
-    def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
+    def _copied(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], int]) -> frozenset[Group]:
         """A group for something that is only looked at otherwise: one for each, as each is read in an order of its own."""
         if not n.args:
             self._join(n, feeds, free)
@@ -238,15 +252,18 @@ class _Fusion:
         self._live_in(n, group, feeds)
         return frozenset({group})
 
-    def _latest(self, near: frozenset[Group], feeds: frozenset[Group]) -> Group | None:
-        """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group."""
+    def _latest(self, near: frozenset[Group], feeds: frozenset[Group], node: Node) -> Group | None:
+        """The group among `near` that an elementwise node can live in: all else that the node needs is known without that group, and
+        there is room."""
         for group in sorted(near, key=lambda g: -g.number):
-            if group.open and not any(g is not group and g.waits_for(group) for g in feeds):
+            awaited = _before(g for g in feeds if g is not group) >> group.number & 1
+            if group.open and not awaited and self._has_room(group, node):
                 return group
         return None
 
     def _new(self, shape: tuple[int, ...], heavy: Node | None, feeds: frozenset[Group]) -> Group:
         group = Group(len(self.groups), shape, heavy, set(feeds))
+        group.before |= _before(feeds)
         self.groups.append(group)
         if heavy is not None:
             self._live_in(heavy, group, feeds)
@@ -255,15 +272,35 @@ class _Fusion:
     def _live_in(self, node: Node, group: Group, feeds: frozenset[Group]) -> None:
         self.home[node] = group
         group.nodes.append(node)
-        group.needs |= feeds - {group}
+        group.weight += self._more(group, node)
+        group.holds |= self.pending[node]
+        self.pending[node] = frozenset()
+        self._need(group, feeds - {group})
 
-    def _join(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], list[Group]]) -> frozenset[Group]:
-        """Into a group of its shape that has no product or reduction and that nothing it needs waits for; or into a new one."""
-        made = free.setdefault((n.shape, self.rows.get(n)), [])
-        group = next((g for g in reversed(made) if not any(f.waits_for(g) for f in feeds)), None)
-        if group is None:
+    def _more(self, group: Group, node: Node) -> int:
+        """What a node would add to the weight of a group, with those of its arguments that have no home."""
+        return sum(map(_weight, self.pending[node] - group.holds))
+
+    def _has_room(self, group: Group, node: Node) -> bool:
+        return group.weight + self._more(group, node) <= HEAVIEST
+
+    def _need(self, group: Group, feeds: frozenset[Group]) -> None:
+        """`group` comes after `feeds` too, and with it all that wait for it."""
+        group.needs |= feeds
+        more = _before(feeds)
+        if more & ~group.before:
+            for g in self.groups:
+                if g.waits_for(group):
+                    g.before |= more
+
+    def _join(self, n: Node, feeds: frozenset[Group], free: dict[tuple[Any, ...], int]) -> frozenset[Group]:
+        """Into a group of its shape without product or reduction that has room and that nothing it needs waits for; or a new one."""
+        key = (n.shape, self.rows.get(n))
+        made = free.get(key, 0) & ~_before(feeds)
+        group = self.groups[made.bit_length() - 1] if made else None
+        if group is None or not self._has_room(group, n):
             group = self._new(n.shape, None, feeds)
-            made.append(group)
+            free[key] = free.get(key, 0) | 1 << group.number
         self._live_in(n, group, feeds)
         return frozenset({group})
 
@@ -272,8 +309,7 @@ class _Fusion:
         sites: dict[Node, set[Any]] = {n: {"out"} for n in self.graph.outputs}
         cost: dict[Node, int] = {}
         for n in self.order:
-            own = (10 if n.op in EXPENSIVE else 1) if n.op not in VIRTUAL else 0
-            cost[n] = 0 if n in self.home else own + sum(cost.get(a, 0) for a in n.args)
+            cost[n] = 0 if n in self.home else _weight(n) + sum(cost.get(a, 0) for a in n.args)
         shared = set()
         for n in reversed(self.order):
             here = {self.home[n]} if n in self.home else sites.get(n, set())
@@ -559,10 +595,7 @@ class _Fusion:
             sources += [partial(former.at, x) for x in node.args[states + sequences :]]
             sinks = [[Sink(b, carried=True)] for b in carried if b is not None]
             sinks += [[Sink(r, (of(time),))] for r in results[states:] if r is not None]
-            inner = [self.rows.get(x) for x in node.args]
-            inner = [r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(inner)]
-            known = [r if r != "mixed" else None for r in inner]
-            made = fuse(body, sources, sinks, known, self.names)
+            made = fuse(body, sources, sinks, self._rows_inside(node), self.names)
             items.append(
                 Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None], memory=a.get("memory"))
             )
@@ -573,6 +606,22 @@ class _Fusion:
                 if sink.buffer is not primary:
                     items.append(self.copy(primary, sink))
         return items
+
+    def _rows_inside(self, node: Node) -> list[Rows]:
+        """The row axis of each input of a loop's step. A state that begins with the same number in all rows has none before the loop, but
+        the one of what the step makes of it inside."""
+        states, sequences = node.attrs["states"], node.attrs["sequences"]
+        outside = [self.rows.get(x) for x in node.args]
+        rows: list[Rows] = [
+            r - 1 if isinstance(r, int) and states <= i < states + sequences else r for i, r in enumerate(outside)
+        ]
+        while True:
+            rows = [r if r != "mixed" else None for r in rows]
+            new = propagate_rows(node.attrs["body"], rows)[:states]
+            found = [n if r is None and isinstance(n, int) else r for r, n in zip(rows, new, strict=False)]
+            if found == rows[:states]:
+                return rows
+            rows[:states] = found
 
     def _results(self, node: Node) -> list[Buffer | None]:
         """Where the results of a loop go: all that anybody reads have been asked for by now."""
@@ -604,12 +653,23 @@ class Former:
         self._known: dict[tuple[Node, Index], Value] = {}
 
     def at(self, node: Node, index: Index) -> Value:
-        key = (node, index)
-        if key not in self._known:
-            self._known[key] = self._make(node, index)
-        return self._known[key]
+        """What is known of a chain of operators that only look elsewhere is known of all of them, and found without recursion."""
+        met: list[tuple[Node, Index]] = []
+        found: Value | None = None
+        while found is None:
+            met.append((node, index))
+            found = self._known.get(met[-1])
+            if found is None:
+                made = self._make(node, index)
+                if isinstance(made, Value):
+                    found = made
+                else:
+                    node, index = made
+        self._known.update(dict.fromkeys(met, found))
+        return found
 
-    def _make(self, node: Node, index: Index) -> Value:
+    def _make(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
+        """Its value; or where else to look for it."""
         f = self.fusion
         if node.op == "input":
             return f.sources[node](index)
@@ -625,15 +685,15 @@ class Former:
             return self._elementwise(node, index)
         return self._rule(node, index)
 
-    def _rule(self, node: Node, index: Index) -> Value:
-        made: Value = getattr(self, f"_{node.op}")(node, index)
+    def _rule(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
+        made: Value | tuple[Node, Index] = getattr(self, f"_{node.op}")(node, index)
         return made
 
     def _elementwise(self, node: Node, index: Index) -> Value:
         attrs = {} if node.op == "cast" else node.attrs
         return elementwise(node.op, node.dtype, [self.at(a, index) for a in node.args], attrs)
 
-    def _foreign(self, node: Node, index: Index) -> Value:
+    def _foreign(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
         """A node that lives elsewhere: in memory, or computed again."""
         f = self.fusion
         if node not in f.stored and node not in f.must and self._again(node, 3):
@@ -643,51 +703,53 @@ class Former:
     def _again(self, node: Node, depth: int) -> bool:
         """Whether computing `node` here costs little and reads only what is in memory anyway."""
         f = self.fusion
+        while node.op in VIRTUAL and node.op != "output" and node.args and node not in f.stored and node not in f.must:
+            (node,) = node.args
         if node in f.stored or node in f.must or node.op in ("input", "constant", "iota"):
             return True
-        if node.op in VIRTUAL:
-            return node.op != "output" and all(self._again(a, depth) for a in node.args)
+        if node.op == "output":
+            return False
         if depth == 0 or not OPS[node.op].elementwise or node.op in EXPENSIVE:
             return False
         return all(self._again(a, depth - 1) for a in node.args)
 
     # ---- virtual: the argument at another index --------------------------------------------------------------------------------
 
-    def _broadcast(self, node: Node, index: Index) -> Value:
+    def _broadcast(self, node: Node, index: Index) -> tuple[Node, Index]:
         (x,) = node.args
         kept = index[len(index) - len(x.shape) :]
-        return self.at(x, tuple(i if n != 1 else Affine() for i, n in zip(kept, x.shape, strict=True)))
+        return x, tuple(i if n != 1 else Affine() for i, n in zip(kept, x.shape, strict=True))
 
-    def _transpose(self, node: Node, index: Index) -> Value:
+    def _transpose(self, node: Node, index: Index) -> tuple[Node, Index]:
         axes = node.attrs["axes"]
-        return self.at(node.args[0], tuple(index[axes.index(d)] for d in range(len(axes))))
+        return node.args[0], tuple(index[axes.index(d)] for d in range(len(axes)))
 
-    def _slice(self, node: Node, index: Index) -> Value:
+    def _slice(self, node: Node, index: Index) -> tuple[Node, Index]:
         a = node.attrs
         moved = tuple(_scaled(i, s, b) for i, s, b in zip(index, a["step"], a["start"], strict=True))
-        return self.at(node.args[0], moved)
+        return node.args[0], moved
 
-    def _flip(self, node: Node, index: Index) -> Value:
+    def _flip(self, node: Node, index: Index) -> tuple[Node, Index]:
         axes = node.attrs["axes"]
         moved = (_scaled(i, -1, n - 1) if d in axes else i for d, (i, n) in enumerate(zip(index, node.shape, strict=True)))
-        return self.at(node.args[0], tuple(moved))
+        return node.args[0], tuple(moved)
 
     def _iota(self, node: Node, index: Index) -> Value:
         (i,) = index
         return iota(i, node.dtype) if isinstance(i, Affine) else elementwise("cast", node.dtype, [i])
 
-    def _window(self, node: Node, index: Index) -> Value:
+    def _window(self, node: Node, index: Index) -> tuple[Node, Index]:
         a = node.attrs
         n = len(node.args[0].shape)
         at = list(index[:n])
         for axis, offset, s, d in zip(a["axes"], index[n:], a["stride"], a["dilation"], strict=True):
             at[axis] = at[axis] * s + offset * d
-        return self.at(node.args[0], tuple(at))
+        return node.args[0], tuple(at)
 
-    def _reshape(self, node: Node, index: Index) -> Value:
+    def _reshape(self, node: Node, index: Index) -> Value | tuple[Node, Index]:
         if _plain_reshape(node):
             rest = iter(i for i, n in zip(index, node.shape, strict=True) if n != 1)
-            return self.at(node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape))
+            return node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape)
         below = _viewed(node)
         f = self.fusion
         if below.op == "constant":
@@ -767,6 +829,11 @@ class Former:
         """The value of an index, checked."""
         attrs = {"extent": extent, "negative": negative}
         return elementwise("checked", np.dtype(np.int64), [self.at(indices, index)], attrs)
+
+
+def _weight(node: Node) -> int:
+    """About how many instructions an operator is."""
+    return 0 if node.op in VIRTUAL else 10 if node.op in EXPENSIVE else 1
 
 
 def _at_time(former: Former, node: Node, time: Affine, index: Index) -> Value:

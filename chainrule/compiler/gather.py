@@ -7,6 +7,9 @@ the nearest cache, and the gradients of weights are large matrix products.
 
     sum += Σ over a chunk's steps (Σ over rows (term)),        chunks in the order of the loop, steps and rows ascending inside
 
+Where the sums are not large, half of the rows go to one sum and half to another, and these two are added at the end: what a sum is
+made of then lies with the thread that has these rows, and two threads go through all of the loop without waiting for each other.
+
 Chunks are aligned at the step with which the loop ends (a backward loop: where the forward loop began) and of one length, but for the
 one that it begins with; the length follows from the number of rows alone. So the order of a sum depends neither on threads, nor on which
 states were kept and which computed again (replay.py).
@@ -20,34 +23,34 @@ from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reduce, roots
-from .schedule import CHUNK
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, rebuilt, reduce, roots
+from .schedule import CHUNK, LEAST_PART, MOST_HALVED, PARTS, together, units
 
 Index = tuple[Affine | Value, ...]
 
 
-def gathered(items: Sequence[Item], names: Names) -> list[Item]:
+def gathered(items: Sequence[Item], names: Names, threads: int = 2) -> list[Item]:
     """The items with such loops cut into chunks. Only loops that stand in no other are looked at."""
     made: list[Item] = []
     for item in items:
-        sums = _sums(item, items) if isinstance(item, Loop) and not item.meets else []
-        made += _Chunks(item, sums, names).items() if sums and isinstance(item, Loop) else [item]
+        sums = sums_of(item, items) if isinstance(item, Loop) and not item.meets else []
+        made += _Chunks(item, sums, names, threads).items() if sums and isinstance(item, Loop) else [item]
     return made
 
 
 def chunk(loop: Loop) -> tuple[int, int]:
     """The steps of a chunk (1 if the loop gathers no sums), and the bytes that are kept until its end."""
-    sums = _sums(loop, [loop])
+    sums = sums_of(loop, [loop])
     if not sums:
         return 1, 0
-    made = _Chunks(loop, sums, Names())
+    made = _Chunks(loop, sums, Names(), 1)
     return made.length, sum(b.bytes for b in made.kept.values())
 
 
 # ---- which kernels are such sums ---------------------------------------------------------------------------------------------
 
 
-def _sums(loop: Loop, items: Sequence[Item]) -> list[Kernel]:
+def sums_of(loop: Loop, items: Sequence[Item]) -> list[Kernel]:
     """The kernels of a loop that only add to what nothing else in it reads, from what is known at the end of a step."""
     if not loop.gathers:
         return []
@@ -117,6 +120,112 @@ def _buffers(kernel: Kernel) -> Iterable[Buffer | None]:
     return [*(v.buffer for v in kernel.loads()), *(s.buffer for s in kernel.stores)]
 
 
+# ---- where rows are ----------------------------------------------------------------------------------------------------------
+
+
+def rows_written(kernels: Iterable[Kernel], rows: int) -> dict[Buffer, int] | None:
+    """For each buffer that these kernels write the dimension along which rows lie, if each kernel does the same for each of so many
+    rows."""
+    places: dict[Buffer, int] = {}
+    for kernel in kernels:
+        unit = kernel.unit
+        if unit is None or unit.extent != rows or kernel.sequential:
+            return None
+        for s in kernel.stores:
+            along = [d for d, i in enumerate(s.index) if isinstance(i, Value) or unit in i.axes]
+            if len(along) != 1 or s.index[along[0]] != of(unit) or s.view != s.buffer.shape or s.mode != "set":
+                return None
+            if places.setdefault(s.buffer, along[0]) != along[0]:
+                return None
+    return places
+
+
+def rows_summed(kernel: Kernel, places: Mapping[Buffer, int]) -> Axis | None:
+    """The reduced axis along which a kernel sums over the rows of such buffers."""
+    found = {
+        i.axes
+        for v in kernel.loads()
+        if v.buffer is not None
+        and v.buffer in places
+        and v.shape == v.buffer.shape
+        and isinstance(i := v.index[places[v.buffer]], Affine)
+    }
+    axes = next(iter(found)) if len(found) == 1 else frozenset[Axis]()
+    axis = next(iter(axes)) if len(axes) == 1 else None
+    return axis if axis in kernel.reduced else None
+
+
+# ---- halves of the rows ------------------------------------------------------------------------------------------------------
+
+
+def parted(items: Sequence[Item], names: Names) -> list[Item]:
+    """The items with sums of loops in a sum for each half of the rows."""
+    made: list[Item] = []
+    for item in items:
+        sums = sums_of(item, items) if isinstance(item, Loop) and not item.meets else []
+        places = _halved(item, sums) if sums and isinstance(item, Loop) else None
+        if places is None or not isinstance(item, Loop):
+            made.append(item)
+            continue
+        before, after = list[Item](), list[Item]()
+        for at, kernel in enumerate(item.items):
+            if isinstance(kernel, Kernel) and kernel in sums:
+                item.items[at] = _in_halves(kernel, places, item, before, after, names)
+        made += [*before, item, *after]
+    return made
+
+
+def _halved(loop: Loop, sums: Sequence[Kernel]) -> dict[Buffer, int] | None:
+    """Where rows are in what the loop writes, if halves of them are worth sums of their own."""
+    rest = [i for i in loop.items if i not in sums]
+    units_of = {k.unit for k in rest if isinstance(k, Kernel) and k.unit is not None}
+    rows = max((u.extent for u in units_of), default=0)
+    half, odd = divmod(rows, PARTS)
+    if odd or half < LEAST_PART or half % together(rows) or units(rows, PARTS) != (PARTS, half):
+        return None
+    if sum(s.buffer.bytes for k in sums for s in k.stores) > MOST_HALVED or not all(isinstance(i, Kernel) for i in rest):
+        return None
+    places = rows_written([k for k in rest if isinstance(k, Kernel)], rows)
+    return places if places is not None and all(rows_summed(k, places) is not None for k in sums) else None
+
+
+def _in_halves(
+    kernel: Kernel, places: Mapping[Buffer, int], loop: Loop, before: list[Item], after: list[Item], names: Names
+) -> Kernel:
+    """The kernel that adds to sums of halves; what sets these to zero goes to `before`, what adds them up to `after`."""
+    rows = rows_summed(kernel, places)
+    assert rows is not None
+    part, row = Axis(names("h"), PARTS), Axis(names("r"), rows.extent // PARTS)
+    where = {rows: of(part) * row.extent + of(row)}
+    stores, zeros = list[Store](), list[Store]()
+    for s in kernel.stores:
+        halves = Buffer(names("t"), (PARTS, *s.buffer.shape), s.buffer.dtype)
+        loop.states[loop.states.index(s.buffer)] = halves
+        index = (of(part), *s.index)
+        term = rebuilt([_term(s)], {}, where)[_term(s)]  # type: ignore[list-item, index]  # it is such a sum
+        stores.append(Store(halves, index, elementwise("add", term.dtype, [load(halves, index), term])))
+        zeros.append(Store(halves, index, constant(0, term.dtype)))
+        after.append(_both(kernel, s, halves, names))
+    domain = (part, *kernel.domain)
+    before.append(Kernel(names("k"), domain, (), zeros, part, origin=kernel.origin))
+    reduced = tuple(row if a is rows else a for a in kernel.reduced)
+    return replace(kernel, domain=domain, reduced=reduced, stores=stores, unit=part, rows=row, part=part)
+
+
+def _both(kernel: Kernel, store: Store, halves: Buffer, names: Names) -> Kernel:
+    """sum = sum + (one half + the other)"""
+    domain = tuple(Axis(names("i"), a.extent) for a in kernel.domain)
+    where = {a: of(b) for a, b in zip(kernel.domain, domain, strict=True)}
+    index = tuple(i.replaced(where) for i in store.index if isinstance(i, Affine))
+    dtype = store.buffer.dtype
+    total = load(halves, (Affine(), *index))
+    for part in range(1, PARTS):
+        total = elementwise("add", dtype, [total, load(halves, (Affine(part), *index))])
+    value = elementwise("add", dtype, [load(store.buffer, index), total])
+    unit = next((b for a, b in zip(kernel.domain, domain, strict=True) if a is kernel.unit), None)
+    return Kernel(names("k"), domain, (), [Store(store.buffer, index, value)], unit, origin=kernel.origin)
+
+
 # ---- chunks ------------------------------------------------------------------------------------------------------------------
 
 
@@ -132,10 +241,11 @@ def steps_of_a_chunk(length: int, rows: int) -> int:
 class _Chunks:
     """One loop cut into chunks."""
 
-    def __init__(self, loop: Loop, sums: Sequence[Kernel], names: Names) -> None:
+    def __init__(self, loop: Loop, sums: Sequence[Kernel], names: Names, threads: int) -> None:
         self.loop, self.sums, self.names = loop, sums, names
         self.rest = [i for i in loop.items if i not in sums]
-        self.length = steps_of_a_chunk(loop.axis.extent, max(prod(a.extent for a in k.reduced) for k in sums))
+        self.length = steps_of_a_chunk(loop.axis.extent, max(_terms(k) for k in sums))
+        self.alone = all(k.part is not None for k in sums) and threads <= PARTS
         written = {s.buffer for k in kernels_of(self.rest) for s in k.stores}
         own = {s.buffer for k in sums for s in k.stores}
         read = dict.fromkeys(v for k in sums for v in k.loads() if v.buffer in written and v.buffer not in own)
@@ -149,14 +259,16 @@ class _Chunks:
         turn = Axis(time.name + "c", whole)
         many = self._chunk(of(turn) * self.length + (0 if self.loop.reverse else rest), self.length)
         first = self._chunk(Affine(whole * self.length if self.loop.reverse else 0), rest) if rest else []
-        return [*first, *(many if whole == 1 else [Loop(self.names("loop"), turn, self.loop.reverse, many, [], True)])]
+        return [*first, *(many if whole == 1 else [Loop(self.names("loop"), turn, self.loop.reverse, many, [], not self.alone)])]
 
     def _chunk(self, first: Affine, length: int) -> list[Item]:
         step = Axis(self.loop.axis.name + "s", length)
         where = {self.loop.axis: first + of(step)}
         states = [b for b in self.loop.states if not any(b is s.buffer for k in self.sums for s in k.stores)]
-        steps = Loop(self.names("loop"), step, self.loop.reverse, [self._moved(i, where, of(step)) for i in self.rest], states)
-        return [steps, *(self._sum(k, first, length) for k in self.sums)]
+        ends = self.loop.ends.moved(where) if self.loop.ends is not None else None
+        inside = [self._moved(i, where, of(step)) for i in self.rest]
+        steps = Loop(self.names("loop"), step, self.loop.reverse, inside, states, ends=ends)
+        return [steps, *(part for k in self.sums for part in self._sum(k, first, length))]
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine) -> Item:
         """An item of the loop at other times; what the sums read is kept for each step of the chunk."""
@@ -183,16 +295,49 @@ class _Chunks:
         kept = self.kept.get(v.buffer) if v.op == "load" and v.buffer is not None else None
         return v if kept is None else load(kept, (step, *v.index), (self.length, *v.shape))
 
-    def _sum(self, kernel: Kernel, first: Affine, length: int) -> Kernel:
-        """All steps of a chunk added at once."""
+    def _sum(self, kernel: Kernel, first: Affine, length: int) -> list[Kernel]:
+        """All steps of a chunk added at once; where rows end, for those that end together at a time, up to their last step."""
         step = Axis(self.names("r"), length)
-        reduced = (*((step,) if length > 1 else ()), *kernel.reduced)
+        ends = self.loop.ends
+        if ends is None or kernel.rows is None:
+            reduced = (*((step,) if length > 1 else ()), *kernel.reduced)
+            return [self._added(kernel, {self.loop.axis: first + of(step)}, of(step), reduced, {})]
+        made = []
+        whole = of(kernel.part) * kernel.rows.extent if kernel.part is not None else Affine()  # the row at which the part begins
+        size = together(kernel.rows.extent * (kernel.part.extent if kernel.part is not None else 1))
+        groups, rest = divmod(kernel.rows.extent, size)
+        for start, count, own in ((0, groups, size), (groups * size, 1, rest)):
+            if not count or not own:
+                continue
+            step, group, row = Axis(self.names("r"), length), Axis(self.names("r"), count), Axis(self.names("r"), own)
+            begin = of(group) * own + start if count > 1 else Affine(start)
+            where = {self.loop.axis: first + of(step), kernel.rows: begin + of(row)}
+            inner = [row if a is kernel.rows else a for a in kernel.reduced]
+            until = {step: ends.moved(where).turns(whole + begin, step)}
+            outer = (group, step) if count > 1 else (step,)
+            made.append(self._added(kernel, where, of(step), (*outer, *inner), until))
+        return made
+
+    def _added(
+        self, kernel: Kernel, where: Mapping[Axis, Affine], step: Affine, reduced: tuple[Axis, ...], until: dict[Axis, Value]
+    ) -> Kernel:
         stores = []
-        for s in self._stores(kernel, {self.loop.axis: first + of(step)}, of(step)):
+        for s in self._stores(kernel, where, step):
             old, term = _old(s), _term(s)
             assert old is not None
             assert term is not None
             inner = term.args[0] if term.op == "reduce" else term
             total = reduce("sum", inner, reduced, term.attrs.get("within", ())) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))
-        return replace(kernel, name=self.names("k"), stores=stores, reduced=reduced)
+        unit = kernel.unit if self.alone or kernel.part is None else _longest(kernel)
+        return replace(kernel, name=self.names("k"), stores=stores, unit=unit, reduced=reduced, until=until, rows=None)
+
+
+def _terms(kernel: Kernel) -> int:
+    """Of a sum in one step, all rows counted."""
+    return prod(a.extent for a in kernel.reduced) * (kernel.part.extent if kernel.part is not None else 1)
+
+
+def _longest(kernel: Kernel) -> Axis:
+    """What more threads than there are parts share out."""
+    return max((a for a in kernel.domain if a is not kernel.part), key=lambda a: a.extent)

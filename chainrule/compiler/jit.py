@@ -320,7 +320,8 @@ def _digest(subject: bytes, target: Target, level: int) -> bytes:
     """What an entry is found by: everything that its code depends on."""
     import llvmlite
 
-    machine = f"{target.triple} {target.cpu} {target.features} {level} {_llvm().llvm_version_info} {llvmlite.__version__}"
+    made_by = f"{_llvm().llvm_version_info} {llvmlite.__version__} {np.__version__}"  # NumPy does arithmetic on known numbers
+    machine = f"{target.triple} {target.cpu} {target.features} {level} {made_by}"
     return hashlib.sha256(b"\0".join((FORMAT, machine.encode(), subject))).digest()
 
 

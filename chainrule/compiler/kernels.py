@@ -85,8 +85,11 @@ class Store:
 class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
-    order of memory; it runs at the end of a step, on the new state, and once before the first step. inner: the axis of the rows of a
-    block, along which arrays lie innermost (lanes.py)."""
+    order of memory; it runs at the end of a step, on the new state, and once before the first step. until: how far a reduced axis is
+    summed over, where that is known only while running; rows: the reduced axis that runs over the rows of a batch, if those that have
+    ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own; length: places of the unit
+    axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`); inner: the axis of the rows of a block, along
+    which arrays lie innermost (lanes.py)."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -97,6 +100,10 @@ class Kernel:
     late: bool = False
     inner: Axis | None = None
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
+    until: dict[Axis, Value] = field(default_factory=dict)
+    rows: Axis | None = None
+    part: Axis | None = None
+    length: int = 0
     block: int = 0  # so long a part of the reduced axis is summed at a time, for all rows of a unit; 0: all of it
     partial: Buffer | None = None  # where sums stand between two parts
     origin: tuple[Node, ...] = ()  # the nodes that it computes, for tables; nothing else may depend on it
@@ -105,7 +112,7 @@ class Kernel:
     def values(self) -> list[Value]:
         """All values, arguments first. The list is kept: not to be changed."""
         if self._values[0] != self.stores:
-            values = ordered(roots(self.stores))
+            values = ordered([*roots(self.stores), *self.until.values()])
             self._values = (self.stores[:], values)
         return self._values[1]
 
@@ -113,12 +120,31 @@ class Kernel:
         return (v for v in self.values() if v.op == "load")
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """When rows end: row r takes no part in turns of a loop at a `time`, which is affine in the axes of loops, of `steps[r]` or later."""
+
+    steps: Buffer
+    time: Affine
+
+    def moved(self, where: Mapping[Axis, Affine]) -> Ends:
+        """The same in terms of other axes."""
+        return Ends(self.steps, self.time.replaced(where))
+
+    def turns(self, row: Affine, axis: Axis) -> Value:
+        """In how many of a loop's turns a row takes part; `axis` is the loop's."""
+        i8 = self.steps.dtype
+        left = elementwise("subtract", i8, [load(self.steps, (row,)), iota(self.time.without(axis), i8)])
+        return elementwise("minimum", i8, [elementwise("maximum", i8, [left, constant(0, i8)]), constant(axis.extent, i8)])
+
+
 @dataclass(slots=True, eq=False)
 class Loop:
     """Kernels that run again for each value of `axis`, which is free in their indices. states: what goes from step to step; meets: the
     kernels are not all cut alike, so threads meet in each turn, as they do between phases. turns: if there are any, each turn runs one
     of the items, which are loops, once: (which, the value of its axis). memory: bytes
-    that may be kept of its steps for a backward loop. gathers: its sums may be added for many steps at a time (gather.py)."""
+    that may be kept of its steps for a backward loop. gathers: its sums may be added for many steps at a time (gather.py). ends: when
+    each row has taken its last step, if that is known only while running (ragged.py)."""
 
     name: str
     axis: Axis
@@ -129,6 +155,7 @@ class Loop:
     turns: tuple[tuple[int, int], ...] = ()
     memory: int | None = None
     gathers: bool = True
+    ends: Ends | None = None
 
 
 Item = Kernel | Loop
@@ -141,6 +168,14 @@ def kernels_of(items: Sequence[Item]) -> Iterator[Kernel]:
             yield item
         else:
             yield from kernels_of(item.items)
+
+
+def loops_of(items: Sequence[Item]) -> Iterator[Loop]:
+    """All loops, those inside others included."""
+    for item in items:
+        if isinstance(item, Loop):
+            yield item
+            yield from loops_of(item.items)
 
 
 def verify(items: Sequence[Item]) -> None:
@@ -177,6 +212,9 @@ def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
             _demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
             _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
             _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
+        for axis, last in item.until.items():
+            outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]} if axis in item.reduced else set()
+            _demand(axis in item.reduced and last.axes <= outer, item, "sums over an axis as far as nobody knows yet")
 
 
 def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
@@ -326,6 +364,7 @@ def kernels_text(items: Sequence[Item], indent: str = "") -> str:
 def _item_text(item: Item, indent: str) -> str:
     if isinstance(item, Loop):
         how = " descending" * item.reverse + ", in phases" * (item.meets and not item.turns)
+        how += f", each row to {item.ends.time} = {item.ends.steps}" if item.ends is not None else ""
         how += ", one of these at a time: " * bool(item.turns) + " ".join(f"{which}@{at}" for which, at in item.turns)
         head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{how}"
         return f"{head}\n{kernels_text(item.items, indent + '    ')}"
@@ -336,6 +375,7 @@ def _item_text(item: Item, indent: str) -> str:
     for v in item.values():
         names[v] = f"v{len(names)}"
         lines.append(f"{indent}    {names[v]}: {v.dtype}{_axes(v)} = {_value_text(v, names)}")
+    lines += [f"{indent}    {axis.name} < {names[last]}" for axis, last in item.until.items()]
     for s in item.stores:
         sign = "=" if s.mode == "set" else "+="
         lines.append(f"{indent}    {s.buffer.name}[{_index_text(s.index, names)}] {sign} {names[s.value]}")

@@ -174,14 +174,19 @@ class _Writer:
 
     # ---- control -------------------------------------------------------------------------------------------------------------
 
-    def _number(self, n: Bound) -> str:
+    def _number(self, n: Bound | Affine, scale: int = 1) -> str:
         if isinstance(n, Clamped):
             return self._clamped(n)
         if isinstance(n, tuple):
             name, bound = n
-            less = self.b.line(f"icmp slt i64 %{name}, {bound}")
-            return self.b.line(f"select i1 {less}, i64 %{name}, i64 {bound}")
-        return f"%{n}" if isinstance(n, str) else str(n)
+            value = self._times(f"%{name}", scale)
+            less = self.b.line(f"icmp slt i64 {value}, {bound}")
+            return self.b.line(f"select i1 {less}, i64 {value}, i64 {bound}")
+        if isinstance(n, Register):
+            return self.registers[n].text
+        if isinstance(n, Affine):
+            return self._affine(n).text
+        return self._times(f"%{n}", scale) if isinstance(n, str) else str(n)
 
     def _clamped(self, n: Clamped) -> str:
         line = self.b.line
@@ -192,7 +197,7 @@ class _Writer:
 
     def _for(self, s: For) -> None:
         b = self.b
-        first, last = self._number(s.first), self._number(s.last)
+        first, last = self._number(s.first, s.scale), self._number(s.last, s.scale)
         head, out = b.fresh_label(), b.fresh_label()
         guarded = not (isinstance(s.first, int) and isinstance(s.last, int))
         before = b.label
@@ -213,8 +218,9 @@ class _Writer:
             b.lines.append("")
         self.variables[s.variable] = counter
         if s.descending:
-            assert isinstance(s.last, int)
-            self.variables[s.variable] = b.line(f"sub nsw i64 {s.last - 1}, {counter}")
+            assert s.first == 0
+            top = str(s.last - 1) if isinstance(s.last, int) else b.line(f"sub nsw i64 {last}, 1")
+            self.variables[s.variable] = b.line(f"sub nsw i64 {top}, {counter}")
         self.known.append({})
         self.body(s.body)
         self.known.pop()
@@ -230,10 +236,10 @@ class _Writer:
         b.start(out)
         for r, c in zip(s.results, s.carries, strict=True):
             one, new = self.registers[c.first], self.registers[c.next]
-            if guarded:  # there may have been no turn
-                text = b.line(f"phi {new.type} [ {one.text}, %{before} ], [ {new.text}, %{end} ]")
-                new = Reg(text, new.dtype, new.width)
             self.registers[r] = new
+            if guarded:  # there may have been no iteration
+                text = b.line(f"phi {new.type} [ {one.text}, %{before} ], [ {new.text}, %{end} ]")
+                self.registers[r] = Reg(text, new.dtype, new.width)
 
     def _if(self, s: If) -> None:
         b = self.b

@@ -91,13 +91,13 @@ class Clamped:
     most: int
 
 
-Bound = int | str | tuple[str, int] | Clamped
+Bound = int | str | tuple[str, int] | Register | Clamped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class For:
-    """variable = first, first + 1, ..., below `last`; the two are numbers or names of parameters, a pair the smaller of its two counts,
-    or they follow from the variables of loops around."""
+    """variable = first, first + 1, ..., below `last`; the two are numbers, names of parameters or registers, a pair the smaller of its two
+    counts, or they follow from the variables of loops around. scale: parameters are multiplied by it."""
 
     variable: Axis
     first: Bound
@@ -106,6 +106,7 @@ class For:
     carries: tuple[Carry, ...] = ()
     results: tuple[Register, ...] = ()  # what the carried registers hold after the last iteration
     descending: bool = False
+    scale: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,11 +120,12 @@ class If:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """Another function, for the units `first` to `last`, with the variables of enclosing loops."""
+    """Another function, for the units `first` to `last`, with the variables of enclosing loops. A unit is a number, the name of a
+    parameter or affine in those variables."""
 
     function: str
-    first: int | str
-    last: int | str
+    first: int | str | Affine
+    last: int | str | Affine
     variables: tuple[Axis, ...] = ()
 
 
@@ -153,7 +155,7 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
     lines: list[str] = []
     for s in body:
         if isinstance(s, For):
-            first, last = _bound(s.first), _bound(s.last)
+            first, last = _bound(s.first, s.scale), _bound(s.last, s.scale)
             down = " descending" if s.descending else ""
             lines.append(f"{indent}for {s.variable.name} = {first}..{last}{down}")
             lines += [f"{indent}    carry {c.register.name} = {c.first.name}" for c in s.carries]
@@ -175,10 +177,13 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
     return lines
 
 
-def _bound(b: Bound) -> str:
+def _bound(b: Bound, scale: int) -> str:
+    by = f"*{scale}" if scale > 1 else ""
     if isinstance(b, Clamped):
         return f"clamp({f'({b.at}) / {b.by}' if b.by != 1 else b.at}, 0, {b.most})"
-    return f"min({b[0]}, {b[1]})" if isinstance(b, tuple) else str(b)
+    if isinstance(b, tuple):
+        return f"min({b[0]}{by}, {b[1]})"
+    return f"{b}{by}" if isinstance(b, str) else str(b)
 
 
 def _register(r: Register) -> str:

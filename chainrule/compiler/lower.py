@@ -17,7 +17,7 @@ from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
 from .kernels import Buffer, Kernel, Store, Value, bounds
 from .loops import Bound, Carry, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
-from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, schedule, units
+from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
 from .target import Target
 
 
@@ -25,7 +25,7 @@ def lower(kernel: Kernel, made: Schedule, threads: int, target: Target, variable
     """The function that does the units lo..hi-1 of `kernel`."""
     body: list[Statement] = []
     if all(a.extent for a in kernel.domain):
-        total, length = units(kernel.unit.extent, threads) if kernel.unit is not None else (1, 0)
+        total, length = cut(kernel, threads)
         if total == 1:
             body.append(If("hi", 0, _body(kernel, made, target, {}, {}, "", Affine(), set())))
         else:
@@ -600,7 +600,8 @@ class _Lowering:
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
-        return self._turns(variable, 0, extent, current, inside)
+        until = self.kernel.until.get(variable)
+        return self._turns(variable, 0, extent if until is None else self.value(until), current, inside)
 
     def _confined(self, axis: Axis, current: dict[Any, Register],
                   inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip

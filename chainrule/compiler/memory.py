@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..graph.node import Array
 from .kernels import Buffer, Item, Kernel, kernels_of
+from .phases import accesses
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -27,29 +31,25 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
     free after each buffer (for tests)."""
     live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
     for at, items in enumerate(phases):
-        for kernel in kernels_of(items):
-            buffers = [
-                *(v.buffer for v in kernel.loads()),
-                *(s.buffer for s in kernel.stores),
-                *kernel.packed.values(),
-                kernel.partial,
-            ]
-            for b in buffers:
-                if b is not None and b.space == "scratch":
-                    first, last = live.get(b, (at, at))
-                    live[b] = (min(first, at), max(last, at))
-    placed: list[tuple[int, int, Buffer]] = []
-    for b in sorted(live, key=lambda b: -b.bytes):
+        own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
+        for b in (*(a.buffer for i in items for a in accesses(i)), *own):
+            if b is not None and b.space == "scratch":
+                first, last = live.get(b, (at, at))
+                live[b] = (min(first, at), max(last, at))
+    order = sorted(live, key=lambda b: -b.bytes)
+    born, dies = np.array([live[b] for b in order], np.int64).reshape(-1, 2).T
+    starts, ends = np.zeros((2, len(order)), np.int64)
+    for n, b in enumerate(order):
         size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT
-        taken = sorted((start, end) for start, end, other in placed if guard or _overlap(live[b], live[other]))
-        at = 0
-        for start, end in taken:
-            if start - at >= size:
-                break
-            at = max(at, end)
-        placed.append((at, at + size, b))
-    return Arena({b: start for start, _, b in placed}, max((end for _, end, _ in placed), default=0))
+        near = np.flatnonzero((born[:n] <= dies[n]) & (born[n] <= dies[:n])) if not guard else np.arange(n)
+        starts[n] = _first_gap(starts[near], ends[near], size)
+        ends[n] = starts[n] + size
+    return Arena(dict(zip(order, starts.tolist(), strict=True)), int(ends.max(initial=0)))
 
 
-def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]
+def _first_gap(starts: Array, ends: Array, size: int) -> int:
+    """The first place where `size` bytes are free."""
+    by_start = np.argsort(starts, kind="stable")
+    free = np.concatenate([[0], np.maximum.accumulate(ends[by_start])])  # behind all that begin before
+    fits = starts[by_start] - free[:-1] >= size
+    return int(free[np.argmax(fits) if fits.any() else -1])

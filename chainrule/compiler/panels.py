@@ -16,6 +16,7 @@ from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
 from .layout import panel, physical
 from .phases import Access, accesses
+from .schedule import FEW_PANELS
 from .target import Target
 
 Split = Mapping[Axis, tuple[Axis, Axis]]  # an axis -> that of panels, and that inside a panel
@@ -74,6 +75,13 @@ def _split(kernel: Kernel, target: Target, names: Names) -> Split:
     return found
 
 
+def _even(panels: Axis, others: Sequence[Axis]) -> Axis:
+    """What threads share out of a matrix: its panels; or its rows, where these are more and three panels, say, would leave one thread
+    twice as much as the other."""
+    longest = max(others, key=lambda a: a.extent, default=panels)
+    return longest if panels.extent % 2 and 1 < panels.extent < FEW_PANELS and longest.extent > panels.extent else panels
+
+
 def _where(split: Split) -> dict[Axis, Affine]:
     return {x: of(outer) * inner.extent + of(inner) for x, (outer, inner) in split.items()}
 
@@ -105,7 +113,9 @@ class _Panels:
         rest = kernel.domain[kernel.sequential :]
         domain = [*first, *(parts[x][0] for x in rest if x in parts), *(parts[x][1] if x in parts else x for x in rest)]
         reduced = tuple(b for x in kernel.reduced for b in parts.get(x, (x,)))
-        unit = parts[kernel.unit][0] if kernel.unit in parts and kernel.unit is not None else kernel.unit
+        unit = kernel.unit
+        if unit in parts and unit is not None:
+            unit = _even(parts[unit][0], [x for x in rest if x not in parts])
         sequential = len(first)
         return replace(kernel, domain=tuple(domain), reduced=reduced, stores=stores, unit=unit, sequential=sequential)
 

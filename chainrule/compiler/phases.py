@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of
 from .schedule import units
 
 
@@ -163,6 +163,11 @@ def _beside(kernel: Kernel, buffer: Buffer, names: Names) -> Kernel:
 
 def accesses(item: Item) -> Iterator[Access]:
     """All reads and writes."""
+    for loop in loops_of([item]):
+        if loop.ends is not None:  # by each thread for its rows
+            unit = next(k.unit for k in kernels_of([loop]))
+            assert unit is not None
+            yield Access(loop.ends.steps, (of(unit),), loop.ends.steps.shape, unit, False)
     for k in kernels_of([item]):
         for v in k.loads():
             assert v.buffer is not None
@@ -207,10 +212,11 @@ def _extent(item: Item, inner: dict[Loop, list[Item]], threads: int) -> int | No
     if isinstance(item, Kernel):
         return item.unit.extent if item.unit is not None and item.unit.extent > 1 else None
     extents = {_extent(i, inner, threads) for i in inner[item]}
+    counts = {units(n, threads)[0] if n is not None else 0 for n in extents}
     touched = [a for i in inner[item] for a in accesses(i)]
-    if len(extents) != 1 or not all(local(a, b, threads) for a, b in _conflicts(touched)):
+    if len(counts) != 1 or not all(local(a, b, threads) for a, b in _conflicts(touched)):
         return None
-    return extents.pop()
+    return max((n for n in extents if n is not None), default=None)
 
 
 def levels(ordered: Sequence[Item], threads: int) -> dict[Item, int]:

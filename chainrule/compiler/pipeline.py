@@ -8,35 +8,36 @@ same bits whatever it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 
 from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
-from .affine import Axis, of
+from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .carry import carried
 from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
-from .gather import gathered
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, verify
+from .gather import gathered, parted
+from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, loops_of, verify
 from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
-from .loops import Call, For, Function, If, Statement, loops_text
+from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
-from .replay import replayed
+from .ragged import ragged
+from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
-from .schedule import FAR, TINY, Schedule, block, packs, schedule, units
+from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together, units
 from .share import share
 from .simplify import simplify
 from .target import Target
@@ -81,24 +82,18 @@ def compile_graph(
 
     Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
     caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel;
-    memory: so many bytes may be kept between forward and backward pass, copies of data not counted.
+    memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
     """
-    names = Names()
     graph = improve(simplify(graph))
-    items, sources = _gathered(inputs, graph, target, names)
-    data = {b for i in items if isinstance(i, Kernel) for b in (s.buffer for s in i.stores)}
-    items += fuse(graph, sources, [[Sink(b)] for b in outputs], rows, names)
-    items = in_blocks(in_lanes(items, target, names), names)
-    items, panels = in_panels(split(items, target, names), set(state), target, names)
-    items, plans = replayed(items, memory, data, names)
-    items = carried(gathered(items, names), names)
-    items = share(items, panels, set(state), target, names)
-    verify(items)
-    planned = plan(items, list(state), names, threads)
-    every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target))
+    spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
+    made = arranged(spare, threads)
+    planned, every = made.planned, made.every
     schedules, first = _scheduled(every, target)
-    for k, made in schedules.items():
-        _set_aside(k, made, names, threads, target)
+    for k, how in schedules.items():
+        _set_aside(k, how, made.names, threads, target)
+    if memory is not None:
+        _unpack(made, memory)
     places = arena(planned.phases, planned.late, guard)
     functions = [f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target)]
     table = {b: slots[b.name] for b in _callers(planned)}
@@ -110,13 +105,56 @@ def compile_graph(
         module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
     prepare = Plan([list(planned.late)], {}, {}, planned.units, [])
     entries = [
-        _Entry(planned, threads, module, set(state), timed).text(name),
+        _Entry(planned, threads, module, made.state, timed).text(name),
         _Entry(prepare, threads, module, set()).text(f"{name}_prepare"),
     ]
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
     text = module.text(barrier, *entries)
-    return Code(name, graph, planned, places, functions, table, text, plans)
+    return Code(name, graph, planned, places, functions, table, text, made.plans)
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Kernels in the order in which they run; every: all of them, copies included; plans: of loops that are gone through backward;
+    state: its buffers; data: bytes of copies of data; bytes: of all other scratch memory, as a budget counts it."""
+
+    planned: Plan
+    every: list[Item]
+    plans: list[tuple[Loop, Checkpoints]]
+    state: set[Buffer]
+    data: int
+    bytes: int
+    names: Names
+
+
+def _arranged(
+    graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], rows: Sequence[Rows],
+    target: Target, spare: int | None, threads: int,
+) -> _Arrangement:  # fmt: skip
+    """The passes up to the order of kernels. spare: so many bytes above the least loops may keep; None: all that they can."""
+    names = Names()
+    own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
+    kept = {own[b]: None for b in state}
+    items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
+    data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
+    items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
+    items = in_blocks(in_lanes(items, target, names), names)
+    items, panels = in_panels(split(items, target, names), set(kept), target, names)
+    items = parted(ragged(items, names), names)
+    pairs = pairs_of(items)
+    plans = plans_of(pairs, spare)
+    items = carried(gathered(replayed(items, pairs, plans, names, threads), names, threads), names)
+    items = share(items, panels, set(kept), target, names)
+    verify(items)
+    planned = plan(items, list(kept), names, threads)
+    every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    for loop in loops_of(every):
+        if loop.ends is not None:
+            _set_lengths(loop, loop.ends, threads)
+    size = arena(planned.phases, planned.late).bytes
+    loops = [p.forward for p in pairs]
+    return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 
 
 def _scheduled(
@@ -195,17 +233,29 @@ def _callers(planned: Plan) -> list[Buffer]:
 
 def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, target: Target) -> None:
     """Memory for the operands that the kernel copies together."""
-    count = units(kernel.unit.extent, threads)[0] if kernel.unit is not None else 1
+    count, length = cut(kernel, threads)
     chosen = packs(kernel, made, threads, target)
     kernel.block = block(kernel, made, target) if chosen else 0
-    for v in chosen:
-        size = (kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes)) * made.vectors * made.width
-        kernel.packed[v] = Buffer(names("pack"), (count, size), v.dtype)
+    lengths = {v: kernel.block or prod(a.extent for a in kernel.reduced if a in v.axes) for v in chosen}
+    width = made.vectors * made.width
+    kernel.packed = {v: Buffer(names("pack"), (count, n * width), v.dtype) for v, n in lengths.items()}  # never another kernel's
     if kernel.block and made.tile is not None:
         sums = [v for v in kernel.values() if v.op == "reduce"]
-        rows = units(made.tile.extent, threads)[1] if made.tile is kernel.unit else made.tile.extent
+        rows = length if made.tile is kernel.unit else made.tile.extent
         size = rows * made.vectors * made.width * made.chains * len(sums)
         kernel.partial = Buffer(names("sum"), (count, size), sums[0].dtype)
+
+
+def _unpack(made: _Arrangement, memory: int) -> None:
+    """Let kernels read operands where they are, as long as there is no memory left to copy them together; the largest first."""
+    for kernel in sorted(kernels_of(made.every), key=lambda k: -sum(b.bytes for b in _packs(k))):
+        if not _packs(kernel) or arena(made.planned.phases, made.planned.late).bytes - made.data <= memory:
+            return
+        kernel.packed, kernel.block, kernel.partial = {}, 0, None
+
+
+def _packs(kernel: Kernel) -> list[Buffer]:
+    return [*kernel.packed.values(), *([kernel.partial] if kernel.partial is not None else [])]
 
 
 def _functions(
@@ -222,6 +272,8 @@ def _functions(
     made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, inside)]
     if item.meets:
         return made  # the entry holds the loop
+    if item.ends is not None:
+        return [*made, Function(item.name, variables, _to_its_end(item, item.ends, planned.inner[item], threads, inside))]
     alone = planned.units[item] is None
     calls: list[Statement] = [
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
@@ -229,6 +281,46 @@ def _functions(
     ]
     loop = For(item.axis, 0, item.axis.extent, calls, descending=item.reverse)
     return [*made, Function(item.name, variables, [If("hi", 0, [loop])] if alone else [loop])]
+
+
+def _set_lengths(loop: Loop, ends: Ends, threads: int) -> None:
+    """A loop whose rows end goes through blocks of rows one after the other, each to its own end."""
+    rows = ends.steps.size
+    length, size = units(rows, threads)[1], together(rows)
+    for kernel in kernels_of([loop]):
+        kernel.length = length if length % size else size
+
+
+def _to_its_end(loop: Loop, ends: Ends, items: Sequence[Item], threads: int, variables: tuple[Axis, ...]) -> list[Statement]:
+    """For each block of rows the steps up to the end of its last row; `lo` and `hi` count what a thread does of rows that do not end."""
+    rows = ends.steps.size
+    count, length = units(rows, threads)
+    own = next(k.length for k in kernels_of(items))
+    whole, rest = divmod(rows, own)
+    block, names, i8 = Axis("block", whole), Names(), ends.steps.dtype
+
+    def steps(number: Affine, size: int) -> list[Statement]:
+        made: list[Statement] = []
+
+        def let(op: str, *args: Register, **attrs: Any) -> Register:
+            target = Register(names("n"), i8, 1)
+            made.append(Let(target, op, args, attrs))
+            return target
+
+        last: Register | None = None
+        for row in range(0, size, own if own == together(rows) else 1):  # rows that end together say the same
+            read = Register(names("n"), i8, 1)
+            made.append(Read(read, Place(ends.steps, number * own + row)))
+            last = read if last is None else let("maximum", last, read)
+        assert last is not None
+        begin = let("iota", address=ends.time.without(loop.axis), stride=0)
+        left = let("maximum", let("subtract", last, begin), let("constant", value=0))
+        turns = let("minimum", left, let("constant", value=loop.axis.extent))
+        calls: list[Statement] = [Call(i.name, number, number + 1, variables) for i in items]
+        return [*made, For(loop.axis, 0, turns, calls, descending=loop.reverse)]
+
+    body: list[Statement] = [For(block, "lo", ("hi", whole), steps(of(block), own), scale=ceil(length / own))]
+    return body + ([If("hi", count - 1, steps(Affine(whole), rest))] if rest else [])
 
 
 def _count(item: Item, planned: Plan, threads: int) -> int:

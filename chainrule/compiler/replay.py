@@ -1,6 +1,6 @@
 """Loops whose inner values are not all kept: a few states are, and what lies between is computed again when the backward loop needs it.
 
-In: items, and a budget of bytes. Out: items whose scratch buffers fit it. A forward loop stacks the state that each step begins with and
+In: items, and budgets of bytes. Out: items whose scratch buffers fit them. A forward loop stacks the state that each step begins with and
 what else the backward loop reads of a step: its tape. Where that is too much, the forward loop goes through units of steps without
 tape and leaves states in slots; the backward loop takes unit after unit from the last to the first, each of them once more, with a tape
 that is as long as a unit (derive/checkpoint.py says in which order).
@@ -11,16 +11,22 @@ that is as long as a unit (derive/checkpoint.py says in which order).
 The last unit comes first and its steps are taken once only: what is computed from the last state stands between them and their
 backward steps. Units are aligned at the step with which the forward loop begins, and are whole numbers of the chunks in which sums
 over steps are gathered (gather.py), so every sum has the same order whatever the plan: gradients have the same bits.
+
+A budget for the whole is one of the arena: what buffers come to once those that are never needed at the same time share memory. That is
+known when all passes up to there have been made, which takes a tenth of the time of compiling; so they are made for the plan that
+keeps all, for the smallest, and then for one that uses what this leaves over. A loop's own budget is counted by the model of
+derive/checkpoint.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..derive.checkpoint import BACKWARD, Checkpoints, choose
 from ..errors import BudgetError
 from .affine import Affine, Axis, of
+from .carry import doubled
 from .fuse import Names
 from .gather import chunk, gathered
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
@@ -31,11 +37,13 @@ SAVE, RESTORE, ADVANCE, BACK = range(4)
 
 @dataclass(frozen=True)
 class Pair:
-    """A forward loop, the backward loop that reads its tape, and the buffers of the tape."""
+    """A forward loop, the backward loop that reads its tape, and the buffers of the tape; `doubled`: those that come to lie where
+    another lies (carry.py)."""
 
     forward: Loop
     back: Loop
     tape: tuple[Buffer, ...]
+    doubled: frozenset[Buffer]
 
     @property
     def steps(self) -> int:
@@ -44,12 +52,12 @@ class Pair:
     @property
     def bytes(self) -> int:
         """Of the whole tape."""
-        return sum(b.bytes for b in self.tape)
+        return self.steps * self.taped
 
     @property
     def taped(self) -> int:
         """Bytes of one step on the tape."""
-        return self.bytes // self.steps
+        return max(1, sum(b.bytes for b in self.tape if b not in self.doubled) // self.steps)
 
     @property
     def state(self) -> int:
@@ -58,63 +66,66 @@ class Pair:
 
 
 def replayed(
-    items: Sequence[Item], memory: int | None, data: set[Buffer], names: Names
-) -> tuple[list[Item], list[tuple[Loop, Checkpoints]]]:
-    """The items with their loops planned such that all scratch buffers but those in `data` fit `memory` bytes (None: any number), and
-    the plan of each forward loop that another goes through backward.
-
-    Raises: `BudgetError` with the least budget, if there is no such plan.
-    """
-    pairs = list(_pairs(items))
-    for pair in pairs:
-        pair.forward.gathers = False  # a plan may cut it anywhere, and its sums shall have the same order under each
-    free = [p for p in pairs if p.forward.memory is None]  # those without a budget of their own
-    whole, left = sum(p.bytes for p in free), 0
-    if memory is not None:
-        others = (
-            {b for k in kernels_of(items) for b in _buffers(k) if b.space == "scratch"}
-            - {b for p in pairs for b in p.tape}
-            - data
-        )
-        rest = [i for i in items if isinstance(i, Loop) and i not in (p.back for p in pairs)]
-        fixed = sum(b.bytes for b in others) + sum(2 * chunk(i)[1] for i in rest)
-        left = _left(memory, fixed + sum(map(_least, free)) + sum(p.forward.memory or 0 for p in pairs))
-    made, plans = list(items), list[tuple[Loop, Checkpoints]]()
-    for pair in pairs:
-        own = pair.forward.memory
-        if own is not None:
-            share = _least(pair) + _left(own, _least(pair))
-        else:
-            share = _least(pair) + (left * pair.bytes // whole if memory is not None else 2 * pair.bytes + pair.state)
-        plan = choose(pair.steps, share, state=pair.state, taped=pair.taped, chunk=_chunk(pair)[0], fixed=_fixed(pair))
-        plans.append((pair.forward, plan))
+    items: Sequence[Item], pairs: Sequence[Pair], plans: Sequence[Checkpoints], names: Names, threads: int = 2
+) -> list[Item]:
+    """The items with these pairs of loops by these plans."""
+    made = list(items)
+    for pair, plan in zip(pairs, plans, strict=True):
         if plan.units > 1:
-            made = _Replay(pair, plan, names).items(made)
-    return made, plans
+            made = _Replay(pair, plan, names, threads).items(made)
+    return made
 
 
-def _left(memory: int, least: int) -> int:
-    if memory < least:
-        raise BudgetError(
-            f"memory={memory:,} bytes is too little: at least {least:,} bytes have to be kept between forward and backward pass. Give "
-            "that much, or take fewer rows at a time or shorter sequences",
-            least,
-        )
-    return memory - least
+def pairs_of(items: Sequence[Item]) -> list[Pair]:
+    """The loops that another goes through backward. Each loop is in one pair at most: it can be cut into units by one plan only. Sums of
+    these loops stay in their steps: a plan may cut them anywhere, and sums shall have the same order under each.
 
-
-def _pairs(items: Sequence[Item]) -> Iterator[Pair]:
-    """Each loop is in one pair at most: it can be cut into units by one plan only."""
+    Raises: `BudgetError` for a loop with a budget of its own that a loop goes through backward but no plan can cut, and that keeps more.
+    """
     loops = [i for i in items if isinstance(i, Loop)]
-    paired: set[Loop] = set()
+    hidden = doubled(items)
+    found: list[Pair] = []
     for at, forward in enumerate(loops):
         for back in loops[at + 1 :]:
-            if back.axis.extent == forward.axis.extent and back.reverse != forward.reverse and not {forward, back} & paired:
+            taken = {loop for p in found for loop in (p.forward, p.back)}
+            if is_way_back(forward, back) and not {forward, back} & taken:
                 tape = _tape(forward, back, items)
                 if tape:
-                    paired |= {forward, back}
-                    yield Pair(forward, back, tape)
+                    found.append(Pair(forward, back, tape, frozenset(hidden & set(tape))))
                     break
+    for pair in found:
+        pair.forward.gathers = False
+    _check_others(items, {p.forward for p in found})
+    return found
+
+
+def is_way_back(forward: Loop, back: Loop) -> bool:
+    """Whether one loop may go through another backward: as many steps in the other direction."""
+    return back.axis.extent == forward.axis.extent and back.reverse != forward.reverse
+
+
+def _check_others(items: Sequence[Item], planned: set[Loop]) -> None:
+    """Loops with a budget of their own that stand in other loops, or are gone through backward in more than one way."""
+    loops = [i for i in items if isinstance(i, Loop)]
+    for at, loop in enumerate(loops):
+        _check_others(loop.items, planned)
+        if loop.memory is None or loop in planned:
+            continue
+        read = {v.buffer for o in loops[at + 1 :] if is_way_back(loop, o) for k in kernels_of([o]) for v in k.loads()}
+        stacked = {
+            s.buffer
+            for k in kernels_of([loop])
+            for s in k.stores
+            if s.buffer.space == "scratch" and s.index[:1] == (of(loop.axis),)
+        }
+        kept = sum(b.bytes for b in stacked & read)
+        if kept > loop.memory:
+            raise BudgetError(
+                f"memory={loop.memory:,} bytes is too little: this loop stands in another, or more than one loop goes through it "
+                f"backward, so nothing of it is computed again, and {kept:,} bytes have to be kept. Give that much, or take the "
+                "budget for the whole",
+                kept,
+            )
 
 
 def _tape(forward: Loop, back: Loop, items: Sequence[Item]) -> tuple[Buffer, ...]:
@@ -142,19 +153,54 @@ def _buffers(kernel: Kernel) -> Iterable[Buffer]:
 # ---- what to keep ------------------------------------------------------------------------------------------------------------
 
 
-def _chunk(pair: Pair) -> tuple[int, int]:
-    """The steps over which sums are gathered at a time, and the bytes that this takes."""
-    return chunk(pair.back)
+def fitted(taken: Callable[[int | None], int], memory: int | None) -> int | None:
+    """How many bytes above the least loops may be planned for, such that a budget is kept; None: everything can be.
+
+    Args: taken: the bytes that all takes with loops planned so, as far as budgets count it.
+    Raises: `BudgetError` with the least budget.
+    """
+    if memory is None or (whole := taken(None)) <= memory:
+        return None
+    smallest = taken(0)
+    spare = memory - smallest
+    if spare < 0:
+        raise _too_little(memory, min(whole, smallest))
+    while spare > 0 and (excess := taken(spare) - memory) > 0:
+        spare -= excess
+    return max(spare, 0)
 
 
-def _fixed(pair: Pair) -> int:
-    """Bytes of any plan: the state at hand, and what sums are made of, for the last unit and for the others."""
-    return pair.state + 2 * _chunk(pair)[1]
+def plans_of(pairs: Sequence[Pair], spare: int | None) -> list[Checkpoints]:
+    """A plan for each pair that takes so many bytes more than the smallest; None: for all that it keeps.
+
+    Raises: `BudgetError` for a pair whose own budget is too little.
+    """
+    whole = sum(p.bytes for p in pairs if p.forward.memory is None)
+    plans = []
+    for pair in pairs:
+        own, least = pair.forward.memory, _least(pair)
+        if own is not None and own < least:
+            raise _too_little(own, least)
+        above = pair.bytes + pair.state if spare is None else spare * pair.bytes // whole if own is None else 0
+        budget = own if own is not None else least + above
+        steps, fixed = chunk(pair.back)
+        plans.append(choose(pair.steps, budget, state=pair.state, taped=pair.taped, chunk=steps, fixed=pair.state + fixed))
+    return plans
 
 
 def _least(pair: Pair) -> int:
-    """Bytes of the smallest plan: a chunk on the tape, or all of it; the start, and the state that the chunk begins with."""
-    return _fixed(pair) + min(pair.bytes + pair.state, _chunk(pair)[0] * pair.taped + 2 * pair.state)
+    """Bytes of the smallest plan: the state at hand, what the sums of a chunk are made of, and a chunk on the tape, or all of it; the
+    start, and the state that the chunk begins with."""
+    steps, fixed = chunk(pair.back)
+    return pair.state + fixed + min(pair.bytes + pair.state, steps * pair.taped + 2 * pair.state)
+
+
+def _too_little(memory: int, least: int) -> BudgetError:
+    return BudgetError(
+        f"memory={memory:,} bytes is too little: at least {least:,} bytes have to be kept between forward and backward pass. Give that "
+        "much, or take fewer rows at a time or shorter sequences",
+        least,
+    )
 
 
 # ---- the loops anew ----------------------------------------------------------------------------------------------------------
@@ -163,8 +209,8 @@ def _least(pair: Pair) -> int:
 class _Replay:
     """One pair of loops, by a plan of several units."""
 
-    def __init__(self, pair: Pair, plan: Checkpoints, names: Names) -> None:
-        self.pair, self.plan, self.names = pair, plan, names
+    def __init__(self, pair: Pair, plan: Checkpoints, names: Names, threads: int) -> None:
+        self.pair, self.plan, self.names, self.threads = pair, plan, names, threads
         self.full = plan.units - 1  # units of full length; the last one may be shorter
         self.unit = Axis(names("unit"), self.full)
         self.place = Axis(names("place"), plan.slots + 1)
@@ -189,7 +235,10 @@ class _Replay:
                     *(self._copy(self.states[b], (), b, ()) for b in self.states),
                 ]
             elif item is self.pair.back:
-                made += [*gathered([self._loop(self.pair.back, step, where, True)], self.names), self._replay(turns[last + 1 :])]
+                made += [
+                    *gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads),
+                    self._replay(turns[last + 1 :]),
+                ]
             elif isinstance(item, Kernel) and any(s.buffer in self.states for s in item.stores):
                 made.append(replace(item, stores=[replace(s, buffer=self.states.get(s.buffer, s.buffer)) for s in item.stores]))
             else:
@@ -216,7 +265,10 @@ class _Replay:
         """A loop over turns, each of which runs one of four parts."""
         step, where = self._steps(self.plan.segment, self.unit)
         place, forward, back = of(self.place), self.pair.forward, self.pair.back
-        taped = [self._loop(forward, step, where, True), *gathered([self._loop(back, step, where, True)], self.names)]
+        taped = [
+            self._loop(forward, step, where, True),
+            *gathered([self._loop(back, step, where, True)], self.names, self.threads),
+        ]
         parts: list[tuple[Axis, list[Item]]] = [
             (self.place, [self._copy(self.states[b], (), s, (place,)) for b, s in self.slots.items()]),
             (self.place, [self._copy(s, (place,), self.states[b], ()) for b, s in self.slots.items()]),
@@ -243,7 +295,12 @@ class _Replay:
         if not taped:
             items = self._needed(items)
         states = [self.states.get(b, b) for b in loop.states]
-        return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers)
+        ends = loop.ends.moved(where) if loop.ends is not None else None
+        return Loop(self.names("loop"), step, loop.reverse, items, states, gathers=loop.gathers, ends=ends)
+
+    def _gathered(self, step: Axis, where: Mapping[Axis, Affine]) -> list[Item]:
+        """The backward loop over the steps of a unit, its sums over chunks of them."""
+        return gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads)
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
         if isinstance(item, Loop):

@@ -16,7 +16,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, bounds, terms
+from .kernels import Kernel, Value, bounds, ordered, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -30,11 +30,18 @@ PACKED_LINE = 2048  # bytes from one line of an operand to the next
 LONG_SUM = 1024  # terms, from which on they are summed in parts: each part's error is small, and there are few parts
 NESTED_SUM = 64  # terms of the inner sums of a nest that is as long, from which on each is summed from nothing
 CHUNK = 512  # terms (steps times rows) of a sum over a loop's steps that are added at a time
+PARTS = 2  # of the rows that a loop sums over, each with a sum of its own
+LEAST_PART = 8  # rows
+MOST_HALVED = 2**19  # bytes of such sums: larger ones go through the caches once more for each part
+TOGETHER = (8, 4)  # rows of sequences that end together, as far as work is concerned: a tile of registers has about as many;
+GROUPS = 6  # the fewer where a batch would have less such groups, since each goes on to the end of its longest
 FAR = 8  # times the second cache: a copy of data as large as that gains nothing
-EVEN = 16  # a unit is a multiple of that, if it is not shorter: lanes stay full
+EVEN = (16, 8, 4)  # a unit is a multiple of the first of these that does not make it much longer: lanes stay full
+LONGER = 1.07  # times as long
 SMALL_BODY = 8  # instructions in a loop's body below which it is unrolled
 UNROLL = 4
 MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads share out
+FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 MOST_PARTS = 16  # of a sum over an axis that threads share out
 TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
@@ -93,9 +100,12 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
-    confined = frozenset().union(*(i.axes for i in bounds(kernel.values())))  # how much is summed depends on where these are
-    blocked |= confined
-    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in confined]
+    # Axes on which it depends how much is summed: no two of their values stand side by side.
+    single = frozenset().union(
+        *(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.until.values())))
+    )
+    blocked |= single | kernel.until.keys()
+    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single]
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [
         _way(kernel, target, lane, tile)
@@ -117,9 +127,7 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
     lines lie so far apart that they would share few sets of the cache and few entries of the table of pages."""
     if made.tile is None or not made.inner_rows or made.lanes is None:
         return []
-    length = made.tile.extent
-    if made.tile is kernel.unit:
-        length = units(length, threads)[1]
+    length = cut(kernel, threads)[1] if made.tile is kernel.unit else made.tile.extent
     if length < PACKED_REUSE * made.rows:
         return []
     chosen = []
@@ -274,8 +282,31 @@ def balanced(extent: int, most: int) -> list[tuple[int, int, int]]:
 
 
 def units(extent: int, threads: int) -> tuple[int, int]:
-    """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers."""
-    length = max(1, ceil(extent / threads))
-    if length >= EVEN:
-        length = ceil(length / EVEN) * EVEN
+    """How many units an axis is shared out in, and the length of one; depends on nothing but these two numbers.
+
+    >>> units(64, 2), units(100, 2), units(10, 2)
+    ((2, 32), (2, 52), (2, 5))
+    """
+    least = max(1, ceil(extent / threads))
+    even = (ceil(least / n) * n for n in EVEN if least >= n)
+    length = next((n for n in even if n <= LONGER * least), least)
     return ceil(extent / length) if extent else 0, length
+
+
+def cut(kernel: Kernel, threads: int) -> tuple[int, int]:
+    """How many units a kernel has for so many threads, and the length of one."""
+    if kernel.unit is None:
+        return 1, 0
+    if kernel.length:
+        return ceil(kernel.unit.extent / kernel.length), kernel.length
+    return units(kernel.unit.extent, threads)
+
+
+def together(rows: int) -> int:
+    """How many rows of a batch of sequences end together: work goes on to the end of the last of them.
+
+    >>> together(64), together(32)
+    (8, 4)
+    """
+    many, few = TOGETHER
+    return many if rows >= GROUPS * many else few

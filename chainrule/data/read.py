@@ -249,28 +249,37 @@ def _columns(name: str, array: Values) -> dict[str, Values]:
 
 def _idx_pair(path: Path, data: bytes, labels: Path | None) -> Table:
     """Images (rows, height, width) as the block `pixels`, and the column `label` from the file beside them."""
-    array = _idx(path.name, data)
+    array = idx_array(path.name, data)
     if array.ndim == 1:
         return Table.of({"label": array}, path.name)
-    notes = []
+    beside = idx_labels(path, len(array), labels)
+    if beside is None:
+        return Table.of({"pixels": array}, path.name)
+    return Table.of({"pixels": array, "label": beside[0]}, path.name, [f"labels from {beside[1]}, as column label"])
+
+
+def idx_labels(path: Path, rows: int, labels: Path | None) -> tuple[Values, str] | None:
+    """(labels of the images in `path`, the name of their file): the one given, or the one beside that is named alike; None without one.
+
+    Raises: `DataError` for labels of other images.
+    """
     if labels is None:
         beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
         choices = [beside, beside.with_name(beside.name.removesuffix(".gz")), beside.with_name(beside.name + ".gz")]
         labels = next((f for f in choices if f != path and f.is_file()), None)
-    columns = {"pixels": array}
-    if labels is not None:
-        column = _idx(labels.name, file_bytes(labels))
-        if column.ndim != 1 or len(column) != len(array):
-            raise DataError(
-                f"{labels.name} has shape {column.shape}, but {path.name} has {len(array):,} images: they are no pair"
-            )
-        columns["label"] = column
-        notes.append(f"labels from {labels.name}, as column label")
-    return Table.of(columns, path.name, notes)
+    if labels is None:
+        return None
+    column = idx_array(labels.name, file_bytes(labels))
+    if column.ndim != 1 or len(column) != rows:
+        raise DataError(f"{labels.name} has shape {column.shape}, but {path.name} has {rows:,} images: they are no pair")
+    return column, labels.name
 
 
-def _idx(source: str, data: bytes) -> Values:
-    """IDX: two zero bytes, a type code, the number of axes, big-endian lengths, then the values row by row."""
+def idx_array(source: str, data: bytes) -> Values:
+    """IDX: two zero bytes, a type code, the number of axes, big-endian lengths, then the values row by row.
+
+    Raises: `DataError` for anything else.
+    """
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or not 1 <= data[3] <= 8:
         raise DataError(f"{source} is no IDX file: its first bytes are {data[:4]!r}")
     dtype, axes = np.dtype(IDX_DTYPES[data[2]]), data[3]

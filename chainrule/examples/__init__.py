@@ -1,7 +1,7 @@
-"""Data to try things on: XOR, handwritten digits, tumours, houses, sunspots.
+"""Data to try things on: XOR, handwritten digits small and large, tumours, houses, sunspots.
 
-In: a name. Out: arrays (x, y); for the houses, which have categories, and the sunspots, which have dates, a `Table`. Digits and tumours
-come with scikit-learn.
+In: a name. Out: arrays (x, y); for the houses, which have categories, and the sunspots, which have dates, a `Table`; for the large digits
+`Images`. Small digits and tumours come with scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..data import Table, read_table
+from ..data import Images, Table, read_images, read_table
 
 HOUSES_FILE = Path(__file__).parent / "WestRoxbury.csv.gz"
+MNIST_FILE = Path(__file__).parent / "mnist-images-idx3-ubyte.gz"
 SUNSPOTS_FILE = Path(__file__).parent / "sunspots.txt.gz"
 
 
@@ -45,6 +46,19 @@ def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
 
     x, y = load_digits(return_X_y=True)
     return (x / 16).astype(np.float32), y.astype(np.int64)
+
+
+def mnist() -> Images:
+    """5,000 handwritten digits of 28 x 28 pixels in grey, 500 of each, white on black, in the order of the digits.
+
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86, 1998;
+    README.md beside this file.
+
+    >>> images = mnist()
+    >>> images.pixels.shape, images.classes
+    ((5000, 28, 28), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9))
+    """
+    return read_images(MNIST_FILE)
 
 
 def tumours() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

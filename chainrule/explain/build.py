@@ -8,6 +8,7 @@ values, the user's own variables). The backward pass is not written down here: i
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -585,6 +586,9 @@ _SIMPLE: dict[str, Callable[..., Term]] = {
     "less_equal": lambda t, a, b: t.compare("less_equal", a, b),
     "equal": lambda t, a, b: t.compare("equal", a, b),
     "logical_not": Terms.logical_not,
+    "normal_cdf": lambda t, x: t.times(
+        t.const(0.5, "f"), t.plus(t.one, t.elementwise("erf", (t.times(t.const(math.sqrt(0.5), "f"), x),)))
+    ),
 }
 
 

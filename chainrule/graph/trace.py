@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import ChainruleError, DtypeError, ShapeError, TraceError
+from ..errors import ChainruleError, DataError, DtypeError, ShapeError, TraceError
 from ..registry import nearest
 from .node import DTYPES, OPS, Array, Graph, Node, Type, constant_node, input_node, make, output_node
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NUMPY = os.path.dirname(os.path.abspath(np.__file__)) + os.sep
+_COMMAND_LINE = os.path.join("click", "core.py")
 _BETWEEN = (os.sep + "operator.py", os.sep + "contextlib.py", os.sep + "functools.py")  # of Python itself, between user and us
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # NumPy's function -> what it means for traced arrays
@@ -47,12 +48,12 @@ def answers(*numpy_functions: Any, method: str = "") -> Callable[[Callable[..., 
 
 
 def user_line() -> str:
-    """ "file:line" of the nearest caller outside chainrule and NumPy."""
+    """ "file:line" of the nearest caller outside chainrule and NumPy; "" below the command line, where nobody wrote one."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if _is_users(name):
-            return f"{name}:{frame.f_lineno}"
+            return "" if name.endswith(_COMMAND_LINE) else f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
@@ -158,7 +159,7 @@ class Trace:
             return self._capture(id(value.node), value, value.node.type, value.node.source)
         if type(value) in (bool, int, float):
             return constant_node(value, np.asarray(value).dtype, self._line(), weak=True)
-        array = np.asarray(value)
+        array = array_of(value)
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype not in DTYPES:
@@ -245,13 +246,25 @@ def here(what: str = "this") -> Trace:
     return trace
 
 
+def array_of(value: Any) -> Array:
+    """What is not traced, as an array. Raises: `DataError` if some of it is masked, which no operator knows of."""
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
+        if masked:
+            raise DataError(located(
+                f"an array of shape {value.shape} has {masked} masked value{'s' * (masked > 1)}, which would count like the others: "
+                "fill them in (numpy.ma.filled), or pass data and mask as two arrays and choose with np.where"
+            ))  # fmt: skip
+    return np.asarray(value)
+
+
 def type_of(value: Any) -> Type:
     """The type that a value has as an argument. Python numbers are weak: they take on the type of what they meet."""
     if isinstance(value, Tracer):
         return value.node.type
     if type(value) in (bool, int, float):
         return Type((), np.asarray(value).dtype, weak=True)
-    array = np.asarray(value)
+    array = array_of(value)
     dtype = array.dtype.newbyteorder("=")  # numbers with their bytes swapped are put right when they are read
     if dtype not in DTYPES:
         raise DtypeError(located(f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64"))

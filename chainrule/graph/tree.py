@@ -38,7 +38,12 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
     {'a': ('x',), 'b': ['y', 'z']}
     """
     leaves: list[Any] = []
-    return leaves, _flatten(tree, leaves)
+    try:
+        return leaves, _flatten(tree, leaves)
+    except RecursionError:
+        raise UsageError(
+            "a nest contains itself, or is hundreds of levels deep; pass its arrays in a flat list or dict"
+        ) from None
 
 
 def _flatten(tree: Any, leaves: list[Any]) -> Structure:

@@ -14,6 +14,7 @@ from .convolution import (
     MaxPool2D,
 )
 from .from_torch import torch_parameters
+from .images import Augment, Rescale
 from .layers import (
     Activation,
     BatchNorm,
@@ -35,6 +36,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "Activation",
+    "Augment",
     "AvgPool1D",
     "AvgPool2D",
     "BatchNorm",
@@ -52,6 +54,7 @@ __all__ = [
     "MaxPool2D",
     "Module",
     "Recurrent",
+    "Rescale",
     "Reshape",
     "Residual",
     "Sequential",

@@ -178,7 +178,9 @@ def _traced_call(call: Callable[..., Any]) -> Callable[..., Any]:
         scope, trace = Scope.current(), Trace.current()
         if scope is not None and trace is not None:
             with trace.within(scope.path(self)):
-                return call(self, *inputs, **named)
+                y = call(self, *inputs, **named)
+            scope.gave(self, y)
+            return y
         if not self.built:
             self._adopt(inputs, named)
         if not is_traced(*inputs, *named.values()):

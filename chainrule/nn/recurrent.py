@@ -121,6 +121,7 @@ class Recurrent(Module):
         for name, value in zip(self._names(), last, strict=True):
             self._go_on(name, value)
         if scope.times is not None:
+            scope.times.check_step(x, last[0])
             scope.times.ends(x, *last, *loop.passed, y)
             if self.return_sequences:
                 scope.times.follows(y, x)

@@ -6,7 +6,6 @@ here: networks, the command line and the tests find it by name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..registry import Registry
 from .call import composition
-from .elementwise import erf, strong_multiply
+from .elementwise import normal_cdf, strong_multiply
 from .reduce import softmax
 
 activations: Registry[Callable[..., Any]] = Registry("activation")
@@ -82,11 +81,11 @@ def selu(x: Any) -> Any:
 
 @activation("gelu")
 def gelu(x: Any) -> Any:
-    """x Φ(x), Φ the distribution function of the normal distribution, by erf (no approximation by tanh).
+    """x Φ(x), Φ(x) = (1 + erf(x / √2)) / 2 the distribution function of the normal distribution (no approximation by tanh).
 
     Source: Hendrycks & Gimpel, "Gaussian error linear units", 2016, eq. in section 2.
     """
-    return 0.5 * x * (1.0 + erf(x * (1 / math.sqrt(2))))
+    return x * normal_cdf(x)
 
 
 @activation("sigmoid", derivative=(lambda g, y, x: strong_multiply(g, y * (1 - y)),), notation="σ")

@@ -270,6 +270,37 @@ erf = elementwise(
     like=np.tanh,
 )
 
+
+def _normal_cdf(x: Any) -> Any:
+    """Distribution function Φ of the normal distribution: by erf for |x| < 0.67; its tail by the trapezoidal rule with the correction
+    for the pole (Chiarella & Reichel, "On the evaluation of integrals related to the error function", 1968).
+
+    Relative error below 3e-15 in float64, in the tail as well; float32 is computed in float64.
+    """
+    x = np.asarray(x)
+    a = np.minimum(np.abs(x.astype(np.float64)), 40.0)
+    square = np.maximum(a, 0.5) ** 2 / 2  # of the argument of erfc; only what is beyond 0.67 counts
+    step = 0.5
+    total = 1 / square
+    for n in range(1, 15):
+        total = total + 2 * math.exp(-((n * step) ** 2)) / ((n * step) ** 2 + square)
+    short = np.round(a * 2**20) / 2**20  # its square is exact, so exp(-a²/2) keeps its digits
+    factor = np.exp(-short * short / 2) * np.exp(-(a - short) * (a + short) / 2)
+    root = np.sqrt(square)
+    pole = np.where(root < math.pi / step, 2 / np.expm1(np.minimum(2 * math.pi / step * root, 700.0)), 0.0)
+    tail = 0.5 * (factor * root * (step / math.pi) * total - pole)
+    result = np.where(a < 0.67, 0.5 + 0.5 * _erf(np.where(a < 1, x, 0) / math.sqrt(2)), np.where(x < 0, tail, 1 - tail))
+    return np.where(np.isnan(x), x, result).astype(x.dtype)
+
+
+normal_cdf = elementwise(
+    "normal_cdf",
+    _normal_cdf,
+    (lambda g, y, x: strong_multiply(g, 1 / math.sqrt(2 * math.pi) * np.exp(-0.5 * (x * x))),),
+    kind=FLOAT,
+    like=np.tanh,
+)
+
 # ---- tests and choices -------------------------------------------------------------------------------------------------------
 
 less = elementwise("less", np.less, (None, None), kind=TEST, smooth=False)

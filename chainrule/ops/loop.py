@@ -170,8 +170,9 @@ def scan(
 
     Args: step(h, x) -> (h, y), any nests of arrays, written in NumPy; h0 first state; xs nest of arrays with a common first axis
     T, or None with `length` given; reverse: from the last to the first; memory: so much ("64MB", or bytes) of the inner values of the
-    steps is kept at most for the backward pass in native code, the rest is computed again: its gradient has the same bits (a
-    budget that cannot be kept is refused when the gradient is compiled). Returns: (last state, ys), each y stacked on a first axis T.
+    steps is kept at most for the backward pass in native code, the rest is computed again: its gradient has the same bits. A budget
+    that cannot be kept is refused when the gradient is compiled, also one for less than what a loop keeps that stands in another. Where
+    there is no backward pass nothing is kept for one. Returns: (last state, ys), each y stacked on a first axis T.
     Raises: `ShapeError` if the state changes its shape or type, `UsageError` if lengths differ or memory is no amount.
 
     >>> import numpy as np

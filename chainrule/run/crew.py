@@ -3,8 +3,8 @@
 In: what the user asked for, the graphs that a run is made of, and how long steps took. Out: into how many units work is cut, and how many
 threads do them. Results have the same bits whatever is chosen, so the choice may change while a run goes on.
 
-Where nobody asked for a number, there are as many as have enough to do, and that is timed against one thread. Now and then the way that
-was not chosen is timed again, for a machine becomes busy, or idle.
+Where nobody asked for a number, there are as many as have enough to do, and that is timed against one thread. The way that was not
+chosen is timed again as often as costs little, for a machine becomes busy, or idle: where both take about as long, at once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ SHARE = 4e5  # operations in a step for each thread, at least: a few microsecond
 RATE = 5e10  # operations in a second: a guess, until steps have been timed
 SHORT = 0.001  # seconds of work that are over before threads that sleep have all begun
 SLICES = 3  # how often a way is timed before it is judged
+CLEARLY = 1.3  # a way that takes so many times as long as the other is judged at once
 TRIAL = 0.004  # seconds in native code while ways are timed
 SLICE = 0.1  # and when one has been chosen
-AGAIN = 0.5  # seconds of work after which the other way is timed once more: the machine may have become busy, or idle
+PRICE = 0.01  # of the time, at most, is lost by timing the way that seems the slower one once more
 KEPT = 256  # how many kinds of steps are remembered
 
 
@@ -71,13 +72,27 @@ class Pace:
     last: dict[Way, deque[float]] = field(default_factory=dict)
     idle: dict[Way, float] = field(default_factory=dict)
 
+    def likely(self) -> float:
+        """About how long a step takes: what is known, or a guess."""
+        return min(tuple(self.rough.values()), default=self.work / RATE)
+
     def step(self, way: Way) -> float:
         """Seconds of a step this way: the least of the last few, since whatever disturbs makes it longer."""
         return min(self.last[way])
 
-    def timed(self, way: Way) -> bool:
-        """Whether enough is known of this way."""
-        return len(self.last.get(way, ())) >= SLICES
+    def timed(self, way: Way, other: Way) -> bool:
+        """Whether enough is known of this way, which is taken or the other one."""
+        mine, others = self.last.get(way, ()), self.last.get(other, ())
+        return len(mine) >= SLICES or (bool(mine) and bool(others) and min(mine) > CLEARLY * min(others))
+
+    def order(self, way: Way, other: Way) -> tuple[Way, Way]:
+        """The better one first."""
+        return (way, other) if self.step(way) <= self.step(other) else (other, way)
+
+    def due(self, way: Way, better: Way) -> bool:
+        """Whether it is time to see if this way is still the slower one: what that is going to cost is little beside the time since."""
+        mine, others = self.step(way), self.step(better)
+        return PRICE * self.idle.get(way, 0.0) >= max(TRIAL, mine) * (1 - others / mine)
 
 
 # By the number of operations in a step: networks that have it in common have much else in common, and a session that begins with what
@@ -100,13 +115,14 @@ class Crew:
     def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""
         several, one = self._ways(pace)
-        if several == one or left * pace.work / RATE < SHORT:
+        if several == one or left * pace.likely() < SHORT:
             return one
-        for way in (several, one):
-            if not pace.timed(way):
-                return way
-        best, other = sorted((several, one), key=pace.step)
-        return other if pace.idle.get(other, 0.0) >= AGAIN else best
+        if not pace.timed(several, one):
+            return several
+        if not pace.timed(one, several):
+            return one
+        best, other = pace.order(several, one)
+        return other if pace.due(other, best) else best
 
     def _ways(self, pace: Pace) -> tuple[Way, Way]:
         """On several threads and on one, by the same code; the same twice where there is no choice."""
@@ -121,7 +137,8 @@ class Crew:
             return 1
         step = min([pace.rough[way], *pace.last.get(way, ())])  # too few steps would be over before they can be judged
         several, one = self._ways(pace)
-        trying = several != one and (not pace.timed(way) or pace.idle.get(way, 0.0) >= AGAIN)
+        known = pace.timed(several, one) and pace.timed(one, several)
+        trying = several != one and not (known and way == pace.order(several, one)[0])
         return max(1, min(left, int((TRIAL if trying else SLICE) / max(step, 1e-9))))
 
     def took(self, pace: Pace, way: Way, steps: int, seconds: float) -> None:

@@ -180,7 +180,7 @@ class NativeSession(Session):
                 for name, node, value in zip(_captures(program, entry), nodes, entry.captures, strict=True):
                     self._captures[name] = own(value, node.dtype)
         self._known: dict[Any, Machine] = {}
-        self._arenas: dict[Any, Array] = {}
+        self._arena = aligned(0)  # scratch memory: no entry leaves there what it does not prepare anew when its turn comes again
         self._layouts: dict[Any, _Layout] = {}
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
@@ -218,7 +218,8 @@ class NativeSession(Session):
                 except BudgetError as error:
                     refused.append(error)
                     continue
-                self._arenas[made] = aligned(made.arena, fill=self._backend.poison)
+                if made.arena > self._arena.size:
+                    self._arena, self._last = aligned(made.arena, fill=self._backend.poison), None
             found.append(self._known[key])
         if refused:
             raise max(refused, key=lambda e: e.least)
@@ -316,7 +317,7 @@ class NativeSession(Session):
                 words[FUNCTIONS], words[ARENAS] = ready.words
                 words[PLACE] = place = at % len(layout.which)
                 ready.fill(None, layout.moving, bases + layout.offsets(at) if at else bases)
-                words[BEFORE] = ready.begin(int(layout.which[place]), self._last)
+                words[BEFORE] = ready.begin(int(layout.which[place]), self._arena.ctypes.data, self._last)
                 self._last = None
                 shared[:] = words
                 begun = time.perf_counter()
@@ -340,7 +341,7 @@ class NativeSession(Session):
         found = layout.ready.get(key)
         if found is None:
             machines = self._machines(layout.kinds, sources, way.units)
-            found = layout.ready[key] = _Ready(machines, self._arenas, way.threads, self._shared, len(self._table))
+            found = layout.ready[key] = _Ready(machines, way.threads, self._shared, len(self._table))
         return found
 
     def _raise(self, steps: Steps, at: int) -> None:
@@ -429,19 +430,19 @@ class Driver:
 class _Ready:
     """What a number of threads needs to enter native code."""
 
-    def __init__(self, machines: Sequence[Machine], arenas: Mapping[Any, Array], threads: int, shared: Array, slots: int) -> None:
+    def __init__(self, machines: Sequence[Machine], threads: int, shared: Array, slots: int) -> None:
         self.machines = machines
         self._functions = np.array([(m.prepare, m.address) for m in machines], np.int64)
-        self._arenas = np.array([arenas[m].ctypes.data for m in machines], np.int64)
+        self._arenas = np.zeros(len(machines), np.int64)
         self.words = (self._functions.ctypes.data, self._arenas.ctypes.data)
         line = -(-slots // LINE) * LINE  # each thread writes to a table of its own, in cache lines of its own
         self._tables = aligned(threads * line, np.int64).reshape(threads, line)[:, :slots]
         self._blocks = [np.array([shared.ctypes.data, t, own.ctypes.data], np.int64) for t, own in enumerate(self._tables)]
         self.arguments = [b.ctypes.data for b in self._blocks]
 
-    def begin(self, kind: int, last: Machine | None) -> int:
-        """Use the arena of the first step's kind. Returns that kind if the last step was of it too, so that what it has prepared holds."""
-        self._tables[:, 0] = self._arenas[kind]
+    def begin(self, kind: int, arena: int, last: Machine | None) -> int:
+        """Work in this memory. Returns the kind of the first step if the last one was of it too, so that what it has prepared holds."""
+        self._tables[:, 0] = self._arenas[:] = arena
         return kind if self.machines[kind] is last else -1
 
     def fill(self, table: Array | None, slots: Array, pointers: Sequence[int] | Array) -> None:

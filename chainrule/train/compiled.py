@@ -249,7 +249,7 @@ class Compiled:
         >>> _ = net.fit(np.ones((4, 2000, 2)), np.ones((4, 1)), epochs=1, memory="500kB")
         >>> (loop,) = net.compiled.plan().loops
         >>> loop.layer, loop.kind, loop.steps, loop.segment, loop.states
-        ('0', 'segments', 2000, 256, 8)
+        ('0', 'segments', 2000, 512, 4)
         """
         from ..compiler import cost
 

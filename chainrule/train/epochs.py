@@ -19,9 +19,10 @@ from ..ops.random import key_of
 from ..optim import Optimizer
 from ..program import Entry, Program
 from ..run.backend import Steps
-from ..run.batches import SHUFFLE, epoch_order, step_sizes
+from ..run.batches import SHUFFLE, by_length, epoch_order, step_sizes
 from ..schedules import Schedule
 from .objective import DIVISOR, RATE, REST, SEED, STEP, TARGET, WEIGHT
+from .sequences import steps_of_rows
 from .windows import BEGIN, Windows
 
 _AHEAD = 4096  # row numbers that are shuffled ahead where epochs are asked for one by one, and
@@ -72,11 +73,13 @@ class Epochs:
     """The steps of a run.
 
     Args: planned: its epochs; keep: the results of steps that are asked for; reads: the inputs that steps read. windows: of which the
-    rows of data are some; then a step is a window of a batch, and rests where nothing in it has a weight.
+    rows of data are some; then a step is a window of a batch, and rests where nothing in it has a weight; free: whether rows may change
+    places within a batch.
     """
 
     def __init__(self, data: Data, batch_size: int, *, shuffle: bool, seed: int, optimizer: Optimizer, planned: int,
-                 keep: Sequence[str], reads: Collection[str], windows: Windows | None = None, rests: bool = False) -> None:  # fmt: skip
+                 keep: Sequence[str], reads: Collection[str], windows: Windows | None = None, rests: bool = False,
+                 free: bool = False) -> None:  # fmt: skip
         self._data, self._arrays, self._batch, self._windows, self._rests = data, data.arrays(), batch_size, windows, rests
         self._optimizer, self.schedule = optimizer, optimizer.schedule
         self.watched = type(self.schedule).observe is not Schedule.observe  # whether rates depend on how epochs went
@@ -86,7 +89,10 @@ class Epochs:
         self._sizes = [size for size in sizes for _ in range(each)]
         self._whole = data.rows // each // batch_size * batch_size * each  # rows in steps of full size
         self.steps = len(self._sizes)  # of an epoch
-        self._orders = Orders(data.rows // each, shuffle=shuffle, seed=seed)
+        lengths = steps_of_rows(data.inputs) if free else None
+        if lengths is not None:
+            lengths = lengths.reshape(-1, each).sum(axis=1)
+        self._orders = Orders(data.rows // each, batch_size, shuffle=shuffle, seed=seed, lengths=lengths)
         self._group = optimizer.accumulate
         self._update = np.arange(self.steps) // self._group
         self.updates = int(self._update[-1]) + 1  # of an epoch
@@ -259,10 +265,16 @@ def _is_number(value: Node) -> bool:
     return value.op == "constant" and bool(np.isfinite(value.attrs["value"]))
 
 
-def order_counts(programs: Sequence[Program]) -> bool:
+def order_counts(programs: Iterable[Program]) -> bool:
     """Whether the order of the rows within a step may make a difference, beyond the rounding of sums: whether anything looks at other
     rows but by sums over them all. Random numbers belong to places in the batch and are as good in any order."""
     return any(_mixes(program, entry) for program in programs for entry in program.entries.values())
+
+
+def rows_are_free(programs: Iterable[Program]) -> bool:
+    """Whether rows may change places within a batch: nothing depends on their order, and no state belongs to a place."""
+    programs = list(programs)
+    return not order_counts(programs) and all(v.rows is None for p in programs for v in p.state.values())
 
 
 _mixing: WeakKeyDictionary[Graph, bool] = WeakKeyDictionary()  # what `_mixes` has found, which takes as long as some fits
@@ -281,13 +293,17 @@ def _mixes(program: Program, entry: Entry) -> bool:
 
 
 class Orders:
-    """The orders of epochs one after the other, each that of `epoch_order`; just one where they are not shuffled."""
+    """The orders of epochs one after the other, each that of `epoch_order`; just one where they are not shuffled. lengths: of the rows,
+    by which they stand in their batch."""
 
-    def __init__(self, rows: int, *, shuffle: bool, seed: int) -> None:
-        self._rows, self._shuffle, self._seed = rows, shuffle, seed
+    def __init__(self, rows: int, batch: int, *, shuffle: bool, seed: int, lengths: Array | None = None) -> None:
+        self._rows, self._batch, self._shuffle, self._seed, self._lengths = rows, batch, shuffle, seed, lengths
         self._first = 0
         self._made = np.zeros((0, rows), np.int64)
-        self._plain = np.arange(rows)
+        self._plain = self._arranged(np.arange(rows))
+
+    def _arranged(self, order: Array) -> Array:
+        return order if self._lengths is None else by_length(order, self._lengths, self._batch)
 
     def take(self, first: int, epochs: int, most: int) -> Array:
         """The orders of these epochs, (epochs, rows), or (rows,) for all. most: epochs that may be asked for from `first` on."""
@@ -295,7 +311,8 @@ class Orders:
             return self._plain
         if not self._first <= first <= first + epochs <= self._first + len(self._made):
             ahead = min(most, _MOST_AHEAD, _AHEAD // self._rows)
-            self._first, self._made = first, shuffled(self._rows, self._seed, first, max(epochs, ahead))
+            self._first = first
+            self._made = self._arranged(shuffled(self._rows, self._seed, first, max(epochs, ahead)))
         at = first - self._first
         return self._made[at : at + epochs]
 

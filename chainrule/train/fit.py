@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,13 +21,13 @@ from ..metrics import Metric
 from ..program import Program
 from ..registry import nearest
 from ..run.backend import Backend, Kept, Session, Steps, Taken, finite
-from ..run.batches import step_sizes
+from ..run.batches import by_length, step_sizes
 from ..run.interrupt import Watch
-from .epochs import Behind, Data, Epochs, Pace, lasting, order_counts
+from .epochs import Behind, Data, Epochs, Pace, lasting, order_counts, rows_are_free
 from .history import Callback, EarlyStopping, Run
 from .objective import DIVISOR, REST, Task, make_program, sums_name
 from .progress import Progress
-from .sequences import counted
+from .sequences import counted, steps_of_rows
 
 EVALUATION_ROWS = 512  # rows that are evaluated at once; it changes nothing but rounding
 MOST_STEPS, MOST_ROWS = 2**18, 2**21  # of one call, if it takes several epochs: some tens of MB of numbers and results
@@ -90,7 +90,9 @@ class Training:
                 self.call_back()
                 if self.worse_for_long(good) or self.run.stopped:
                     break
+            self.watch.hold()  # all is done: from here on it is too late
         except KeyboardInterrupt:
+            self.watch.hold()
             self.watch.forget()
             if self._due is not None:
                 self._due()
@@ -166,7 +168,7 @@ class Training:
         shuffle = self.shuffle and (self.batch_size < rows or order_counts(programs))
         return Epochs(
             self.data, self.batch_size, shuffle=shuffle, seed=self.seed, optimizer=optimizer, planned=self.epochs, keep=keep,
-            reads=reads, windows=self.task.windows, rests=self._rests,
+            reads=reads, windows=self.task.windows, rests=self._rests, free=rows_are_free(programs),
         )  # fmt: skip
 
     def _most(self) -> int:
@@ -200,6 +202,7 @@ class Training:
             self.watch.look()
             return True
 
+        self.watch.hold()  # from the first step until what was learnt is kept
         taken = session.run(steps, pulse)
         pace.took(epochs, time.perf_counter() - begun)
         losses = taken.results["loss"]
@@ -227,6 +230,7 @@ class Training:
             self._commit(state, count, epochs, updates, self._lines(history, seen, begun, self._observed(history, seen)))
         elif count:
             self._commit(state, count, epochs, updates)
+        self.watch.release()
         if epochs and judged:  # by functions of the user, which may raise: what has been learnt is kept before
             lengths = {n: self.data.inputs[n] for n in [self.task.steps] if n is not None}
             data = Data(lengths, self.data.target, self.data.weight)
@@ -298,7 +302,7 @@ class Training:
             return {}
         if self.judge is not None:
             session = self.backend.session(self._judging, session.state(), self.threads)
-        value, measured = evaluate(session, self.validation, self.metrics, self.judge or self.task)
+        value, measured = evaluate(self._judging.values(), session, self.validation, self.metrics, self.judge or self.task)
         return {"validation_loss": value, **{f"validation_{name}": v for name, v in measured.items()}}
 
     def _measured_as_seen(self, taken: Taken, data: Data, epochs: int) -> dict[str, list[float]]:
@@ -428,13 +432,22 @@ def measured(
     return values
 
 
-def evaluate(session: Session, data: Data, metrics: Sequence[Metric], task: Task) -> tuple[float, dict[str, float]]:
+def evaluation_order(rows: int, inputs: Mapping[str, Array], programs: Iterable[Program]) -> Array:
+    """The order in which to look at all rows: as they are, or those together whose sequences end together."""
+    order, steps = np.arange(rows), steps_of_rows(inputs)
+    return order if steps is None or order_counts(programs) else by_length(order, steps, EVALUATION_ROWS)
+
+
+def evaluate(
+    programs: Iterable[Program], session: Session, data: Data, metrics: Sequence[Metric], task: Task
+) -> tuple[float, dict[str, float]]:
     """Loss and metrics over all rows as one, from a session with "evaluate" programs of the task."""
     sizes = step_sizes(data.rows, EVALUATION_ROWS)
     divisor = np.array([data.total(np.arange(data.rows))])
     keep = ("loss", *wanted(metrics, task))
-    taken = session.run(Steps(["evaluate"] * len(sizes), data.arrays(), np.arange(data.rows), sizes, {DIVISOR: divisor}, keep))
+    order = evaluation_order(data.rows, data.inputs, programs)
+    taken = session.run(Steps(["evaluate"] * len(sizes), data.arrays(), order, sizes, {DIVISOR: divisor}, keep))
     if taken.interrupted:
         raise KeyboardInterrupt
-    values = measured(metrics, task, taken.results, data)
+    values = measured(metrics, task, taken.results, data.take(order) if "scores" in keep else data)
     return float(math.fsum(taken.results["loss"].tolist())), {name: each[0] for name, each in values.items()}

@@ -81,7 +81,9 @@ class FullBatch(Training):
                     run.stop("converged")
                 if self.worse_for_long(Kept(good)) or run.stopped:
                     break
+            self.watch.hold()  # all is done: from here on it is too late
         except KeyboardInterrupt:
+            self.watch.hold()
             self.watch.forget()
             run.interrupted, run.stopped = True, "interrupted"
         finally:
@@ -93,7 +95,7 @@ class FullBatch(Training):
         """History, metrics and validation of one iteration."""
         added = float(penalty(rule, {n: v.astype(np.float64) for n, v in moved.items()}, rule.hyper()))
         rate = float(rule.schedule(np.zeros(1), 1)[0])
-        seen = evaluate(session, self.data, self.metrics, self.task)[1] if self.metrics else {}
+        seen = evaluate(self._programs.values(), session, self.data, self.metrics, self.task)[1] if self.metrics else {}
         self.record(value - added, added, rate, seen, self.judged(session), begun)
 
 

@@ -31,7 +31,7 @@ from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
 from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length, weights_fit
 from .epochs import Data
-from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_sizes
+from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_order, evaluation_sizes
 from .fullbatch import FullBatch
 from .history import Callback, EarlyStopping, Run, early_stopping_of
 from .objective import DIVISOR, SEED, STEP, TARGET, WEIGHT, Task, batch_type, initial_slots, make_program, objective, slot_name
@@ -108,9 +108,10 @@ class Model(Stateful):
             seed: fixes initial weights, order, dropout; None draws one and records it in `run.seed`.
             threads: None for as many as pay, or up to 1024; results have the same bits whatever their number.
             memory: so much ("64MB", or bytes) is kept at most between forward and backward pass, over all threads, gradients of
-                weights included; data, weights, the optimizer's slots and what is returned do not count. A recurrent network then
-                keeps some states and computes the steps between them again: `net.compiled.plan()` says which. The gradient has the
-                same bits as without. A budget that cannot be kept is refused with the least that can.
+                weights and all that a step needs to work in included; data, weights, the optimizer's slots and what is returned do
+                not count. A recurrent network then keeps some states and computes the steps between them again:
+                `net.compiled.plan()` says which. The gradient has the same bits as without. A budget that cannot be kept is
+                refused with the least that can.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
             truncate: (k1, k2), truncated backpropagation through time, for recurrent networks with a loss at each step: along the
                 sequences of a batch an update every k1 steps, whose gradient goes back k2 steps. See below.
@@ -123,12 +124,13 @@ class Model(Stateful):
 
         Truncation: window j makes an update of the mean loss of steps j k1 to (j + 1) k1 - 1, by the gradient through these and the
         k2 - k1 steps before them, which are taken again with the weights of the moment. The state with which that begins goes on from
-        window to window as a constant, with the bits that one pass would give it. Each batch begins with the layer's first state, so with
-        `learn_initial` only windows that reach the beginning teach it. A window that does not fill is shorter; one in which no sequence
-        has a step left makes no update. Masks of dropout last for one window. With k1 as long as the sequences nothing is cut, with
-        larger k2 the gradient goes back to the beginning. Metrics of your own see windows as rows. Validation is of whole sequences.
-        Refused: a loss at the last step only, of which earlier windows have nothing to learn; Bidirectional, which needs the future;
-        layers that mix steps. Source: Williams & Peng, Neural Computation 2, 1990, BPTT(h; h') with h = k2, h' = k1.
+        window to window as a constant, with the bits that one pass would give it (sums of layers behind the loop are ordered for the
+        rows and steps of a window, and may differ from those of one pass in the last bit). Each batch begins with the layer's first
+        state, so with `learn_initial` only windows that reach the beginning teach it. A window that does not fill is shorter; one in
+        which no sequence has a step left makes no update. Masks of dropout last for one window. With k1 as long as the sequences
+        nothing is cut, with larger k2 the gradient goes back to the beginning. Metrics of your own see windows as rows. Validation is
+        of whole sequences. Refused: a loss at the last step only, of which earlier windows have nothing to learn; Bidirectional, which
+        needs the future; layers that mix steps. Source: Williams & Peng, Neural Computation 2, 1990, BPTT(h; h') with h = k2, h' = k1.
 
         >>> import numpy as np
         >>> from chainrule import nn, optim
@@ -138,7 +140,8 @@ class Model(Stateful):
         >>> run.loss[-1] < 0.01
         True
         """
-        with self._busy("fit"), Watch() as watch:
+        with Watch() as watch, self._busy("fit"):
+            watch.release()
             options = _Options(epochs, batch_size, seed, threads)
             budget = _budget(memory, backend)
             shortened = truncation(truncate)
@@ -167,6 +170,7 @@ class Model(Stateful):
                 slots, schedule_state = self._optimizer_state(rule)
                 task = self._task(chosen, data.target, data.weight is not None, rule, inputs=inputs, metrics=measures)
                 task = replace(task, memory=budget)
+                rule.fits(task.dtype)
                 state, judge, batch_size = {**self._state(), **slots}, None, min(batch_size, data.rows)
                 if windows is not None:
                     judge = task
@@ -353,10 +357,12 @@ class Model(Stateful):
         sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
         programs = {n: self._forward_program(n, inputs) for n in dict.fromkeys(sizes)}
         session = backends[backend].session(programs, self._state())
-        taken = session.run(Steps(["forward"] * len(sizes), inputs.all, np.arange(inputs.rows), sizes, {}, ("scores",)))
+        order = evaluation_order(inputs.rows, inputs.all, programs.values())
+        taken = session.run(Steps(["forward"] * len(sizes), inputs.all, order, sizes, {}, ("scores",)))
         if taken.interrupted:
             raise KeyboardInterrupt
-        scores, steps = taken.results["scores"], self._steps(inputs)
+        scores, steps = np.empty_like(taken.results["scores"]), self._steps(inputs)
+        scores[order] = taken.results["scores"]
         return scores if steps is None else cleared(scores, inputs.lengths[steps])
 
     def predict_proba(self, x: Any, *, lengths: Any = None, mask: Any = None) -> Array:
@@ -383,7 +389,7 @@ class Model(Stateful):
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
         task = self._task(chosen, data.target, data.weight is not None, inputs=inputs, metrics=measures)
         programs = {n: self._recorded(task, n, ("evaluate",)) for n in evaluation_sizes(data.rows)}
-        value, measured = evaluate(backends[backend].session(programs, self._state()), data, measures, task)
+        value, measured = evaluate(programs.values(), backends[backend].session(programs, self._state()), data, measures, task)
         return {"loss": value, **measured}
 
     def _known_loss(self, loss: Any, what: str) -> Loss:

@@ -10,19 +10,22 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..errors import ShapeError, UsageError
 from ..graph.node import Array
-from ..graph.trace import Tracer, here, located
+from ..graph.trace import Trace, Tracer, here, located
 from ..program import Kind
 from ..records import record
 from ..run.batches import INITIALIZE, generator
+from ..sizes import said
 from .sequences import Times
 
 TAP, KEPT = "tap/", "kept/"
+ADDRESSABLE = 2**47  # bytes: all that a process can have on any processor that is known here
 _current: ContextVar[Scope | None] = ContextVar("chainrule_scope", default=None)
 
 
@@ -42,7 +45,7 @@ class Scope:
     names: the dotted path of each layer, by identity. state: what to hand out under a full name. training: whether layers behave as
     in training. create: called for a name that `state` lacks, while building; otherwise such a name is an error. dtype: that of the
     network's numbers. times: which axis of a value is time, and how long sequences are. watched: collects the values that `tap` and
-    `kept` are asked for. window: there if sequences are cut into windows.
+    `kept` are asked for. window: there if sequences are cut into windows. outputs: collects what each layer gives, by its path.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Scope:
         times: Times | None = None,
         watched: dict[str, tuple[int, ...]] | None = None,
         window: Window | None = None,
+        outputs: dict[str, Any] | None = None,
     ) -> None:
         self.names = names
         self.state = state
@@ -70,6 +74,7 @@ class Scope:
         self._create = create
         self._watched = watched
         self._goes_on: dict[str, int] = {}
+        self._outputs, self._trace = outputs, Trace.current()
 
     @staticmethod
     def current() -> Scope | None:
@@ -114,6 +119,18 @@ class Scope:
             return value
         trace = here(full)
         return Tracer(trace.lift(value), trace)
+
+    def gave(self, layer: Any, y: Any) -> None:
+        """Take note of what a layer has given, if somebody wants to know. What it gives inside a loop or a derivative is no array of
+        this trace; where it only hands on what a part of it gave, the part is named; a further call is "name (2)"."""
+        if self._outputs is None or not isinstance(y, Tracer) or y.home is not self._trace:
+            return
+        path = self.path(layer)
+        within = f"{path}." if path else ""
+        if any(value is y and name.startswith(within) for name, value in self._outputs.items()):
+            return
+        calls = sum(name == path or name.startswith(f"{path} (") for name in self._outputs)
+        self._outputs[f"{path} ({calls + 1})" if calls else path] = y
 
     def tap(self, layer: Any, name: str, shape: tuple[int, ...]) -> Any:
         """Zeros to be added to a value of this layer, by which the objective can be differentiated; None if nobody wants to."""
@@ -167,7 +184,16 @@ def tap_name(path: str, name: str) -> str:
 def initial(init: Any, full_name: str, shape: tuple[int, ...], seed: int, dtype: Any) -> Array:
     """The first value of a parameter: a pure function of seed and name, so that it does not depend on other layers."""
     random = generator(seed, INITIALIZE, zlib.crc32(full_name.encode()))
-    value = np.asarray(init(random, shape), dtype)
+    size = prod(shape) * 8  # initializers draw in double precision
+    try:
+        value = np.asarray(init(random, shape), dtype) if size < ADDRESSABLE else None
+    except MemoryError:
+        value = None
+    if value is None:
+        raise UsageError(located(
+            f'"{full_name}" of shape {shape} takes {said(size)} while it is made, more memory than there is: give the layer fewer units, '
+            "or its input fewer columns"
+        ))  # fmt: skip
     if value.shape != shape:
         raise ShapeError(located(f'the initializer of "{full_name}" gave shape {value.shape}, not {shape}'))
     return value

@@ -29,6 +29,12 @@ def measured_by(name: str) -> tuple[str, ...]:
     return tuple(name.removeprefix(_LENGTHS).split(", ")) if name.startswith(_LENGTHS) else ()
 
 
+def steps_of_rows(inputs: Mapping[str, Array]) -> Array | None:
+    """How many steps each row has, of all its sequences; None where no input says how many there are. inputs: by name."""
+    found = [np.asarray(v, np.int64) for n, v in inputs.items() if measured_by(n)]
+    return np.sum(found, axis=0) if found else None
+
+
 # ---- data --------------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +288,27 @@ class Times:
             for value in values.values():
                 if clock.strict and isinstance(value, Tracer) and self._axis(clock, value) is not None:
                     self._refuse(clock, value)
+
+    def check_step(self, x: Any, result: Any) -> None:
+        """What the step of a loop over axis 1 of x takes from outside must not be made of the steps of sequences that end or are cut.
+
+        Args: result: one of the loop.
+        Raises: `DataError`, `UsageError`.
+        """
+        loop = result.node.args[0] if result.node.op == "output" else result.node
+        for node in loop.args[loop.attrs["states"] + loop.attrs["sequences"] :]:
+            for clock in self._clocks:
+                if clock.strict and self._axis(clock, x) == 1 and self._axis(clock, Tracer(node, result.home)) is not None:
+                    kind, what = (
+                        (UsageError, "is cut into windows of time")
+                        if clock.cut
+                        else (DataError, "has rows that differ in length")
+                    )
+                    raise kind(located(
+                        f"{', '.join(clock.inputs)} {what}, and the step takes something from outside ({node.source or node.op}) that is "
+                        "made of more than one of its time steps. A step may look at its state, its input and what knows no time: let "
+                        "what else it needs be part of x"
+                    ))  # fmt: skip
 
     def _refuse(self, clock: _Clock, x: Tracer) -> None:
         node = clock.mixed.get(x.node)

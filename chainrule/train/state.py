@@ -253,9 +253,10 @@ class Stateful(ABC):
         training: bool,
         watched: dict[str, tuple[int, ...]] | None = None,
         windows: Windows | None = None,
+        outputs: dict[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Scores and new statistics, while tracing. watched: see `Scope`. windows: of which these inputs are some; the scores are then
-        those of the steps that have a loss. Only where `BEGIN` is given do states go on from window to window."""
+        """Scores and new statistics, while tracing. watched, outputs: see `Scope`. windows: of which these inputs are some; the
+        scores are then those of the steps that have a loss. Only where `BEGIN` is given do states go on from window to window."""
         names = {id(layer): path for path, layer in reversed(list(self._layers().items()))}
         inputs = Inputs({}, self._built["keys"])
         args, named = inputs.arguments(given)
@@ -263,7 +264,15 @@ class Stateful(ABC):
         dtype = next((v.dtype for v in state.values()), self._built["dtype"])
         window = Window(windows.every, windows.back, given[BEGIN]) if windows is not None and BEGIN in given else None
         scope = Scope(
-            names, state, training=training, frozen=self._frozen_paths(), dtype=dtype, times=times, watched=watched, window=window
+            names,
+            state,
+            training=training,
+            frozen=self._frozen_paths(),
+            dtype=dtype,
+            times=times,
+            watched=watched,
+            window=window,
+            outputs=outputs,
         )
         with scope.active():
             scores = self._scores(*args, **named)

@@ -1,0 +1,430 @@
+"""Image classifiers: from pictures with classes to a trained network beside its baselines, and what it has learnt as pictures.
+
+In: `Images`, an `ImageRecipe`. Out: `ImageOutcome`, a run folder with a report, `ImageRun`. Pictures stay bytes from the file to the
+network. The held-out ones are touched once training is over: for the scores, and for what the report shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import nn
+from .data.images import Images, Size
+from .data.prepare import hold_out
+from .data.table import Values
+from .data.target import fields_of
+from .errors import DataError, FileFormatError
+from .experiment import Recipe, Scores, ending, fitted, history_of
+from .features import activations, saliency
+from .folders import ReadRun, check_pair, write_run
+from .pictures import Gallery, Picture, Pixels, centred, coloured, signed, strip
+from .report import Report, short
+from .train.progress import duration
+
+FORMAT = "chainrule images 1"
+LOSS = "cross_entropy"
+STEPS = 12_000  # twice those of a table: pictures that are changed at random are learnt by heart later
+FEWEST = 5  # pictures that can be split
+CLASSES, EACH = 20, 10  # so many classes are shown, and so many pictures of each
+MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
+
+
+@dataclass(frozen=True)
+class ImageRecipe(Recipe):
+    """How pictures are learnt. `Recipe` says what the other fields mean.
+
+    Args:
+        augment: shift, turn and scale each picture a little at random, anew in each step.
+        flip: mirror half of them too, left for right: for things that look alike both ways, so not for letters.
+    """
+
+    UNUSED: ClassVar[frozenset[str]] = frozenset({"log_target"})
+    SETTING: ClassVar[str] = "for images"
+    hidden: tuple[int, ...] = (256, 128)
+    activation: str = "relu"
+    augment: bool = True
+    flip: bool = False
+
+    def batch(self, rows: int) -> int:
+        """Pictures a step: `batch_size`, or a power of two from 16 to 128.
+
+        >>> ImageRecipe().batch(500), ImageRecipe().batch(5_000), ImageRecipe().batch(60_000)
+        (16, 32, 128)
+        """
+        return self.batch_size or min(128, super().batch(rows))
+
+    def passes(self, rows: int) -> int:
+        """Epochs at most: `epochs`, or 20 to 100, as many as make about 12,000 steps.
+
+        >>> ImageRecipe().passes(500), ImageRecipe().passes(5_000), ImageRecipe().passes(60_000)
+        (100, 76, 25)
+        """
+        return self.epochs or min(100, max(20, STEPS // -(-rows // self.batch(rows))))
+
+
+def network(recipe: ImageRecipe, pixels: Pixels, classes: int) -> nn.Sequential:
+    """The network for such pictures, not yet built. pixels: those that are learnt from, for their mean and deviation."""
+    mean, std = brightness(pixels)
+    layers: list[Any] = [nn.Rescale()]  # 0 is black, which comes in where a picture is shifted
+    if recipe.augment or recipe.flip:
+        shift = max(1, round(min(pixels.shape[1:3]) / 14))
+        layers.append(nn.Augment(shift, recipe.flip, rotate=10, scale=0.1) if recipe.augment else nn.Augment(flip=True))
+    layers += [nn.Rescale(1.0, mean, std), nn.Flatten()]
+    for units in recipe.hidden:
+        layers += [nn.Dense(units, recipe.activation), *([nn.Dropout(recipe.dropout)] if recipe.dropout else [])]
+    return nn.Sequential(*layers, nn.Dense(classes))
+
+
+def brightness(pixels: Pixels) -> tuple[Any, Any]:
+    """Mean and deviation of bytes on the scale 0 .. 1: a number each, or three for colours. They are counted, not copied as numbers.
+
+    >>> brightness(np.array([[[0, 255]]], np.uint8))
+    (0.5, 0.5)
+    """
+    levels = np.arange(256) / 255
+    found = []
+    for channel in [pixels] if pixels.ndim == 3 else [pixels[..., c] for c in range(pixels.shape[-1])]:
+        share = sum(np.bincount(part.reshape(-1), minlength=256) for part in channel) / channel.size
+        mean = float(share @ levels)
+        found.append((mean, float(np.sqrt(share @ (levels - mean) ** 2)) or 1.0))
+    means, deviations = zip(*found, strict=True)
+    return (means[0], deviations[0]) if pixels.ndim == 3 else (means, deviations)
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """What training gave. learn, held: the pictures that were learnt from and those that were not; chances (held, classes). The rest as
+    in `experiment.Outcome`."""
+
+    recipe: ImageRecipe
+    network: nn.Sequential
+    learn: Images
+    held: Images
+    chances: Values
+    history: dict[str, list[float]]
+    best_epoch: int | None
+    scores: dict[str, Scores]
+    seconds: float
+    notes: list[str]
+    interrupted: bool
+    stopped: str
+    failure: str
+
+    @property
+    def predicted(self) -> Values:
+        """The code of the likeliest class of each held-out picture."""
+        return np.asarray(self.chances.argmax(axis=1))
+
+    @property
+    def codes(self) -> Values:
+        """What the held-out pictures show."""
+        assert self.held.codes is not None
+        return self.held.codes
+
+
+def train_images(images: Images, recipe: ImageRecipe, *, verbose: bool = True) -> ImageOutcome:
+    """Holds pictures out, trains, scores beside a linear model and the most frequent class.
+
+    Raises: `DataError` for pictures without classes, of one class or too few; `DivergenceError` if that happens in the first epoch.
+    """
+    if images.codes is None:
+        raise DataError(
+            f"{images.source} says of no picture what it shows: put pictures into a folder for each class, or name the file of labels "
+            "of IDX images with --labels"
+        )
+    if len(images.classes) < 2 or images.rows < FEWEST:
+        raise DataError(
+            f"{images.source} has {images.rows:,} pictures of {len(images.classes)} classes: at least {FEWEST} of two are needed"
+        )
+    training, testing = hold_out(images.codes, images.classes, recipe.test, recipe.split_seed)
+    learn, held = images.take(training), images.take(testing)
+    assert learn.codes is not None
+    assert held.codes is not None
+    net = network(recipe, learn.pixels, len(images.classes))
+    run, failure, seconds = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, verbose)
+    chances = np.asarray(net.predict_proba(held.pixels), np.float64)
+    notes = [*images.notes, *ending(run, failure)]
+    shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows
+    scores = {"this network": score(chances, held.codes)}
+    interrupted = run.interrupted
+    if not interrupted:
+        linear = network(replace(recipe, hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
+        fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
+        scores["linear model"] = score(np.asarray(linear.predict_proba(held.pixels), np.float64), held.codes)
+        interrupted = fit.interrupted
+    notes += ["interrupted before the linear model was trained to its end"] * interrupted
+    scores["always the most frequent"] = score(np.broadcast_to(shares, chances.shape), held.codes)
+    return ImageOutcome(
+        recipe, net, learn, held, chances, history_of(run), run.best_epoch, scores, seconds, notes,
+        interrupted, run.stopped, failure,
+    )  # fmt: skip
+
+
+def score(chances: Values, codes: Values) -> Scores:
+    """Accuracy and log loss of probabilities (rows, classes).
+
+    >>> score(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([1, 1]))["accuracy"]
+    0.5
+    """
+    likelihood = np.clip(chances[np.arange(len(codes)), codes], 1e-15, 1)
+    return {"accuracy": float(np.mean(chances.argmax(axis=1) == codes)), "log loss": float(-np.mean(np.log(likelihood)))}
+
+
+def summary(outcome: ImageOutcome) -> list[tuple[str, str]]:
+    """(name, value) pairs on pictures, network and training."""
+    recipe, learn = outcome.recipe, outcome.learn
+    epochs = len(outcome.history["loss"])
+    kept = f", the weights of epoch {outcome.best_epoch} kept" if outcome.best_epoch else ""
+    stopped = f" ({outcome.stopped})" if outcome.stopped else ""
+    named = ", ".join(short(name, 20) for name in learn.classes[:CLASSES]) + (", ..." if len(learn.classes) > CLASSES else "")
+    kinds = " → ".join(type(layer).__name__ + _units(layer) for layer in outcome.network)
+    weights = sum(v.size for v in outcome.network.parameters.values())
+    what = f"{learn.rows + outcome.held.rows:,} pictures of {learn.size[0]} x {learn.size[1]} in {'colour' if learn.colour else 'grey'}"
+    return [
+        ("data", f"{learn.source}: {what}, {learn.rows:,} to learn from, {outcome.held.rows:,} held out"),
+        ("classes", f"{len(learn.classes)}: {named}"),
+        ("network", f"{kinds}; {weights:,} weights, {recipe.activation}, {LOSS}"),
+        ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
+    ]
+
+
+def _units(layer: nn.Module) -> str:
+    units = getattr(layer, "units", None) or getattr(layer, "filters", None)
+    return f" {units}" if units else ""
+
+
+def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
+    """The run folder: network, what it sees, settings, history, report."""
+    about = {
+        "data": outcome.learn.source,
+        "task": "images",
+        "recipe": asdict(outcome.recipe),
+        "batch_size": outcome.recipe.batch(outcome.learn.rows),
+        "planned_epochs": outcome.recipe.passes(outcome.learn.rows),
+        "pictures": {"training": outcome.learn.rows, "held out": outcome.held.rows},
+    }
+    classes = np.array(outcome.learn.classes, dtype=object)
+    report = Report(
+        title=f"Pictures of {outcome.learn.source}",
+        facts=summary(outcome),
+        scores=outcome.scores,
+        history=outcome.history,
+        best_epoch=outcome.best_epoch,
+        notes=outcome.notes,
+        true=classes[outcome.codes],
+        predicted=classes[outcome.predicted],
+        classes=outcome.learn.classes,
+        target="class",
+        judged="held-out pictures",
+        galleries=galleries(outcome),
+    )
+    write_run(folder, outcome, Seen.of(outcome.learn).to_json(), about, report)
+
+
+# ---- what the report shows ---------------------------------------------------------------------------------------------------
+
+
+def galleries(outcome: ImageOutcome) -> list[Gallery]:
+    """Samples, mistakes, saliency, filters, and what units respond to."""
+    found = [_samples(outcome.learn), _mistakes(outcome), _salient(outcome), _filters(outcome), *_responses(outcome)]
+    return [gallery for gallery in found if gallery is not None]
+
+
+def _samples(learn: Images) -> Gallery:
+    rows = []
+    for code, name in enumerate(learn.classes[:CLASSES]):
+        own = np.flatnonzero(learn.codes == code)
+        if len(own):
+            rows.append(Picture(strip(list(learn.pixels[own[:EACH]])), f"{short(name, 40)}: {len(own):,}"))
+    more = f" The first {CLASSES} of {len(learn.classes):,} classes." if len(learn.classes) > CLASSES else ""
+    return Gallery("What was learnt from", f"Some pictures of each class, and how many there are.{more}", rows, learn.size[0])
+
+
+def _mistakes(outcome: ImageOutcome) -> Gallery:
+    """Those of which the network was surest, in the wrong."""
+    held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
+    wrong = np.flatnonzero(predicted != codes)
+    worst = wrong[np.argsort(outcome.chances[wrong, codes[wrong]], kind="stable")][:MISTAKES]
+    shown = [Picture(held.pixels[i], f"{_judged(outcome, i)}, {short(held.names[i], 40)}") for i in worst.tolist()]
+    about = (
+        f"{len(wrong):,} of {held.rows:,} held-out pictures were taken for another class; these with the least probability of what "
+        "they are: true class, predicted one and its probability, and the picture's name."
+    )
+    return Gallery(
+        "The worst mistakes", about if len(wrong) else "There are none among the held-out pictures.", shown, held.size[0]
+    )
+
+
+def _judged(outcome: ImageOutcome, i: int) -> str:
+    """True class → predicted class and its probability."""
+    names, p = outcome.held.classes, outcome.predicted[i]
+    return f"{short(names[outcome.codes[i]], 20)} → {short(names[p], 20)} ({100 * outcome.chances[i, p]:.0f} %)"
+
+
+def _salient(outcome: ImageOutcome) -> Gallery:
+    """Of each class the picture that was recognised best, then some mistakes, each beside what the predicted class hangs on."""
+    held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
+    sure = outcome.chances[np.arange(held.rows), codes]
+    best = [np.flatnonzero((codes == c) & (predicted == c)) for c in range(min(len(held.classes), CLASSES))]
+    chosen = [int(own[sure[own].argmax()]) for own in best if len(own)]
+    wrong = np.flatnonzero(predicted != codes)
+    chosen += wrong[np.argsort(sure[wrong], kind="stable")][:EACH].tolist()
+    maps = saliency(outcome.network, held.pixels[chosen], predicted[chosen])
+    shown = [
+        Picture(strip([coloured(held.pixels[i]), signed(m if m.ndim == 2 else m.sum(axis=2))]), _judged(outcome, i))
+        for i, m in zip(chosen, maps, strict=True)
+    ]
+    about = (
+        "The picture of each class that was recognised best, then some mistakes. Beside each: the gradient of the predicted class's "
+        "score by the pixels. Blue pixels raise the score when they get brighter, orange ones lower it."
+    )
+    return Gallery("What the score hangs on", about, shown, held.size[0])
+
+
+def _filters(outcome: ImageOutcome) -> Gallery | None:
+    """The first layer's weights as pictures: as large as the images for a dense layer, as the kernel for a convolution; the largest."""
+    weights = next((w for n, w in outcome.network.parameters.items() if n.endswith("weight")), None)
+    shape = outcome.learn.pixels.shape[1:]
+    if weights is not None and weights.ndim == 2 and weights.shape[0] == math.prod(shape):
+        each = weights.T.reshape(-1, *shape)
+    elif weights is not None and weights.ndim == 4:  # (height, width, channels, filters)
+        each = np.moveaxis(weights, 3, 0)
+    else:
+        return None
+    if each.ndim == 4 and each.shape[3] != 3:
+        each = each[..., 0]  # of other numbers of channels, the first
+    order = np.argsort(-np.abs(each).reshape(len(each), -1).max(axis=1), kind="stable")[:FILTERS]
+    shown = [Picture(signed(each[i]) if each.ndim == 3 else centred(each[i]), f"unit {i}") for i in order.tolist()]
+    about = "The weights by which each unit sums up the pixels"
+    rule = "blue above 0, orange below" if each.ndim == 3 else "a colour above grey adds, one below takes away"
+    return Gallery(
+        "The first layer's filters", f"{about}: {rule}. The {len(shown)} with the largest weights.", shown, each.shape[1]
+    )
+
+
+def _responses(outcome: ImageOutcome) -> list[Gallery]:
+    """For each layer with weights, the pictures that excite its units most."""
+    held = outcome.held.take(np.arange(min(outcome.held.rows, LOOKED_AT)))
+    found = activations(outcome.network, held.pixels)
+    parameters = outcome.network.parameters
+    layers = [(name, y) for name, y in found.items() if f"{name}.weight" in parameters and y.ndim in (2, 4)]
+    made = []
+    for name, y in layers:
+        excited = y if y.ndim == 2 else y.max(axis=(1, 2))  # a filter is as excited as it is anywhere in the picture
+        last = name == layers[-1][0]
+        order = np.argsort(-excited.std(axis=0), kind="stable")[:UNITS]
+        units = list(range(min(excited.shape[1], CLASSES))) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
+        shown = [
+            Picture(
+                strip(list(held.pixels[np.argsort(-excited[:, u], kind="stable")[:EXCITING]])),
+                f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}",
+            )
+            for u in units
+        ]
+        dead = int(np.sum(np.ptp(excited, axis=0) == 0))
+        silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
+        which = "each class" if last else "the units that differ most from picture to picture"
+        about = f"The held-out pictures that excite {which} most, the strongest first.{silent}"
+        made.append(Gallery(f"What layer {name} responds to", about, shown, held.size[0]))
+    return made
+
+
+# ---- a run, read again -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network sees and says: the size of its pictures, whether they are in colour, and its classes.
+
+    >>> seen = Seen((28, 28), False, ("cat", "dog"))
+    >>> Seen.from_json(seen.to_json()) == seen
+    True
+    """
+
+    size: Size
+    colour: bool
+    classes: tuple[str | int, ...]
+
+    @classmethod
+    def of(cls, images: Images) -> Seen:
+        return cls(images.size, images.colour, images.classes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one picture."""
+        return (*self.size, 3) if self.colour else self.size
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, content: str) -> Seen:
+        """What `to_json` wrote. Raises: `FileFormatError` for anything else."""
+        try:
+            data = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
+        wanted = {"format": str, "size": list, "colour": bool, "classes": list}
+        parts = fields_of(data if isinstance(data, dict) else {}, wanted, "the preparation")
+        size, classes = tuple(parts["size"]), tuple(parts["classes"])
+        whole = all(type(side) is int and 0 < side <= 1 << 14 for side in size)
+        named = all(type(name) in (str, int) for name in classes) and len(set(classes)) == len(classes) > 1
+        if parts["format"] != FORMAT or len(size) != 2 or not whole or not named:
+            raise FileFormatError(f"this describes no pictures with classes: {content[:100]!r}")
+        return cls((size[0], size[1]), parts["colour"], classes)
+
+
+@dataclass(frozen=True)
+class ImageRun(ReadRun):
+    """The run folder of an image classifier, read."""
+
+    seen: Seen
+
+    @property
+    def loss(self) -> str:
+        return LOSS
+
+    @classmethod
+    def of(cls, folder: Path, network: Any, settings: Mapping[str, Any], seen: Seen) -> ImageRun:
+        """Raises: `FileFormatError` unless the network takes such pictures and gives a score for each class."""
+        check_pair(folder, network, np.zeros((1, *seen.shape), np.uint8), (1, len(seen.classes)))
+        return cls(folder, network, settings, seen)
+
+    def sample(self, rows: int, images: Images | None) -> tuple[Values, Values]:
+        """(x, y) of the first pictures; random ones without any. Raises: `DataError` for pictures without classes."""
+        if images is not None:
+            images = images.take(np.arange(min(rows, images.rows)))
+            return images.pixels, self.codes_of(images)
+        draw = np.random.default_rng(0)
+        return draw.integers(0, 256, (rows, *self.seen.shape), dtype=np.uint8), draw.integers(0, len(self.seen.classes), rows)
+
+    def codes_of(self, images: Images) -> Values:
+        """What pictures show, as this network numbers its classes. Raises: `DataError` for a class that it does not know, or none."""
+        if images.codes is None:
+            raise DataError(f"{images.source} says of no picture what it shows")
+        places = {name: code for code, name in enumerate(self.seen.classes)}
+        if unknown := [name for name in images.classes if name not in places]:
+            known = ", ".join(short(name, 20) for name in self.seen.classes[:CLASSES])
+            raise DataError(f'{images.source} has the class "{short(unknown[0])}", which training did not have: {known}')
+        return np.array([places[name] for name in images.classes], np.int64)[images.codes]
+
+
+def predict_images(run: ImageRun, images: Images) -> tuple[dict[str, Values], list[str], Scores | None]:
+    """(columns: the prediction and a probability for each class; remarks; scores if the pictures come with known classes)."""
+    chances = np.asarray(run.network.predict_proba(images.pixels), np.float64)
+    classes = run.seen.classes
+    columns: dict[str, Values] = {"prediction": np.array(classes, dtype=object)[chances.argmax(axis=1)]}
+    columns |= {f"probability {name}": chances[:, i] for i, name in enumerate(classes)}
+    if images.codes is None:
+        return columns, list(images.notes), None
+    try:
+        return columns, list(images.notes), score(chances, run.codes_of(images))
+    except DataError as error:
+        return columns, [*images.notes, f"no scores: {error}"], None

@@ -1,0 +1,406 @@
+"""Image classifiers from files to run folders: what they learn, what the report shows, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import call, refused
+from test_images import idx, save
+from test_report import checked
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.data import Images
+from chainrule.images import ImageOutcome, ImageRecipe, Seen, brightness, galleries, network, score, train_images
+from chainrule.pictures import Gallery, png, signed, strip
+from chainrule.runs import read_run
+
+Array = np.ndarray
+QUICK = ("--epochs", "6", "--hidden", "8", "--batch-size", "16", "--no-augment", "--quiet")
+
+
+def bars(rows: int = 150, colour: bool = False, classes: int = 3, seed: int = 0) -> tuple[Array, Array]:
+    """A bright bar at a height that says the class, in noise."""
+    r = np.random.default_rng(seed)
+    codes = r.integers(0, classes, rows)
+    pixels = r.integers(0, 60, (rows, 9, 8, *((3,) if colour else ())), dtype=np.uint8)
+    for picture, code in zip(pixels, codes, strict=True):
+        picture[3 * code : 3 * code + 2] = 200
+    return pixels, codes
+
+
+def images(rows: int = 150, colour: bool = False, names: tuple[Any, ...] = ("low", "middle", "high")) -> Images:
+    pixels, codes = bars(rows, colour)
+    return Images(pixels, codes, names, tuple(f"{i}.png" for i in range(rows)), "bars")
+
+
+def write_idx(folder: Path, rows: int = 150) -> Path:
+    pixels, codes = bars(rows)
+    file = folder / "bars-images-idx3-ubyte"
+    file.write_bytes(idx(pixels))
+    (folder / "bars-labels-idx1-ubyte").write_bytes(idx(codes.astype(np.uint8)))
+    return file
+
+
+def write_folder(folder: Path, rows: int = 90, colour: bool = False) -> Path:
+    for i, (picture, code) in enumerate(zip(*bars(rows, colour), strict=True)):
+        save(folder / "bars" / f"class{code}" / f"{i}.png", picture)
+    return folder / "bars"
+
+
+@pytest.fixture(scope="module")
+def outcome() -> ImageOutcome:
+    recipe = ImageRecipe(hidden=(12, 6), epochs=3, batch_size=16, test=0.4, learning_rate=5e-4, augment=False)
+    return train_images(images(), recipe, verbose=False)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- the command line
+
+
+def table_of(file: Path) -> list[dict[str, str]]:
+    with open(file, encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_train_and_predict_idx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_idx(tmp_path)
+    assert call("train", file, "--out", "run", *QUICK) == 0
+    said = capsys.readouterr().out
+    assert "this network" in said
+    assert "linear model" in said
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["pictures"] == {"training": 120, "held out": 30}
+    assert settings["scores"]["this network"]["accuracy"] > 0.9
+    assert call("predict", "run", file, "--out", "p.csv") == 0
+    assert "Scores on these 150 pictures" in capsys.readouterr().out
+    rows = table_of(tmp_path / "p.csv")
+    assert list(rows[0]) == ["picture", "prediction", "probability 0", "probability 1", "probability 2"]
+    assert np.mean([int(r["prediction"]) for r in rows] == bars()[1]) > 0.9
+    assert "there already" in refused(capsys, "predict", "run", file, "--out", "p.csv")
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_train_and_predict_a_folder(tmp_path: Path, colour: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path, colour=colour)
+    assert call("train", folder, "--out", "run", *QUICK) == 0
+    assert json.loads((tmp_path / "run" / "preparation.json").read_text())["classes"] == ["class0", "class1", "class2"]
+    capsys.readouterr()
+    big = Image.open(folder / "class1" / table_of_first(folder / "class1")).resize((40, 45), Image.Resampling.NEAREST)
+    big.save(tmp_path / "big.png")
+    assert call("predict", "run", "big.png", "--out", "-") == 0
+    printed = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(printed.out))
+    assert (row["picture"], row["prediction"]) == ("big.png", "class1")
+    assert "had another size than 9 x 8" in printed.err
+    assert call("predict", "run", folder, "--out", "p.csv") == 0
+    assert np.mean([r["picture"].split("/")[0] == r["prediction"] for r in table_of(tmp_path / "p.csv")]) > 0.9
+
+
+def table_of_first(folder: Path) -> str:
+    return sorted(f.name for f in folder.iterdir())[0]
+
+
+def test_size_is_an_option(tmp_path: Path) -> None:
+    assert call("train", write_folder(tmp_path), "--size", 5, 4, "--out", "run", *QUICK) == 0
+    run = read_run("run")
+    assert run.network._built["inputs"]["x"].shape == (5, 4)
+
+
+def test_explain_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_idx(tmp_path)
+    assert call("train", file, "--out", "run", *QUICK) == 0
+    capsys.readouterr()
+    assert call("explain", "run") == 0
+    assert "W3" in capsys.readouterr().out
+    for further in ([], ["--data", file]):
+        assert call("check", "run", "--rows", "4", *further) == 0
+        assert "3.weight" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
+    file = write_idx(tmp_path)
+    for name in ("a", "b"):
+        assert call("train", file, "--out", name, *QUICK) == 0
+    for part in ("network.safetensors", "history.csv", "preparation.json"):
+        assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bars-images-idx3-ubyte", "--target", "label"], "--target means nothing for images"),
+        (["bars-images-idx3-ubyte", "--sequence", "3"], "--sequence means nothing for images"),
+        (["bars-images-idx3-ubyte", "--size", "5", "5"], "IDX is never resized"),
+        (["table.csv", "--target", "b", "--size", "5", "5"], "--size means nothing without"),
+        (["alone"], "says of no picture what it shows"),
+        (["flat"], "says of no picture what it shows"),
+        (["one"], "1 pictures of 1 classes"),
+        (["broken"], "x/1.png is empty"),
+    ],
+)
+def test_what_train_refuses(tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx(tmp_path)
+    (tmp_path / "alone").write_bytes(idx(bars(20)[0]))
+    (tmp_path / "table.csv").write_text("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(30)))
+    save(tmp_path / "flat" / "1.png", bars(1)[0][0])
+    save(tmp_path / "one" / "x" / "1.png", bars(1)[0][0])
+    (tmp_path / "broken" / "x").mkdir(parents=True)
+    (tmp_path / "broken" / "x" / "1.png").write_bytes(b"")
+    assert words in refused(capsys, "train", *arguments, "--epochs", "1")
+    assert not (tmp_path / "runs").exists(), "what was made for a run that never was is gone"
+
+
+def test_what_predict_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_idx(tmp_path)
+    assert call("train", file, "--out", "run", *QUICK) == 0
+    (tmp_path / "other").write_bytes(idx(np.zeros((3, 5, 5), np.uint8)))
+    (tmp_path / "colour").write_bytes(idx(np.zeros((3, 9, 8, 3), np.uint8)))
+    for data, words in {
+        "other": "other has pictures of 5 x 5; 9 x 8 are needed",
+        "colour": "colour is in colour, and grey is needed",
+        "none.png": "there is no file",
+    }.items():
+        assert words in refused(capsys, "predict", "run", data)
+    assert "name a picture" in refused(capsys, "predict", "run")
+    assert "are for tables" in refused(capsys, "predict", "run", file, "--missing", "?")
+    save(tmp_path / "new" / "strange" / "1.png", bars(1)[0][0])
+    assert call("predict", "run", "new", "--out", "p.csv") == 0
+    assert 'no scores: new has the class "strange", which training did not have' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": "chainrule images 1", "size": [9, 8], "colour": false, "classes": [0, 1]}', "not of one run"),
+        ('{"format": "chainrule images 1", "size": [9, 9], "colour": false, "classes": [0, 1, 2]}', "not of one run"),
+        ('{"format": "chainrule images 1", "size": [9], "colour": false, "classes": [0, 1, 2]}', "describes no pictures"),
+        ('{"format": "chainrule images 1", "size": [9, 1e9], "colour": false, "classes": [0, 1, 2]}', "describes no pictures"),
+        ('{"format": "chainrule images 1", "size": [9, 8], "colour": 1, "classes": [0, 1, 2]}', '"colour" should be bool'),
+        ('{"format": "chainrule images 1", "size": [9, 8], "colour": false, "classes": [0, 0, 2]}', "describes no pictures"),
+        ('{"format": "chainrule images 1", "size": [9, 8], "colour": false, "classes": [0, [], 2]}', "describes no pictures"),
+        ('{"format": "chainrule images 1", "size"', "no JSON"),
+    ],
+)
+def test_a_forged_preparation_is_refused(
+    tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str], outcome: ImageOutcome
+) -> None:
+    from chainrule.images import write_image_run
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_image_run(folder, outcome)
+    (folder / "preparation.json").write_text(content)
+    assert words in refused(capsys, "check", "run")
+
+
+# ----------------------------------------------------------------------------------------------------------------- training
+
+
+def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
+    assert (outcome.learn.rows, outcome.held.rows) == (90, 60)
+    assert not set(outcome.learn.names) & set(outcome.held.names)
+    assert (outcome.network.layers[1].mean, outcome.network.layers[1].std) == brightness(outcome.learn.pixels)  # type: ignore[attr-defined]
+    p = outcome.network.predict_proba(outcome.held.pixels)
+    np.testing.assert_allclose(outcome.chances, p)
+    assert outcome.scores["this network"]["accuracy"] == np.mean(p.argmax(axis=1) == outcome.held.codes)
+    assert outcome.scores["linear model"]["accuracy"] > outcome.scores["always the most frequent"]["accuracy"]
+
+
+def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chainrule import images as module
+
+    trained = []
+
+    def interrupted(net: nn.Sequential, *rest: Any) -> Any:
+        run, failure, seconds = real(net, *rest)
+        run.interrupted = True
+        trained.append(net)
+        return run, failure, seconds
+
+    real = module.fitted
+    monkeypatch.setattr(module, "fitted", interrupted)
+    found = train_images(images(40), ImageRecipe(hidden=(4,), epochs=1), verbose=False)
+    assert trained == [found.network]
+    assert found.interrupted
+    assert list(found.scores) == ["this network", "always the most frequent"]
+    assert "interrupted before the linear model was trained to its end" in found.notes
+
+
+def test_pictures_stay_bytes(outcome: ImageOutcome) -> None:
+    assert outcome.learn.pixels.dtype == outcome.held.pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(50, 4, 3), (50, 4, 3, 3)])
+def test_brightness_is_mean_and_deviation(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    axes = (0, 1, 2)
+    mean, std = brightness(pixels)
+    np.testing.assert_allclose(mean, (pixels / 255).mean(axis=axes))
+    np.testing.assert_allclose(std, (pixels / 255).std(axis=axes))
+    assert brightness(np.zeros((2, 3, 3), np.uint8)) == (0.0, 1.0)
+
+
+def test_score() -> None:
+    chances = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]])
+    found = score(chances, np.array([0, 1, 1]))
+    assert found["accuracy"] == pytest.approx(1 / 3)
+    assert found["log loss"] == pytest.approx(-np.mean(np.log([0.5, 0.2, 1e-15])))
+
+
+def test_the_network_takes_grey_and_colour() -> None:
+    for colour in (False, True):
+        found = images(20, colour)
+        net = network(ImageRecipe(hidden=(4,), augment=False), found.pixels, 3)
+        net.fit(found.pixels, found.codes, loss="cross_entropy", epochs=0)
+        assert net.predict(found.pixels).shape == (20, 3)
+        np.testing.assert_allclose(cr.activations(net, found.pixels)["1"].mean(axis=(0, 1, 2)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, nn.Augment(2, False, rotate=10, scale=0.1)),
+        ({"flip": True}, nn.Augment(2, True, rotate=10, scale=0.1)),
+        ({"augment": False, "flip": True}, nn.Augment(flip=True)),
+        ({"augment": False}, None),
+    ],
+)
+def test_pictures_are_changed_at_random_as_the_recipe_says(options: dict[str, bool], expected: nn.Augment | None) -> None:
+    net = network(ImageRecipe(**options), np.zeros((3, 28, 30), np.uint8), 3)
+    found = [layer for layer in net if isinstance(layer, nn.Augment)]
+    assert list(map(repr, found)) == ([repr(expected)] if expected else [])
+
+
+def test_flags_reach_the_recipe(tmp_path: Path) -> None:
+    assert call("train", write_idx(tmp_path), "--out", "run", "--epochs", "1", "--hidden", "none", "--flip", "--quiet") == 0
+    assert "Augment(1, True, rotate=10, scale=0.1)" in repr(read_run("run").network)
+
+
+# ----------------------------------------------------------------------------------------------------------------- pictures
+
+
+def shown(gallery: Gallery) -> list[Array]:
+    return [np.asarray(p.pixels) for p in gallery.pictures]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2, 3), (1, 1)])
+def test_png_is_what_pillow_reads(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    read = Image.open(io.BytesIO(png(pixels)))
+    assert read.format == "PNG"
+    assert np.array_equal(np.asarray(read), pixels)
+
+
+def test_a_strip_of_grey_and_colour() -> None:
+    grey, red = np.full((2, 2), 7, np.uint8), np.zeros((2, 1, 3), np.uint8)
+    found = strip([grey, red])
+    assert found.shape == (2, 4, 3)
+    assert (found[:, :2] == 7).all()
+    assert (found[:, 2] == 255).all()
+
+
+def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
+    found = {gallery.heading: gallery for gallery in galleries(outcome)}
+    assert list(found) == [
+        "What was learnt from", "The worst mistakes", "What the score hangs on", "The first layer's filters",
+        "What layer 3 responds to", "What layer 5 responds to", "What layer 7 responds to",
+    ]  # fmt: skip
+    held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
+
+    samples = found["What was learnt from"]
+    assert [p.caption for p in samples.pictures] == [
+        f"{name}: {np.sum(outcome.learn.codes == code)}" for code, name in enumerate(held.classes)
+    ]
+    assert np.array_equal(shown(samples)[0][:, :8], outcome.learn.pixels[outcome.learn.codes == 0][0])
+
+    wrong = np.flatnonzero(codes != predicted)
+    assert len(wrong), "the network of this test has to make mistakes"
+    worst = wrong[outcome.chances[wrong, codes[wrong]].argmin()]
+    first = found["The worst mistakes"].pictures[0]
+    assert np.array_equal(first.pixels, held.pixels[worst])
+    p = 100 * outcome.chances[worst, predicted[worst]]
+    assert first.caption == f"{held.classes[codes[worst]]} → {held.classes[predicted[worst]]} ({p:.0f} %), {held.names[worst]}"
+    assert f"{len(wrong)} of 60" in found["The worst mistakes"].about
+
+    best = np.flatnonzero((codes == 0) & (predicted == 0))
+    best = best[outcome.chances[best, 0].argmax()]
+    pair = shown(found["What the score hangs on"])[0]
+    assert np.array_equal(pair[:, :8], np.repeat(held.pixels[best][..., None], 3, axis=2))
+    assert np.array_equal(pair[:, 9:], signed(cr.saliency(outcome.network, held.pixels[best : best + 1], 0)[0]))
+
+    weight = outcome.network.parameters["3.weight"]
+    filters = found["The first layer's filters"]
+    order = np.argsort(-np.abs(weight).max(axis=0))
+    assert [p.caption for p in filters.pictures] == [f"unit {i}" for i in order]
+    assert np.array_equal(shown(filters)[0], signed(weight[:, order[0]].reshape(9, 8)))
+
+    excited = cr.activations(outcome.network, held.pixels)["3"]
+    unit = excited.std(axis=0).argmax()
+    row = found["What layer 3 responds to"].pictures[0]
+    assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
+    assert np.array_equal(row.pixels[:, :8], held.pixels[excited[:, unit].argmax()])
+    assert [p.caption for p in found["What layer 7 responds to"].pictures] == ["class low", "class middle", "class high"]
+
+
+def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
+    from dataclasses import replace
+
+    colour = images(60, colour=True)
+    found = train_images(colour, ImageRecipe(hidden=(5,), epochs=1), verbose=False)
+    gallery = {g.heading: g for g in galleries(found)}["The first layer's filters"]
+    assert shown(gallery)[0].shape == (9, 8, 3)
+    assert gallery.unit == 9
+
+    class Kernel(nn.Module):
+        def __call__(self, x: Any) -> Any:
+            weight = self.parameter("weight", (3, 2, 1, 4))
+            return x.reshape(x.shape[0], -1)[:, :24] @ weight.reshape(24, 1) * np.ones((1, 3), x.dtype)
+
+    net = nn.Sequential(Kernel())
+    net.fit(outcome.held.pixels, outcome.held.codes, loss="cross_entropy", epochs=0)
+    gallery = {g.heading: g for g in galleries(replace(outcome, network=net))}["The first layer's filters"]
+    assert [s.shape for s in shown(gallery)] == [(3, 2, 3)] * 4
+
+
+def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
+    assert call("train", write_folder(tmp_path, colour=True), "--out", "run", *QUICK) == 0
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    checked(html)
+    sources = re.findall(r'src="([^"]*)"', html)
+    assert len(sources) >= 20
+    for source in sources:
+        head, data = source.split(",")
+        assert head == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).load()
+    for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3 responds to"):
+        assert heading in html
+    assert not re.search(r"url\(|https?://|<script", html)
+
+
+def test_names_from_files_cannot_write_html(tmp_path: Path) -> None:
+    evil = '<b>"x"&'
+    for i, (picture, code) in enumerate(zip(*bars(30), strict=True)):
+        save(tmp_path / "bars" / f"{evil}{code}" / f"{evil}{i}.png", picture)
+    assert call("train", "bars", "--out", "run", "--epochs", "1", "--hidden", "none", "--quiet") == 0
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<b>" not in html
+    assert "b" not in checked(html).tags
+
+
+def test_seen_is_restored() -> None:
+    for seen in (Seen((3, 4), True, ("a", "b")), Seen((1, 1), False, (3, 7))):
+        assert Seen.from_json(seen.to_json()) == seen
