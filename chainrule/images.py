@@ -364,17 +364,28 @@ def _responses(outcome: ImageOutcome) -> list[Gallery]:
         units = list(range(min(excited.shape[1], CLASSES))) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
         shown = [
             Picture(
-                strip(list(held.pixels[np.argsort(-excited[:, u], kind="stable")[:EXCITING]])),
+                _exciting(held, y, u, np.argsort(-excited[:, u], kind="stable")[:EXCITING]),
                 f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}",
             )
             for u in units
         ]
         dead = int(np.sum(np.ptp(excited, axis=0) == 0))
         silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
+        where = "; below each, where in it the unit is excited" if y.ndim == 4 else ""
         which = "each class" if last else "the units that differ most from picture to picture"
-        about = f"The held-out pictures that excite {which} most, the strongest first.{silent}"
+        about = f"The held-out pictures that excite {which} most, the strongest first{where}.{silent}"
         made.append(Gallery(f"What layer {name} responds to", about, shown, held.size[0]))
     return made
+
+
+def _exciting(held: Images, y: Values, unit: int, rows: Values) -> Pixels:
+    """Pictures beside each other; of a filter, below each what it gives at each place, brought to the picture's size."""
+    pictures = strip(list(held.pixels[rows]))
+    if y.ndim == 2:
+        return pictures
+    i, j = (np.arange(side) * places // side for side, places in zip(held.size, y.shape[1:3], strict=True))
+    maps = strip([signed(y[row, :, :, unit][np.ix_(i, j)]) for row in rows.tolist()])
+    return np.concatenate([coloured(pictures), maps], axis=0)
 
 
 # ---- a run, read again -------------------------------------------------------------------------------------------------------

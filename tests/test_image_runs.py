@@ -476,7 +476,16 @@ def test_the_galleries_of_a_convolutional_network() -> None:
     unit = excited.std(axis=0).argmax()
     row = shown_by[headings[0]].pictures[0]
     assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
-    assert np.array_equal(row.pixels[:, :8], found.held.pixels[excited[:, unit].argmax()])
+    best = excited[:, unit].argmax()
+    assert np.array_equal(row.pixels[:9, :8], np.repeat(found.held.pixels[best][..., None], 3, axis=2))
+    given = cr.activations(found.network, found.held.pixels)
+    assert np.array_equal(row.pixels[9:, :8], signed(given[first][best, :, :, unit])), "as large as the picture already"
+    below = np.asarray(shown_by[headings[1]].pictures[0].pixels)[9:, :8]
+    assert (len(below), given[second].shape[1:3]) == (9, (4, 4))
+    assert np.array_equal(below[0], below[1]), "two lines of the picture for each of the map"
+    assert np.array_equal(below[:, 0], below[:, 1])
+    assert "where in it the unit is excited" in shown_by[headings[1]].about
+    assert "where in it" not in shown_by[headings[2]].about
 
 
 def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
