@@ -112,6 +112,20 @@ class Amount(click.FloatRange):
         return number
 
 
+class Test(Amount):
+    """A share, or the path of what to test on."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True, max_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            float(value)
+        except ValueError:
+            return Path(value)
+        return super().convert(value, param, ctx)
+
+
 def _widths(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
@@ -184,7 +198,8 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option("--augment/--no-augment", default=None, help="Shift, turn and scale images a little at random. Default: yes.")
 @click.option("--flip", is_flag=True, default=None, help="Mirror half of the images, left for right: not for letters.")
-@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128; 256,128].")
+@click.option("--filters", callback=_widths, help="Of the convolutions over images; none for none. Default: 8,16.")
+@click.option("--hidden", callback=_widths, help="Units of the hidden layers; none for none. Default: 128,64 [32; 128; 128].")
 @click.option("--activation", help="After each hidden layer. Default: silu [tanh, of rnn; -; relu].")
 @click.option("--dropout", type=Amount(0, 1, max_open=True), help="Default: 0.1 [0; 0].")
 @click.option(
@@ -208,7 +223,10 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
     help="Share of the training rows that decides when to stop (the last, in time); 0 trains on all of them to the last epoch.",
 )
 @click.option(
-    "--test", type=Amount(0, 1, min_open=True, max_open=True), help="Held-out share; the last rows, in time. Default: 0.2."
+    "--test",
+    type=Test(),
+    metavar="SHARE|IMAGES",
+    help="Held-out share; the last rows, in time. Default: 0.2. Of images also a file or folder of those to test on.",
 )
 @click.option("--log-target", is_flag=True, default=None, help="Learn the logarithm of a positive quantity, such as a price.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of the network.")
@@ -223,7 +241,8 @@ def train(data: Path, out: Path | None, overwrite: bool, quiet: bool, characters
 
     \b
     Example:  chainrule train houses.csv --target PRICE --drop TAX
-              chainrule train train-images-idx3-ubyte.gz --hidden 256,128
+              chainrule train train-images-idx3-ubyte.gz --hidden 256,128 --filters 16,32
+              chainrule train train-images-idx3-ubyte.gz --test t10k-images-idx3-ubyte.gz
               chainrule train flowers/ --size 32 32
               chainrule train demand.csv --target MW --sequence 48 --horizon 24
               chainrule train book.txt --characters
@@ -286,11 +305,15 @@ def _train_text(console: Console, data: Path, folder: Path, quiet: bool, options
 def _train_images(console: Console, data: Path, folder: Path, quiet: bool, options: dict[str, Any]) -> int:
     from . import images
 
+    apart = options["test"] if isinstance(options["test"], Path) else None
+    if apart is not None:
+        options = {**options, "test": None}
     recipe = _recipe(images.ImageRecipe, options, ("labels", "size"))
     pictures = read_images(data, labels=options["labels"], size=options["size"])
+    test = None if apart is None else read_images(apart, size=pictures.size, colour=pictures.colour)
     if not quiet:
         say(console, f"{short(pictures.source)}: {pictures.rows:,} pictures of {len(pictures.classes)} classes")
-    outcome = images.train_images(pictures, recipe, verbose=not quiet)
+    outcome = images.train_images(pictures, recipe, test, verbose=not quiet)
     images.write_image_run(folder, outcome)
     title = f"Scores on {outcome.held.rows:,} held-out pictures"
     return _show_outcome(console, outcome, images.summary(outcome)[1:], title, folder, quiet, "NEW.png")
@@ -347,7 +370,13 @@ def _recipe(kind: type[R], options: Mapping[str, Any], further: Iterable[str]) -
     Raises: `UsageError` for an option that was given and is neither a part of this recipe nor one of `further`.
     """
     known = {field.name for field in fields(kind)} - kind.UNUSED
-    given = {name: value for name, value in options.items() if value is not None and (value != () or name == "hidden")}
+    given = {
+        name: value for name, value in options.items() if value is not None and (value != () or name in ("hidden", "filters"))
+    }
+    if isinstance(given.get("test"), Path):
+        raise UsageError(
+            f"--test is the share of rows to hold out, above 0 and below 1, not {given['test']}; only of images, a file too"
+        )
     stray = [name for name in given if name not in known and name not in further]
     if stray:
         raise UsageError(f"--{stray[0].replace('_', '-')} means nothing {kind.SETTING}: leave it out")

@@ -131,9 +131,9 @@ DEMOS = {
             "handwritten digits of 28 x 28 pixels, a fifth held out",
             examples.mnist,
             "digit",
-            ImageRecipe(),
+            ImageRecipe(learning_rate=3e-3, batch_size=32, epochs=20, validation=0.0),
             "accuracy",
-            0.96,
+            0.97,
         ),
     )
 }

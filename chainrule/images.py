@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ from .train.progress import duration
 FORMAT = "chainrule images 1"
 LOSS = "cross_entropy"
 STEPS = 12_000  # twice those of a table: pictures that are changed at random are learnt by heart later
+SMALL = 12  # a picture with a side shorter than this is convolved with its border
 FEWEST = 5  # pictures that can be split
 CLASSES, EACH = 20, 10  # so many classes are shown, and so many pictures of each
 MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
@@ -41,14 +42,17 @@ class ImageRecipe(Recipe):
     """How pictures are learnt. `Recipe` says what the other fields mean.
 
     Args:
+        hidden: units of each hidden layer behind the convolutions.
+        filters: of each convolution; each makes the picture smaller by half. None at all leaves the hidden layers alone.
         augment: shift, turn and scale each picture a little at random, anew in each step.
         flip: mirror half of them too, left for right: for things that look alike both ways, so not for letters.
     """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset({"log_target"})
     SETTING: ClassVar[str] = "for images"
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (128,)
     activation: str = "relu"
+    filters: tuple[int, ...] = (8, 16)
     augment: bool = True
     flip: bool = False
 
@@ -70,16 +74,38 @@ class ImageRecipe(Recipe):
 
 
 def network(recipe: ImageRecipe, pixels: Pixels, classes: int) -> nn.Sequential:
-    """The network for such pictures, not yet built. pixels: those that are learnt from, for their mean and deviation."""
+    """The network for such pictures, not yet built. pixels: those that are learnt from, for their mean and deviation.
+
+    Source: LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86, 1998, section II.B: of
+    pictures of 28 x 28, the convolutions and poolings are those of its LeNet-5.
+    """
     mean, std = brightness(pixels)
     layers: list[Any] = [nn.Rescale()]  # 0 is black, which comes in where a picture is shifted
     if recipe.augment or recipe.flip:
         shift = max(1, round(min(pixels.shape[1:3]) / 14))
         layers.append(nn.Augment(shift, recipe.flip, rotate=10, scale=0.1) if recipe.augment else nn.Augment(flip=True))
-    layers += [nn.Rescale(1.0, mean, std), nn.Flatten()]
+    layers.append(nn.Rescale(1.0, mean, std))
+    height, width = pixels.shape[1:3]
+    if recipe.filters and pixels.ndim == 3:
+        layers.append(nn.Reshape(height, width, 1))
+    for filters in recipe.filters:
+        made, (height, width) = _convolution(filters, (height, width), recipe.activation)
+        layers += made
+    layers.append(nn.Flatten())
     for units in recipe.hidden:
         layers += [nn.Dense(units, recipe.activation), *([nn.Dropout(recipe.dropout)] if recipe.dropout else [])]
     return nn.Sequential(*layers, nn.Dense(classes))
+
+
+def _convolution(filters: int, size: Size, activation: str) -> tuple[list[nn.Module], Size]:
+    """A convolution and a pooling that halves both sides, and the size that is left. What is small keeps its border, for there is little
+    else, and a side of one pixel stays one."""
+    if min(size) < SMALL:
+        layers, left = [nn.Conv2D(filters, 3, padding="same", activation=activation)], size
+    else:
+        layers, left = [nn.Conv2D(filters, 5, activation=activation)], (size[0] - 4, size[1] - 4)
+    window = (min(2, left[0]), min(2, left[1]))
+    return [*layers, nn.MaxPool2D(window)], (left[0] // window[0], left[1] // window[1])
 
 
 def brightness(pixels: Pixels) -> tuple[Any, Any]:
@@ -129,10 +155,12 @@ class ImageOutcome:
         return self.held.codes
 
 
-def train_images(images: Images, recipe: ImageRecipe, *, verbose: bool = True) -> ImageOutcome:
+def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None, *, verbose: bool = True) -> ImageOutcome:
     """Holds pictures out, trains, scores beside a linear model and the most frequent class.
 
-    Raises: `DataError` for pictures without classes, of one class or too few; `DivergenceError` if that happens in the first epoch.
+    Args: test: the pictures to hold out, as large and as coloured as the others; without them, the recipe's share of the others.
+    Raises: `DataError` for pictures without classes, of one class or too few, and for those to test on that show something else;
+    `DivergenceError` if that happens in the first epoch.
     """
     if images.codes is None:
         raise DataError(
@@ -143,19 +171,22 @@ def train_images(images: Images, recipe: ImageRecipe, *, verbose: bool = True) -
         raise DataError(
             f"{images.source} has {images.rows:,} pictures of {len(images.classes)} classes: at least {FEWEST} of two are needed"
         )
-    training, testing = hold_out(images.codes, images.classes, recipe.test, recipe.split_seed)
-    learn, held = images.take(training), images.take(testing)
+    if test is None:
+        training, testing = hold_out(images.codes, images.classes, recipe.test, recipe.split_seed)
+        learn, held = images.take(training), images.take(testing)
+    else:
+        learn, held = images, replace(test, codes=codes_of(test, images.classes), classes=images.classes)
     assert learn.codes is not None
     assert held.codes is not None
     net = network(recipe, learn.pixels, len(images.classes))
     run, failure, seconds = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, verbose)
     chances = np.asarray(net.predict_proba(held.pixels), np.float64)
-    notes = [*images.notes, *ending(run, failure)]
+    notes = [*images.notes, *(f"{held.source}: {note}" for note in held.notes if test is not None), *ending(run, failure)]
     shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows
     scores = {"this network": score(chances, held.codes)}
     interrupted = run.interrupted
     if not interrupted:
-        linear = network(replace(recipe, hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
+        linear = network(replace(recipe, filters=(), hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
         fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
         scores["linear model"] = score(np.asarray(linear.predict_proba(held.pixels), np.float64), held.codes)
         interrupted = fit.interrupted
@@ -186,9 +217,10 @@ def summary(outcome: ImageOutcome) -> list[tuple[str, str]]:
     named = ", ".join(short(name, 20) for name in learn.classes[:CLASSES]) + (", ..." if len(learn.classes) > CLASSES else "")
     kinds = " → ".join(type(layer).__name__ + _units(layer) for layer in outcome.network)
     weights = sum(v.size for v in outcome.network.parameters.values())
+    apart = "held out" if outcome.held.source == learn.source else f"of {outcome.held.source} to test on"
     what = f"{learn.rows + outcome.held.rows:,} pictures of {learn.size[0]} x {learn.size[1]} in {'colour' if learn.colour else 'grey'}"
     return [
-        ("data", f"{learn.source}: {what}, {learn.rows:,} to learn from, {outcome.held.rows:,} held out"),
+        ("data", f"{learn.source}: {what}, {learn.rows:,} to learn from, {outcome.held.rows:,} {apart}"),
         ("classes", f"{len(learn.classes)}: {named}"),
         ("network", f"{kinds}; {weights:,} weights, {recipe.activation}, {LOSS}"),
         ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
@@ -204,6 +236,7 @@ def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
     """The run folder: network, what it sees, settings, history, report."""
     about = {
         "data": outcome.learn.source,
+        "tested on": outcome.held.source,
         "task": "images",
         "recipe": asdict(outcome.recipe),
         "batch_size": outcome.recipe.batch(outcome.learn.rows),
@@ -323,17 +356,28 @@ def _responses(outcome: ImageOutcome) -> list[Gallery]:
         units = list(range(min(excited.shape[1], CLASSES))) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
         shown = [
             Picture(
-                strip(list(held.pixels[np.argsort(-excited[:, u], kind="stable")[:EXCITING]])),
+                _exciting(held, y, u, np.argsort(-excited[:, u], kind="stable")[:EXCITING]),
                 f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}",
             )
             for u in units
         ]
         dead = int(np.sum(np.ptp(excited, axis=0) == 0))
         silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
+        where = "; below each, where in it the unit is excited" if y.ndim == 4 else ""
         which = "each class" if last else "the units that differ most from picture to picture"
-        about = f"The held-out pictures that excite {which} most, the strongest first.{silent}"
+        about = f"The held-out pictures that excite {which} most, the strongest first{where}.{silent}"
         made.append(Gallery(f"What layer {name} responds to", about, shown, held.size[0]))
     return made
+
+
+def _exciting(held: Images, y: Values, unit: int, rows: Values) -> Pixels:
+    """Pictures beside each other; of a filter, below each what it gives at each place, brought to the picture's size."""
+    pictures = strip(list(held.pixels[rows]))
+    if y.ndim == 2:
+        return pictures
+    i, j = (np.arange(side) * places // side for side, places in zip(held.size, y.shape[1:3], strict=True))
+    maps = strip([signed(y[row, :, :, unit][np.ix_(i, j)]) for row in rows.tolist()])
+    return np.concatenate([coloured(pictures), maps], axis=0)
 
 
 # ---- a run, read again -------------------------------------------------------------------------------------------------------
@@ -401,19 +445,20 @@ class ImageRun(ReadRun):
         """(x, y) of the first pictures; random ones without any. Raises: `DataError` for pictures without classes."""
         if images is not None:
             images = images.take(np.arange(min(rows, images.rows)))
-            return images.pixels, self.codes_of(images)
+            return images.pixels, codes_of(images, self.seen.classes)
         draw = np.random.default_rng(0)
         return draw.integers(0, 256, (rows, *self.seen.shape), dtype=np.uint8), draw.integers(0, len(self.seen.classes), rows)
 
-    def codes_of(self, images: Images) -> Values:
-        """What pictures show, as this network numbers its classes. Raises: `DataError` for a class that it does not know, or none."""
-        if images.codes is None:
-            raise DataError(f"{images.source} says of no picture what it shows")
-        places = {name: code for code, name in enumerate(self.seen.classes)}
-        if unknown := [name for name in images.classes if name not in places]:
-            known = ", ".join(short(name, 20) for name in self.seen.classes[:CLASSES])
-            raise DataError(f'{images.source} has the class "{short(unknown[0])}", which training did not have: {known}')
-        return np.array([places[name] for name in images.classes], np.int64)[images.codes]
+
+def codes_of(images: Images, classes: Sequence[str | int]) -> Values:
+    """What pictures show, as a network for these classes numbers them. Raises: `DataError` for a class that is not among them, or none."""
+    if images.codes is None:
+        raise DataError(f"{images.source} says of no picture what it shows")
+    places = {name: code for code, name in enumerate(classes)}
+    if unknown := [name for name in images.classes if name not in places]:
+        known = ", ".join(short(name, 20) for name in classes[:CLASSES])
+        raise DataError(f'{images.source} has the class "{short(unknown[0])}", which training did not have: {known}')
+    return np.array([places[name] for name in images.classes], np.int64)[images.codes]
 
 
 def predict_images(run: ImageRun, images: Images) -> tuple[dict[str, Values], list[str], Scores | None]:
@@ -425,6 +470,6 @@ def predict_images(run: ImageRun, images: Images) -> tuple[dict[str, Values], li
     if images.codes is None:
         return columns, list(images.notes), None
     try:
-        return columns, list(images.notes), score(chances, run.codes_of(images))
+        return columns, list(images.notes), score(chances, codes_of(images, run.seen.classes))
     except DataError as error:
         return columns, [*images.notes, f"no scores: {error}"], None

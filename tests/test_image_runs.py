@@ -25,7 +25,7 @@ from chainrule.pictures import Gallery, png, signed, strip
 from chainrule.runs import read_run
 
 Array = np.ndarray
-QUICK = ("--epochs", "6", "--hidden", "8", "--batch-size", "16", "--no-augment", "--quiet")
+QUICK = ("--epochs", "6", "--hidden", "8", "--filters", "none", "--batch-size", "16", "--no-augment", "--quiet")
 
 
 def bars(rows: int = 150, colour: bool = False, classes: int = 3, seed: int = 0) -> tuple[Array, Array]:
@@ -59,7 +59,7 @@ def write_folder(folder: Path, rows: int = 90, colour: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def outcome() -> ImageOutcome:
-    recipe = ImageRecipe(hidden=(12, 6), epochs=3, batch_size=16, test=0.4, learning_rate=5e-4, augment=False)
+    recipe = ImageRecipe(filters=(), hidden=(12, 6), epochs=3, batch_size=16, test=0.4, learning_rate=5e-4, augment=False)
     return train_images(images(), recipe, verbose=False)
 
 
@@ -120,6 +120,33 @@ def test_size_is_an_option(tmp_path: Path) -> None:
     assert run.network._built["inputs"]["x"].shape == (5, 4)
 
 
+def test_a_test_set_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All pictures are learnt from, and classes are numbered as the pictures that are learnt from have them."""
+    file, pixels, codes = write_idx(tmp_path), *bars(40, seed=1)
+    pixels, codes = pixels[codes > 0], codes[codes > 0]
+    (tmp_path / "t10k-images").write_bytes(idx(pixels))
+    (tmp_path / "t10k-labels").write_bytes(idx(codes.astype(np.uint8)))
+    assert call("train", file, "--test", "t10k-images", "--out", "run", *QUICK) == 0
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["pictures"] == {"training": 150, "held out": len(codes)}
+    assert settings["tested on"] == "t10k-images"
+    p = read_run("run").network.predict(pixels).argmax(axis=1)
+    assert settings["scores"]["this network"]["accuracy"] == np.mean(p == codes) > 0.9
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"150 to learn from, {len(codes)} of t10k-images to test on" in html
+    assert "t10k-images: labels from t10k-labels" in html
+
+
+def test_a_test_folder_is_brought_to_the_same_size(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    picture = Image.open(folder / "class1" / table_of_first(folder / "class1"))
+    (tmp_path / "other" / "class1").mkdir(parents=True)
+    picture.convert("RGB").resize((40, 45), Image.Resampling.NEAREST).save(tmp_path / "other" / "class1" / "big.png")
+    assert call("train", folder, "--test", "other", "--out", "run", *QUICK) == 0
+    scores = json.loads((tmp_path / "run" / "settings.json").read_text())["scores"]
+    assert scores["this network"]["accuracy"] == 1
+
+
 def test_explain_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_idx(tmp_path)
     assert call("train", file, "--out", "run", *QUICK) == 0
@@ -146,6 +173,13 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         (["bars-images-idx3-ubyte", "--sequence", "3"], "--sequence means nothing for images"),
         (["bars-images-idx3-ubyte", "--size", "5", "5"], "IDX is never resized"),
         (["table.csv", "--target", "b", "--size", "5", "5"], "--size means nothing without"),
+        (["bars-images-idx3-ubyte", "--test", "none.png"], 'there is no file "none.png"'),
+        (["bars-images-idx3-ubyte", "--test", "alone"], "alone says of no picture what it shows"),
+        (["bars-images-idx3-ubyte", "--test", "other"], "other has pictures of 5 x 5; 9 x 8 are needed"),
+        (["bars-images-idx3-ubyte", "--test", "strange"], 'strange has the class "class9", which training did not have'),
+        (["bars-images-idx3-ubyte", "--test", "1.5"], "1.5 is not in the range 0<x<1"),
+        (["table.csv", "--target", "b", "--test", "other"], "--test is the share of rows to hold out"),
+        (["table.csv", "--target", "b", "--filters", "none"], "--filters means nothing without"),
         (["alone"], "says of no picture what it shows"),
         (["flat"], "says of no picture what it shows"),
         (["one"], "1 pictures of 1 classes"),
@@ -156,6 +190,8 @@ def test_what_train_refuses(tmp_path: Path, arguments: list[str], words: str, ca
     write_idx(tmp_path)
     (tmp_path / "alone").write_bytes(idx(bars(20)[0]))
     (tmp_path / "table.csv").write_text("a,b\n" + "".join(f"{i},{i * i}\n" for i in range(30)))
+    (tmp_path / "other").write_bytes(idx(np.zeros((3, 5, 5), np.uint8)))
+    save(tmp_path / "strange" / "class9" / "1.png", bars(1)[0][0])
     save(tmp_path / "flat" / "1.png", bars(1)[0][0])
     save(tmp_path / "one" / "x" / "1.png", bars(1)[0][0])
     (tmp_path / "broken" / "x").mkdir(parents=True)
@@ -271,6 +307,53 @@ def test_the_network_takes_grey_and_colour() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "kernels", "last"),
+    [
+        ((28, 28), [5, 5], (4, 4)),  # LeNet-5
+        ((64, 48), [5, 5], (13, 9)),
+        ((17, 13), [5, 3], (3, 2)),  # 13 x 9 after the first convolution, and 6 x 4 after the first pooling
+        ((12, 12), [5, 3], (2, 2)),
+        ((11, 40), [3, 3], (2, 10)),
+        ((3, 8), [3, 3], (1, 2)),
+        ((1, 5), [3, 3], (1, 1)),
+        ((1, 1), [3, 3], (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_convolutions_follow_from_the_size(
+    size: tuple[int, int], kernels: list[int], last: tuple[int, int], channels: tuple[int, ...]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, *size, *channels), dtype=np.uint8)
+    net = network(ImageRecipe(hidden=(5,), filters=(2, 4)), pixels, 3)
+    net.fit(pixels, np.arange(6) % 3, loss="cross_entropy", epochs=1)
+    found = cr.activations(net, pixels)
+    names = [str(i) for i, layer in enumerate(net) if isinstance(layer, nn.MaxPool2D)]
+    assert found[names[-1]].shape == (6, *last, 4)
+    assert [layer.size for layer in net if isinstance(layer, nn.Conv2D)] == [(k, k) for k in kernels]
+    assert found[list(found)[-1]].shape == (6, 3)
+
+
+def test_hidden_and_filters_are_the_layers(tmp_path: Path) -> None:
+    def kinds(**options: Any) -> list[str]:
+        net = network(ImageRecipe(augment=False, **options), np.zeros((3, 28, 28), np.uint8), 3)
+        return [repr(layer) for layer in net if not isinstance(layer, (nn.Rescale, nn.Flatten, nn.Dropout))]
+
+    convolved = [
+        "Reshape(28, 28, 1)",
+        *("Conv2D(8, 5, activation='relu')", "MaxPool2D((2, 2))", "Conv2D(16, 5, activation='relu')", "MaxPool2D((2, 2))"),
+    ]
+    assert kinds() == [*convolved, "Dense(128, 'relu')", "Dense(3)"]
+    assert kinds(hidden=()) == [*convolved, "Dense(3)"]
+    assert kinds(filters=()) == ["Dense(128, 'relu')", "Dense(3)"]
+    assert kinds(filters=(), hidden=()) == ["Dense(3)"]
+    assert (
+        call("train", write_idx(tmp_path), "--out", "run", "--epochs", "1", "--filters", "2", "--hidden", "3,4", "--quiet") == 0
+    )
+    assert [layer.filters for layer in read_run("run").network if isinstance(layer, nn.Conv2D)] == [2]
+    assert [layer.units for layer in read_run("run").network if isinstance(layer, nn.Dense)] == [3, 4, 3]
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({}, nn.Augment(2, False, rotate=10, scale=0.1)),
@@ -360,7 +443,7 @@ def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
     from dataclasses import replace
 
     colour = images(60, colour=True)
-    found = train_images(colour, ImageRecipe(hidden=(5,), epochs=1), verbose=False)
+    found = train_images(colour, ImageRecipe(filters=(), hidden=(5,), epochs=1), verbose=False)
     gallery = {g.heading: g for g in galleries(found)}["The first layer's filters"]
     assert shown(gallery)[0].shape == (9, 8, 3)
     assert gallery.unit == 9
@@ -374,6 +457,35 @@ def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
     net.fit(outcome.held.pixels, outcome.held.codes, loss="cross_entropy", epochs=0)
     gallery = {g.heading: g for g in galleries(replace(outcome, network=net))}["The first layer's filters"]
     assert [s.shape for s in shown(gallery)] == [(3, 2, 3)] * 4
+
+
+def test_the_galleries_of_a_convolutional_network() -> None:
+    """Filters are kernels, and a picture excites a filter as much as the most excited place in it."""
+    found = train_images(images(), ImageRecipe(filters=(4, 6), hidden=(5,), epochs=2, augment=False), verbose=False)
+    shown_by = {g.heading: g for g in galleries(found)}
+    first, second = (str(i) for i, layer in enumerate(found.network) if isinstance(layer, nn.Conv2D))
+    headings = [h for h in shown_by if "responds to" in h]
+    assert headings[:2] == [f"What layer {first} responds to", f"What layer {second} responds to"]
+    assert len(headings) == 4
+    weight = found.network.parameters[f"{first}.weight"]
+    filters = shown_by["The first layer's filters"]
+    strongest = np.abs(weight).reshape(-1, 4).max(axis=0).argmax()
+    assert filters.pictures[0].caption == f"unit {strongest}"
+    assert np.array_equal(shown(filters)[0], signed(weight[:, :, 0, strongest]))
+    excited = cr.activations(found.network, found.held.pixels)[first].max(axis=(1, 2))
+    unit = excited.std(axis=0).argmax()
+    row = shown_by[headings[0]].pictures[0]
+    assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
+    best = excited[:, unit].argmax()
+    assert np.array_equal(row.pixels[:9, :8], np.repeat(found.held.pixels[best][..., None], 3, axis=2))
+    given = cr.activations(found.network, found.held.pixels)
+    assert np.array_equal(row.pixels[9:, :8], signed(given[first][best, :, :, unit])), "as large as the picture already"
+    below = np.asarray(shown_by[headings[1]].pictures[0].pixels)[9:, :8]
+    assert (len(below), given[second].shape[1:3]) == (9, (4, 4))
+    assert np.array_equal(below[0], below[1]), "two lines of the picture for each of the map"
+    assert np.array_equal(below[:, 0], below[:, 1])
+    assert "where in it the unit is excited" in shown_by[headings[1]].about
+    assert "where in it" not in shown_by[headings[2]].about
 
 
 def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:

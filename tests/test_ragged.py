@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chainrule as cr
 from chainrule import nn
+from chainrule.compiler.affine import Axis, of
+from chainrule.compiler.kernels import Buffer, Kernel, Store, elementwise, kernels_text, load, reduce, verify
 from chainrule.compiler.schedule import together
+from chainrule.errors import GraphError
+from chainrule.ops.loop import apply_iota
 from chainrule.run.batches import by_length
 
 T, F = 11, 3
@@ -96,6 +101,36 @@ def test_each_step_of_all_sequences_may_be_an_output() -> None:
     np.testing.assert_allclose(scores, net.predict(x, lengths=n, backend="reference"), rtol=1e-12, atol=1e-14)
 
 
+MASKS: dict[str, tuple[int, Any]] = {  # masks in which numbers are not what they are in lengths and time; steps
+    "lengths as uint8": (11, lambda t, n: np.less(t, n.astype(np.uint8))),
+    "time as int8": (300, lambda t, n: np.less(t.astype(np.int8), n)),
+    "lengths as uint64": (11, lambda t, n: np.less(t, n.astype(np.uint64))),
+}
+
+
+@pytest.mark.parametrize("stored", ["cast in the mask", "cast before"])
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_numbers_that_have_wrapped_around_is_kept(name: str, stored: str) -> None:
+    """-1 is 255 as uint8, and step 200 is step -56 as int8: such rows do not end when their lengths say so."""
+    steps, mask = MASKS[name]
+    n = np.array([-1, 3, 0, 5, -7, 2, 1, 4])
+    if stored == "cast before" and "lengths" in name:
+        n = n.astype(name.split()[-1])
+    x = np.random.default_rng(0).normal(size=(steps, 8, 3))
+
+    def last(x: Any, n: Any) -> Any:
+        def step(h: Any, along: Any) -> tuple[Any, None]:
+            t, x = along
+            return np.where(mask(t, n)[:, None], np.tanh(h * 0.5 + x), h), None
+
+        return cr.scan(step, np.zeros((8, 3)), (apply_iota(steps), x))[0]
+
+    h = np.zeros((8, 3))
+    for t, row in enumerate(x):
+        h = np.where(mask(np.uint32(t), n)[:, None], np.tanh(h * 0.5 + row), h)
+    np.testing.assert_allclose(cr.compile(last)(x, n), h, rtol=1e-12, atol=1e-14)
+
+
 # ---- the order of rows in a batch ------------------------------------------------------------------------------------------------
 
 
@@ -123,3 +158,30 @@ def test_predictions_come_in_the_order_of_the_rows() -> None:
     net, x, _, n = network("LSTM", 40)
     alone = np.concatenate([net.predict(x[i : i + 1], lengths=n[i : i + 1]) for i in range(40)])
     np.testing.assert_allclose(net.predict(x, lengths=n), alone, rtol=1e-12, atol=1e-14)
+
+
+# ---- what the compiler shows and verifies ---------------------------------------------------------------------------------------
+
+
+def added(known: bool) -> Kernel:
+    """sum = sum + Σ over groups g and their steps r of x[g, r], each group up to steps[g]; or the other way round, which nobody can."""
+    i, g, r = Axis("i", 1), Axis("g", 3), Axis("r", 5)
+    total, x = Buffer("total", (1,), np.dtype(np.float64)), Buffer("x", (3, 5), np.dtype(np.float64))
+    steps = Buffer("steps", (3,), np.dtype(np.int64))
+    term = reduce("sum", load(x, (of(g), of(r))), (g, r) if known else (r, g))
+    value = elementwise("add", total.dtype, [load(total, (of(i),)), term])
+    reduced = (g, r) if known else (r, g)
+    return Kernel("k", (i,), reduced, [Store(total, (of(i),), value)], i, until={r: load(steps, (of(g),))})
+
+
+def test_the_text_of_a_kernel_says_how_far_it_sums() -> None:
+    kernel = added(known=True)
+    verify([kernel])
+    lines = kernels_text([kernel]).splitlines()
+    (steps,) = (line.split(":")[0].strip() for line in lines if "steps[g]" in line)
+    assert f"    r < {steps}" in lines
+
+
+def test_a_sum_to_an_end_that_is_not_known_yet_is_refused() -> None:
+    with pytest.raises(GraphError, match="as far as nobody knows yet"):
+        verify([added(known=False)])

@@ -130,11 +130,13 @@ def _lengths(v: Value, unit: Axis | None, loop: Loop) -> Buffer | None:
     if time.op != "iota" or time.index != (of(loop.axis),) or end.op != "load" or end.index != (of(unit),):
         return None
     assert end.buffer is not None
-    return end.buffer if end.dtype.kind in "iu" and end.shape == end.buffer.shape == (unit.extent,) else None
+    whole = end.dtype.kind in "iu" and np.can_cast(end.dtype, I8)  # else `_steps` would not count as the mask does
+    return end.buffer if whole and end.shape == end.buffer.shape == (unit.extent,) else None
 
 
 def _uncast(v: Value) -> Value:
-    while v.op == "cast":
+    """The value before casts that keep all numbers: -1 as uint8 is 255, so a row that ends at once would seem to have many steps."""
+    while v.op == "cast" and np.can_cast(v.args[0].dtype, v.dtype):
         (v,) = v.args
     return v
 
