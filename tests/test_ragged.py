@@ -185,3 +185,18 @@ def test_the_text_of_a_kernel_says_how_far_it_sums() -> None:
 def test_a_sum_to_an_end_that_is_not_known_yet_is_refused() -> None:
     with pytest.raises(GraphError, match="as far as nobody knows yet"):
         verify([added(known=False)])
+
+
+def test_a_mask_that_is_multiplied_by_lets_nan_through() -> None:
+    """0 times NaN is NaN in NumPy, so such steps are not left out."""
+
+    def f(x: Any, n: Any) -> Any:
+        def step(h: Any, along: Any) -> Any:
+            t, row = along
+            return h + np.less(t, n)[:, None] * row, None
+
+        return cr.scan(step, np.zeros((16, 3)), (apply_iota(6), x))[0]
+
+    x, n = np.ones((6, 16, 3)), np.full(16, 2, np.int32)
+    x[4] = np.nan
+    assert np.isnan(cr.compile(f)(x, n)).all()

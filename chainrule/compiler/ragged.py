@@ -150,6 +150,8 @@ class _Idle:
 
     def __init__(self, m: _Masked) -> None:
         self.m = m
+        stores = [s for k in m.kernels for s in k.stores]
+        self.timed = {s.buffer for s in stores if any(isinstance(i, Affine) and m.loop.axis in i.axes for i in s.index)}
         self.zero: dict[Buffer, bool] = {}  # what the step has written so far
         self.known: dict[Value, Left] = {}
         self.row: Axis | None = None
@@ -190,6 +192,8 @@ class _Idle:
             return self._load(v)
         if v.op == "constant":
             return ZERO if v.attrs["value"] == 0 else None
+        if v.op == "cast" and v.args[0].dtype.kind == "b":
+            return None  # a mask that is multiplied by: 0 times what nobody knows may be NaN
         if v.op == "less" and _lengths(v, self.row, self.m.loop) is self.m.lengths:
             return ZERO
         if v.op == "where":
@@ -215,7 +219,7 @@ class _Idle:
         # What a row has written, the same row reads.
         self.good &= v.shape == b.shape and self.row is not None and v.index[row] == of(self.row)
         self.good &= not any(self.row in i.axes for d, i in enumerate(v.index) if d != row)
-        self.good &= b not in self.m.left  # at another time perhaps
+        self.good &= b not in self.timed  # at another time perhaps
         if b in self.m.loop.states:
             return b, v.index
         return ZERO if self.zero.get(b, False) else None
@@ -241,7 +245,7 @@ def _seen_elsewhere(m: _Masked, found: Sequence[_Masked], items: Sequence[Item])
         readers = [(i, k, v) for i in items if i is not m.loop for k in kernels_of([i]) for v in k.loads() if v.buffer is b]
         if b.space == "scratch" and all(i in alike and _at_its_step(v, k, alike[i], m.rows[b]) for i, k, v in readers):
             continue
-        if not zero:
+        if not zero or any(s.buffer is b for k in kernels_of([i for i in items if i is not m.loop]) for s in k.stores):
             return None
         seen.append(b)
     outside = [i for i in items if i is not m.loop]
