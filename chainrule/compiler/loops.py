@@ -84,11 +84,11 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class For:
-    """variable = first, first + 1, ..., below `last`; the two are numbers or names of parameters, `last` may also be a register, and
-    where it is a pair, the smaller of its two counts. scale: parameters are multiplied by it."""
+    """variable = first, first + 1, ..., below `last`; the two are numbers, registers or names of parameters; where `last` is a pair,
+    the smaller of its two counts. scale: parameters are multiplied by it."""
 
     variable: Axis
-    first: int | str
+    first: int | str | Register
     last: int | str | tuple[str, int] | Register
     body: list[Statement]
     carries: tuple[Carry, ...] = ()

@@ -96,9 +96,8 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1]
-    single = {
-        a for v in ordered(list(kernel.until.values())) for a in v.axes
-    } | kernel.until.keys()  # each value has an end of its own
+    limits = ordered(list(kernel.limits()))
+    single = {a for v in limits for a in v.axes} | kernel.between.keys()  # each value has an end of its own
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked | single]
     tiles: list[Axis | None] = [*(a for a in free if a not in single), None]
     ways = [_way(kernel, target, lane, tile) for lane in lanes or [None] for tile in tiles if tile is None or tile is not lane]
@@ -194,7 +193,10 @@ def _cost(kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows
 
     inner = outer = 0.0
     below = terms(v for v in kernel.values() if v.op == "reduce")
+    limits = set(ordered(list(kernel.limits())))  # not counted: a sum has one order, whatever is known of where it ends
     for v in kernel.values():
+        if v in limits:
+            continue
         one = 1.0
         if v.op == "load":
             step = stride(v, lane) if lane is not None and lane in v.axes else 0
