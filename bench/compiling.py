@@ -4,9 +4,6 @@ In: chainrule's settings. Out: a `Table`. A loop over time stays a loop, so the 
 is two processes with one folder for compiled code, empty at first. The first compiles another network, so that the compiler itself has
 been loaded; then it makes the network and takes its first steps. The second does the same, and finds the code in the folder: the
 difference is what compiling took. Both fill memory that no step has used before, which takes longer than compiling if there is much.
-
-Sums over time are made chunk by chunk. Where the steps are no whole number of chunks, there is code for one shorter chunk as well: as
-much for 1,000 steps as for 10,000, but none for 10, which are one chunk.
 """
 
 from __future__ import annotations

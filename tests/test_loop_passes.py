@@ -15,9 +15,11 @@ from test_compiler_graphs import flat, graph_of
 
 import chainrule as cr
 from chainrule.compiler import gather
-from chainrule.compiler.kernels import Kernel, Loop, kernels_of
+from chainrule.compiler.affine import Affine, Axis, of
+from chainrule.compiler.cost import work
+from chainrule.compiler.kernels import Buffer, Kernel, Loop, Store, kernels_of, load, verify
 from chainrule.compiler.scans import improve
-from chainrule.errors import BudgetError
+from chainrule.errors import BudgetError, GraphError
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph, Node
 
@@ -25,6 +27,7 @@ Array = np.ndarray
 Made = Callable[[Any], Callable[..., Any]]  # a budget -> a function of arrays
 CHUNK = 6  # terms of a sum that are added at a time, over there: so that short loops have several chunks
 LENGTHS = (0, 1, 2, 5, 7, 13)
+F8 = np.dtype(np.float64)
 
 
 @pytest.fixture(scope="module")
@@ -384,12 +387,68 @@ LONG = (numbers(64, 2), numbers(50, 64, 2), numbers(2, 2))  # 64 rows: 8 steps a
 
 def test_sums_are_gathered_over_chunks() -> None:
     (loop,) = sum_loops(cr.grad(lambda w, h, x: np.sum(scan(tanh_step(w), h, x)[0])), *(LONG[i] for i in (2, 0, 1)))
-    assert loop.axis.extent == 50 // 8
+    assert loop.axis.extent == 7, "the first one is shorter, and a turn like the others"
     steps = [i for i in loop.items if isinstance(i, Loop)]
     assert [s.axis.extent for s in steps] == [8]
     assert not loop.meets
     sums = [k for k in loop.items if isinstance(k, Kernel)]
     assert any({a.extent for a in k.reduced} == {8, 32} and k.domain[0].extent == 2 for k in sums), "half of the rows at a time"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_code_is_as_long_whether_or_not_the_steps_are_whole_chunks(reverse: bool) -> None:
+    def size(length: int) -> tuple[int, int]:
+        loss = lambda w, h, x: np.sum(scan(tanh_step(w), h, x, reverse=reverse)[0])
+        graph, _ = graph_of(cr.grad(loss), [numbers(3, 3), numbers(4, 3), numbers(length, 4, 3)])
+        code = backend_of().function(graph).machine.code  # type: ignore[attr-defined]  # of native code
+        return len(code.functions), code.text.count("\n")
+
+    (functions, lines), (others, more) = size(9_984), size(10_000)  # 128 steps a chunk
+    assert functions == others
+    assert lines <= more <= 1.1 * lines
+
+
+@settings(max_examples=max(settings().max_examples // 5, 1), deadline=None)
+@given(st.integers(1, 70), st.sampled_from([8, 15, 16, 64, 100]), st.booleans(), st.integers(2, 3), st.integers(0, 2**32 - 1))
+def test_each_step_is_added_once(length: int, rows: int, reverse: bool, threads: int, seed: int) -> None:
+    """Sums of small whole numbers are exact in any order."""
+    random = np.random.default_rng(seed)
+    arrays = [random.integers(-3, 4, shape).astype("f4") for shape in ((3, 4), (rows, 4), (length, rows, 3))]
+
+    def gradient(memory: Any) -> Callable[..., Any]:
+        step = lambda w: lambda h, y: ((n := np.maximum(y @ w, 0) - h), n)
+        return cr.grad(lambda w, h, x: np.sum(scan(step(w), h, x, memory, reverse)[1]))
+
+    graph, given = graph_of(gradient(None), arrays)
+    plain = backend_of(None, 1).function(graph)(given)
+    np.testing.assert_array_equal(plain[0], evaluate(graph, given)[0])
+    assert_bits(backend_of(None, threads).function(graph)(given), plain)
+    graph, given = graph_of(gradient(least(gradient, arrays)), arrays)
+    assert_bits(backend_of(None, threads).function(graph)(given), plain)
+
+
+def test_operations_are_those_of_the_steps_that_exist() -> None:
+    def operations(length: int) -> int:
+        h, x, w = LONG
+        (loop,) = sum_loops(cr.grad(lambda w, h, x: np.sum(scan(tanh_step(w), h, x)[0])), w, h, x[:length])
+        return work(loop).flops
+
+    assert operations(44) / operations(48) == pytest.approx(44 / 48, rel=1e-3)
+
+
+def test_limits_of_axes_are_looked_at() -> None:
+    turn, step, place = Axis("turn", 2), Axis("step", 8), Axis("i", 1)
+    source, target = Buffer("a", (13,), F8), Buffer("b", (8,), F8)
+    time = of(turn) * 8 + of(step)
+
+    def items(between: tuple[Affine, Affine] | None) -> list[Loop]:
+        kernel = Kernel("k", (place,), (), [Store(target, (of(step),), load(source, (time,)))])
+        return [Loop("chunks", turn, False, [Loop("steps", step, False, [kernel], [], between=between)], [])]
+
+    verify(items((Affine(), of(turn) * -8 + 13)))
+    for between in (None, (Affine(), of(turn) * -8 + 14)):
+        with pytest.raises(GraphError, match="reads a outside of it"):
+            verify(items(between))
 
 
 @pytest.mark.parametrize(("rows", "units"), [(30, 2), (15, 2), (64, 400)])
@@ -438,7 +497,7 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
 
 
 def test_operands_that_are_copied_together_are_those_of_each_kernel_alone() -> None:
-    """The first chunk is shorter than the others: one sum became two kernels, each of which copies operands of its own."""
+    """The first chunk is shorter than the others: of its operands only the steps that exist are copied."""
     arrays = [numbers(*shape).astype("f4") for shape in ((50, 1000), (64, 1000), (12, 64, 50))]
 
     def loss(w: Any, h: Any, x: Any) -> Any:

@@ -49,9 +49,9 @@ def likeness(kernel: Kernel) -> Likeness:
     unit = axes.get(kernel.unit) if kernel.unit is not None else None
     inner = axes.get(kernel.inner) if kernel.inner is not None else None
     extents = tuple(a.extent for a in axes)
-    until = tuple((axes[a], numbers[v]) for a, v in kernel.until.items())
+    between = tuple((axes[a], *(numbers[v] for v in both)) for a, both in kernel.between.items())
     shape = (len(kernel.domain), len(kernel.reduced), extents, unit, inner, kernel.length, kernel.sequential)
-    key = (shape, tuple(values), tuple(stores), until)
+    key = (shape, tuple(values), tuple(stores), between)
     return Likeness(key, tuple(axes), tuple(buffers))
 
 

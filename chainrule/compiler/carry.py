@@ -211,10 +211,12 @@ class _Moved:
         index = tuple(i.replaced(where) for i in store.value.index if isinstance(i, Affine))
         place = tuple(i.replaced(where) for i in store.index[1:] if isinstance(i, Affine))
         at: Affine | Value = Affine(loop.axis.extent if out != self.reverse else 0)
+        if loop.between is not None:
+            at = loop.limits()[out != self.reverse]
         unit = next((b for a, b in zip(kernel.domain, domain, strict=True) if a is kernel.unit), None)
         if loop.ends is not None and out:
             assert unit is not None
-            at = loop.ends.turns(of(unit), loop.axis)
+            at = loop.ends.turns(of(unit), loop.axis, loop.limits()[1])
         stacked = (at, *place)
         stores = [Store(state, index, load(self.buffer, stacked)) if out else Store(self.buffer, stacked, load(state, index))]
         return Kernel(self.names("k"), domain, (), stores, unit, origin=kernel.origin)

@@ -10,14 +10,15 @@ write at least: each element once for each run of the kernel, however often it i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from .affine import Affine, Axis
 from .driver import ORDER
 from .fuse import VIRTUAL
-from .kernels import Buffer, Item, Kernel, Loop, Value, bounds, kernels_of
+from .kernels import Buffer, Item, Kernel, Limits, Loop, Value, bounds, kernels_of, limits_of
 
 FREE = {"load", "constant", "iota", "cast", "where", "philox", "checked"}  # no operations on floating-point numbers
 
@@ -44,15 +45,15 @@ def work(item: Item, around: frozenset[Axis] = frozenset()) -> Work:
         inside = [work(i, around | {item.axis}).times(n) for i, n in zip(item.items, repetitions(item), strict=True)]
         return sum(inside, Work(0, 0, 0))
     read, written = traffic(item, around)
-    confined = bounds(item.values())
-    flops = sum(_operations(v, around, confined) for v in item.values())
-    return Work(flops, sum(read.values()), sum(written.values()))
+    limits, confined = limits_of(item), bounds(item.values())
+    flops = sum(_operations(v, around, limits, confined) for v in item.values())
+    return Work(round(flops), sum(read.values()), sum(written.values()))
 
 
 def repetitions(loop: Loop) -> list[float]:
     """How often each of its items runs; a loop of which single turns are run, in parts of all its turns."""
     if not loop.turns:
-        return [loop.axis.extent] * len(loop.items)
+        return [_places(loop.axis, limits_of(loop))] * len(loop.items)
     parts = [i.axis.extent if isinstance(i, Loop) else 1 for i in loop.items]
     return [sum(which == n for which, _ in loop.turns) / part for n, part in enumerate(parts)]
 
@@ -62,7 +63,8 @@ def traffic(kernel: Kernel, around: frozenset[Axis] = frozenset()) -> tuple[dict
     added = [(s.buffer, _axes(s.index)) for s in kernel.stores if s.mode == "add"]
     loads = [(v.buffer, v.axes) for v in kernel.loads() if v.buffer is not None]
     stores = [(s.buffer, _axes(s.index)) for s in kernel.stores]
-    return _bytes([*loads, *added], around), _bytes(stores, around)
+    limits = limits_of(kernel)
+    return _bytes([*loads, *added], around, limits), _bytes(stores, around, limits)
 
 
 def touched(items: Iterable[Item]) -> int:
@@ -87,15 +89,15 @@ def _moved(item: Item, near: float, far: float, around: frozenset[Axis]) -> floa
     return sum(n / (near if b.space == "scratch" else far) for part in both for b, n in part.items())
 
 
-def _operations(v: Value, around: frozenset[Axis], confined: Mapping[Affine, int]) -> int:
+def _operations(v: Value, around: frozenset[Axis], limits: Limits, confined: Mapping[Affine, int]) -> float:
     """Of a sum that is confined, only the terms that it has."""
     if v.op in FREE or v.dtype.kind != "f":
         return 0
     axes = v.args[0].axes if v.op == "reduce" else v.axes
-    points = _points(axes, around)
+    points = _points(axes, around, limits)
     for at, bound in confined.items():
         if at.axes <= axes and points:
-            points = points * _inside(at, bound) // prod(a.extent for a in at.axes)
+            points = points * _inside(at, bound) / prod(a.extent for a in at.axes)
     return points
 
 
@@ -111,18 +113,31 @@ def _inside(at: Affine, bound: int) -> int:
     return sum(times for place, times in reached.items() if 0 <= place < bound)
 
 
-def _points(axes: Iterable[Axis], around: frozenset[Axis]) -> int:
-    return prod(a.extent for a in set(axes) - around)
+def _points(axes: Iterable[Axis], around: frozenset[Axis], limits: Limits) -> float:
+    return prod(_places(a, limits) for a in set(axes) - around)
+
+
+def _places(axis: Axis, limits: Limits) -> float:
+    """How many values an axis takes; where its limits depend on other axes, on average over their values."""
+    firsts, ends = limits.get(axis, ((), ()))
+    others = list({a: None for i in (*firsts, *ends) for a in i.axes_in_order})
+    points = list(product(*(range(a.extent) for a in others)))
+
+    def at(i: Affine, point: Sequence[int]) -> int:
+        return i.constant + sum(i.coefficient(a) * n for a, n in zip(others, point, strict=True))
+
+    spans = (min([axis.extent, *(at(i, p) for i in ends)]) - max([0, *(at(i, p) for i in firsts)]) for p in points)
+    return sum(max(0, n) for n in spans) / len(points)
 
 
 def _axes(index: Iterable[object]) -> frozenset[Axis]:
     return frozenset[Axis]().union(*(i.axes for i in index))  # type: ignore[attr-defined]  # Affine or Value
 
 
-def _bytes(accesses: Iterable[tuple[Buffer, frozenset[Axis]]], around: frozenset[Axis]) -> dict[Buffer, int]:
+def _bytes(accesses: Iterable[tuple[Buffer, frozenset[Axis]]], around: frozenset[Axis], limits: Limits) -> dict[Buffer, int]:
     found: dict[Buffer, int] = {}
     for buffer, axes in accesses:
-        found[buffer] = found.get(buffer, 0) + _points(axes, around) * buffer.dtype.itemsize
+        found[buffer] = found.get(buffer, 0) + round(_points(axes, around, limits) * buffer.dtype.itemsize)
     return {b: min(n, b.bytes) for b, n in found.items()}  # parts that overlap
 
 

@@ -10,9 +10,12 @@ the nearest cache, and the gradients of weights are large matrix products.
 Where the sums are not large, half of the rows go to one sum and half to another, and these two are added at the end: what a sum is
 made of then lies with the thread that has these rows, and two threads go through all of the loop without waiting for each other.
 
-Chunks are aligned at the step with which the loop ends (a backward loop: where the forward loop began) and of one length, but for the
-one that it begins with; the length follows from the number of rows alone. So the order of a sum depends neither on threads, nor on which
-states were kept and which computed again (replay.py).
+Chunks are aligned at the step with which the loop ends (a backward loop: where the forward loop began) and of one length, which follows
+from the number of rows alone. So the order of a sum depends neither on threads, nor on which states were kept and which computed again
+(replay.py). Where the steps are no whole number of chunks, the one that the loop begins with is shorter. It is a turn like all others,
+whose loops leave out the steps that do not exist: so there is one piece of code for all chunks. Only where a sum is over steps alone (a
+batch of one row, say) does the shorter chunk have code of its own: the innermost loop of a sum, of which chains and lanes are made,
+always goes through all of its axis.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from .schedule import CHUNK, LEAST_PART, MOST_HALVED, PARTS, together, units
 Index = tuple[Affine | Value, ...]
 
 
-def gathered(items: Sequence[Item], names: Names, threads: int = 2) -> list[Item]:
-    """The items with such loops cut into chunks. Only loops that stand in no other are looked at."""
+def gathered(items: Sequence[Item], names: Names, threads: int = 2, length: int = 0) -> list[Item]:
+    """The items with such loops cut into chunks. Only loops that stand in no other are looked at. length: steps of a chunk, where a loop
+    is part of a longer one; 0: as many as suit its own length."""
     made: list[Item] = []
     for item in items:
         sums = sums_of(item, items) if isinstance(item, Loop) and not item.meets else []
-        made += _Chunks(item, sums, names, threads).items() if sums and isinstance(item, Loop) else [item]
+        made += _Chunks(item, sums, names, threads, length).items() if sums and isinstance(item, Loop) else [item]
     return made
 
 
@@ -241,10 +245,11 @@ def steps_of_a_chunk(length: int, rows: int) -> int:
 class _Chunks:
     """One loop cut into chunks."""
 
-    def __init__(self, loop: Loop, sums: Sequence[Kernel], names: Names, threads: int) -> None:
+    def __init__(self, loop: Loop, sums: Sequence[Kernel], names: Names, threads: int, length: int = 0) -> None:
         self.loop, self.sums, self.names = loop, sums, names
         self.rest = [i for i in loop.items if i not in sums]
-        self.length = steps_of_a_chunk(loop.axis.extent, max(_terms(k) for k in sums))
+        self.length = length or steps_of_a_chunk(loop.axis.extent, max(_terms(k) for k in sums))
+        self.limited = all(k.reduced for k in sums)
         self.alone = all(k.part is not None for k in sums) and threads <= PARTS
         written = {s.buffer for k in kernels_of(self.rest) for s in k.stores}
         own = {s.buffer for k in sums for s in k.stores}
@@ -253,22 +258,32 @@ class _Chunks:
         self.kept = {b: Buffer(names("t"), (self.length, *b.shape), b.dtype) for b in kept if b is not None}
 
     def items(self) -> list[Item]:
-        """The chunk that the loop begins with, if it is shorter, and a loop over the others."""
-        time = self.loop.axis
-        whole, rest = divmod(time.extent, self.length)
-        turn = Axis(time.name + "c", whole)
-        many = self._chunk(of(turn) * self.length + (0 if self.loop.reverse else rest), self.length)
+        """All chunks; apart from the others, where it has to be, the shorter one that the loop begins with."""
+        whole, rest = divmod(self.loop.axis.extent, self.length)
+        if self.limited:
+            return self._turns(ceil(self.loop.axis.extent / self.length), rest - self.length if rest else 0)
         first = self._chunk(Affine(whole * self.length if self.loop.reverse else 0), rest) if rest else []
-        return [*first, *(many if whole == 1 else [Loop(self.names("loop"), turn, self.loop.reverse, many, [], not self.alone)])]
+        return [*first, *self._turns(whole, rest)]
+
+    def _turns(self, count: int, start: int) -> list[Item]:
+        """A loop over so many chunks, or the only one. start: where the first one begins, if they are not aligned at step 0."""
+        time, reverse = self.loop.axis, self.loop.reverse
+        turn = Axis(time.name + "c", count)
+        first = of(turn) * self.length + (0 if reverse else start)
+        made = self._chunk(first, self.length) if count else []
+        return made if count <= 1 else [Loop(self.names("loop"), turn, reverse, made, [], not self.alone)]
 
     def _chunk(self, first: Affine, length: int) -> list[Item]:
+        """So many steps from `first`; of those only the ones that exist."""
         step = Axis(self.loop.axis.name + "s", length)
+        exist = first.smallest >= 0 and first.largest + length <= self.loop.axis.extent
+        between = None if exist else (first * -1, first * -1 + self.loop.axis.extent)
         where = {self.loop.axis: first + of(step)}
         states = [b for b in self.loop.states if not any(b is s.buffer for k in self.sums for s in k.stores)]
         ends = self.loop.ends.moved(where) if self.loop.ends is not None else None
         inside = [self._moved(i, where, of(step)) for i in self.rest]
-        steps = Loop(self.names("loop"), step, self.loop.reverse, inside, states, ends=ends)
-        return [steps, *(part for k in self.sums for part in self._sum(k, first, length))]
+        steps = Loop(self.names("loop"), step, self.loop.reverse, inside, states, ends=ends, between=between)
+        return [steps, *(part for k in self.sums for part in self._sum(k, first, steps))]
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine) -> Item:
         """An item of the loop at other times; what the sums read is kept for each step of the chunk."""
@@ -295,13 +310,16 @@ class _Chunks:
         kept = self.kept.get(v.buffer) if v.op == "load" and v.buffer is not None else None
         return v if kept is None else load(kept, (step, *v.index), (self.length, *v.shape))
 
-    def _sum(self, kernel: Kernel, first: Affine, length: int) -> list[Kernel]:
+    def _sum(self, kernel: Kernel, first: Affine, steps: Loop) -> list[Kernel]:
         """All steps of a chunk added at once; where rows end, for those that end together at a time, up to their last step."""
+        length, limits = steps.axis.extent, steps.limits()
         step = Axis(self.names("r"), length)
         ends = self.loop.ends
         if ends is None or kernel.rows is None:
             reduced = (*((step,) if length > 1 else ()), *kernel.reduced)
-            return [self._added(kernel, {self.loop.axis: first + of(step)}, of(step), reduced, {})]
+            # Also where all steps exist: how a sum runs, and so its order, shall be the same in every part of a loop.
+            between = {step: limits} if length > 1 and self.limited else {}
+            return [self._added(kernel, {self.loop.axis: first + of(step)}, of(step), reduced, between)]
         made = []
         whole = of(kernel.part) * kernel.rows.extent if kernel.part is not None else Affine()  # the row at which the part begins
         size = together(kernel.rows.extent * (kernel.part.extent if kernel.part is not None else 1))
@@ -312,15 +330,16 @@ class _Chunks:
             step, group, row = Axis(self.names("r"), length), Axis(self.names("r"), count), Axis(self.names("r"), own)
             begin = of(group) * own + start if count > 1 else Affine(start)
             where = {self.loop.axis: first + of(step), kernel.rows: begin + of(row)}
-            inner = [row if a is kernel.rows else a for a in kernel.reduced]
-            until = {step: ends.moved(where).turns(whole + begin, step)}
+            inner = tuple(row if a is kernel.rows else a for a in kernel.reduced)
+            between = {step: (limits[0], ends.moved(where).turns(whole + begin, step, limits[1]))}
             outer = (group, step) if count > 1 else (step,)
-            made.append(self._added(kernel, where, of(step), (*outer, *inner), until))
+            made.append(self._added(kernel, where, of(step), (*outer, *inner), between))
         return made
 
     def _added(
-        self, kernel: Kernel, where: Mapping[Axis, Affine], step: Affine, reduced: tuple[Axis, ...], until: dict[Axis, Value]
-    ) -> Kernel:
+        self, kernel: Kernel, where: Mapping[Axis, Affine], step: Affine, reduced: tuple[Axis, ...],
+        between: dict[Axis, tuple[Value, Value]],
+    ) -> Kernel:  # fmt: skip
         stores = []
         for s in self._stores(kernel, where, step):
             old, term = _old(s), _term(s)
@@ -330,7 +349,7 @@ class _Chunks:
             total = reduce("sum", inner, reduced, term.attrs.get("within", ())) if reduced else inner
             stores.append(replace(s, value=elementwise("add", term.dtype, [old, total])))
         unit = kernel.unit if self.alone or kernel.part is None else _longest(kernel)
-        return replace(kernel, name=self.names("k"), stores=stores, unit=unit, reduced=reduced, until=until, rows=None)
+        return replace(kernel, name=self.names("k"), stores=stores, unit=unit, reduced=reduced, between=between, rows=None)
 
 
 def _terms(kernel: Kernel) -> int:

@@ -24,6 +24,7 @@ from ..errors import GraphError
 from ..graph.node import Node
 from .affine import Affine, Axis, flat
 
+I8 = np.dtype(np.int64)
 Space = Literal["input", "state", "result", "scratch"]
 
 
@@ -85,11 +86,11 @@ class Store:
 class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
-    order of memory; it runs at the end of a step, on the new state, and once before the first step. until: how far a reduced axis is
-    summed over, where that is known only while running; rows: the reduced axis that runs over the rows of a batch, if those that have
-    ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own; length: places of the unit
-    axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`); inner: the axis of the rows of a block, along
-    which arrays lie innermost (lanes.py)."""
+    order of memory; it runs at the end of a step, on the new state, and once before the first step. between: from where to where
+    (exclusive) a reduced axis is summed over, where that is known only while running; rows: the reduced axis that runs over the rows of
+    a batch, if those that have ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own;
+    length: places of the unit axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`); inner: the axis
+    of the rows of a block, along which arrays lie innermost (lanes.py)."""
 
     name: str
     domain: tuple[Axis, ...]
@@ -100,7 +101,7 @@ class Kernel:
     late: bool = False
     inner: Axis | None = None
     packed: dict[Value, Buffer] = field(default_factory=dict)  # operands that are copied together first, and where to
-    until: dict[Axis, Value] = field(default_factory=dict)
+    between: dict[Axis, tuple[Value, Value]] = field(default_factory=dict)
     rows: Axis | None = None
     part: Axis | None = None
     length: int = 0
@@ -112,9 +113,13 @@ class Kernel:
     def values(self) -> list[Value]:
         """All values, arguments first. The list is kept: not to be changed."""
         if self._values[0] != self.stores:
-            values = ordered([*roots(self.stores), *self.until.values()])
+            values = ordered([*roots(self.stores), *self.limits()])
             self._values = (self.stores[:], values)
         return self._values[1]
+
+    def limits(self) -> Iterator[Value]:
+        """What its sums begin and end with, as far as that is known only while running."""
+        return (v for both in self.between.values() for v in both)
 
     def loads(self) -> Iterator[Value]:
         return (v for v in self.values() if v.op == "load")
@@ -131,11 +136,10 @@ class Ends:
         """The same in terms of other axes."""
         return Ends(self.steps, self.time.replaced(where))
 
-    def turns(self, row: Affine, axis: Axis) -> Value:
-        """In how many of a loop's turns a row takes part; `axis` is the loop's."""
-        i8 = self.steps.dtype
-        left = elementwise("subtract", i8, [load(self.steps, (row,)), iota(self.time.without(axis), i8)])
-        return elementwise("minimum", i8, [elementwise("maximum", i8, [left, constant(0, i8)]), constant(axis.extent, i8)])
+    def turns(self, row: Affine, axis: Axis, end: Value) -> Value:
+        """In how many of a loop's turns a row takes part; `axis` is the loop's, and goes as far as `end`."""
+        left = elementwise("subtract", I8, [load(self.steps, (row,)), iota(self.time.without(axis), I8)])
+        return _minimum(_maximum(left, constant(0, I8)), end)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,7 +148,8 @@ class Loop:
     kernels are not all cut alike, so threads meet in each turn, as they do between phases. turns: if there are any, each turn runs one
     of the items, which are loops, once: (which, the value of its axis). memory: bytes
     that may be kept of its steps for a backward loop. gathers: its sums may be added for many steps at a time (gather.py). ends: when
-    each row has taken its last step, if that is known only while running (ragged.py)."""
+    each row has taken its last step, if that is known only while running (ragged.py). between: the axis takes no value below the first
+    of these, which are affine in the axes of loops around, nor the second or one above (gather.py)."""
 
     name: str
     axis: Axis
@@ -156,9 +161,18 @@ class Loop:
     memory: int | None = None
     gathers: bool = True
     ends: Ends | None = None
+    between: tuple[Affine, Affine] | None = None
+
+    def limits(self) -> tuple[Value, Value]:
+        """From where to where (exclusive) its axis goes."""
+        first, end = constant(0, I8), constant(self.axis.extent, I8)
+        if self.between is None:
+            return first, end
+        return _maximum(iota(self.between[0], I8), first), _minimum(iota(self.between[1], I8), end)
 
 
 Item = Kernel | Loop
+Limits = Mapping[Axis, tuple[Sequence[Affine], Sequence[Affine]]]  # what an axis is not below, and what it is below
 
 
 def kernels_of(items: Sequence[Item]) -> Iterator[Kernel]:
@@ -178,6 +192,12 @@ def loops_of(items: Sequence[Item]) -> Iterator[Loop]:
             yield from loops_of(item.items)
 
 
+def limits_of(item: Item) -> Limits:
+    """What is known, before running, of the limits that axes of an item have while it runs."""
+    between = {item.axis: item.limits()} if isinstance(item, Loop) else item.between
+    return {a: (_sides(first, "maximum"), _sides(end, "minimum")) for a, (first, end) in between.items()}
+
+
 def verify(items: Sequence[Item]) -> None:
     """Whether kernels are what the passes after this one take them for.
 
@@ -187,34 +207,35 @@ def verify(items: Sequence[Item]) -> None:
     what is read has been written.
     Raises: `GraphError`.
     """
-    _verify(items, frozenset())
+    _verify(items, frozenset(), {})
 
 
-def _verify(items: Sequence[Item], around: frozenset[Axis]) -> None:
+def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> None:
     for item in items:
         if isinstance(item, Loop):
-            _verify(item.items, around | {item.axis})
+            _verify(item.items, around | {item.axis}, {**limits, **limits_of(item)})
             continue
         known = {*item.domain, *item.reduced, *around}
-        confined = bounds(item.values())
+        within, confined = {**limits, **limits_of(item)}, bounds(item.values())
         for v in item.values():
             _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
             if v.op == "load":
                 assert v.buffer is not None
-                _demand(_inside(v.index, v.shape, confined), item, f"reads {v.buffer} outside of it")
+                _demand(_inside(v.index, v.shape, within, confined), item, f"reads {v.buffer} outside of it")
                 _demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
             if v.op == "reduce":
                 _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
         for s in item.stores:
-            _demand(_inside(s.index, s.view), item, f"writes {s.buffer} outside of it")
+            _demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
             _demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
             used = frozenset[Axis]().union(*(i.axes for i in s.index))
             _demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
             _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
             _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
-        for axis, last in item.until.items():
-            outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]} if axis in item.reduced else set()
-            _demand(axis in item.reduced and last.axes <= outer, item, "sums over an axis as far as nobody knows yet")
+        for axis, both in item.between.items():
+            _demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
+            outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]}
+            _demand(all(v.axes <= outer for v in both), item, "sums over an axis as far as nobody knows yet")
 
 
 def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
@@ -222,15 +243,29 @@ def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
         raise GraphError(f"kernel {kernel.name}, which is a defect of chainrule: {problem}\n{kernels_text([kernel])}")
 
 
-def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...], confined: Mapping[Affine, int] | None = None) -> bool:
+def _sides(v: Value, how: str) -> list[Affine]:
+    """The affine ones of the numbers of which `v` is the maximum (minimum): it is not below (above) any of them."""
+    if v.op == how:
+        return [i for a in v.args for i in _sides(a, how)]
+    return [i for i in v.index if isinstance(i, Affine)] if v.op == "iota" else []
+
+
+def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...], limits: Limits, confined: Mapping[Affine, int]) -> bool:
+    """Whether an index is one of an array, as far as its axes go. confined: sums of axes, and below what they stay."""
     if len(index) != len(shape):
         return False
     empty = any(a.extent == 0 for i in index for a in i.axes)
-    known = confined or {}
     return empty or all(
-        isinstance(i, Value) or (i.smallest >= 0 and i.largest < n) or known.get(i, n + 1) <= n
-        for i, n in zip(index, shape, strict=True)
+        isinstance(i, Value) or _is_below(i, n, limits) or confined.get(i, n + 1) <= n for i, n in zip(index, shape, strict=True)
     )
+
+
+def _is_below(i: Affine, extent: int, limits: Limits) -> bool:
+    """Whether an index is a place of a dimension wherever its axes stand, each of which may only do so between its limits."""
+    rising = [(a, *limits[a]) for a, c in i.terms if c > 0 and a in limits]
+    smallest = [i.smallest, *(i.replaced({a: first}).smallest for a, firsts, _ in rising for first in firsts)]
+    largest = [i.largest, *(i.replaced({a: end + -1}).largest for a, _, ends in rising for end in ends)]
+    return max(smallest) >= 0 and min(largest) < extent
 
 
 def _is_seen(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -336,6 +371,14 @@ def elementwise(op: str, dtype: np.dtype[Any], args: Sequence[Value], attrs: Map
     return Value(op, dtype, tuple(args), attrs or {}, frozenset().union(*(a.axes for a in args)))
 
 
+def _maximum(a: Value, b: Value) -> Value:
+    return elementwise("maximum", I8, [a, b])
+
+
+def _minimum(a: Value, b: Value) -> Value:
+    return elementwise("minimum", I8, [a, b])
+
+
 Within = Sequence[tuple[Affine, int]]  # sums, and below what they stay
 
 
@@ -364,6 +407,7 @@ def kernels_text(items: Sequence[Item], indent: str = "") -> str:
 def _item_text(item: Item, indent: str) -> str:
     if isinstance(item, Loop):
         how = " descending" * item.reverse + ", in phases" * (item.meets and not item.turns)
+        how += f", {item.between[0]} <= {item.axis.name} < {item.between[1]}" if item.between is not None else ""
         how += f", each row to {item.ends.time} = {item.ends.steps}" if item.ends is not None else ""
         how += ", one of these at a time: " * bool(item.turns) + " ".join(f"{which}@{at}" for which, at in item.turns)
         head = f"{indent}loop {item.name}: {item.axis.name} < {item.axis.extent}{how}"
@@ -375,7 +419,7 @@ def _item_text(item: Item, indent: str) -> str:
     for v in item.values():
         names[v] = f"v{len(names)}"
         lines.append(f"{indent}    {names[v]}: {v.dtype}{_axes(v)} = {_value_text(v, names)}")
-    lines += [f"{indent}    {axis.name} < {names[last]}" for axis, last in item.until.items()]
+    lines += [f"{indent}    {names[first]} <= {a.name} < {names[end]}" for a, (first, end) in item.between.items()]
     for s in item.stores:
         sign = "=" if s.mode == "set" else "+="
         lines.append(f"{indent}    {s.buffer.name}[{_index_text(s.index, names)}] {sign} {names[s.value]}")

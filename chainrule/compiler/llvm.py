@@ -218,9 +218,9 @@ class _Writer:
             b.lines.append("")
         self.variables[s.variable] = counter
         if s.descending:
-            assert s.first == 0
             top = str(s.last - 1) if isinstance(s.last, int) else b.line(f"sub nsw i64 {last}, 1")
-            self.variables[s.variable] = b.line(f"sub nsw i64 {top}, {counter}")
+            sum_ = top if s.first == 0 else b.line(f"add nsw i64 {top}, {first}")  # of the counter and the variable
+            self.variables[s.variable] = b.line(f"sub nsw i64 {sum_}, {counter}")
         self.known.append({})
         self.body(s.body)
         self.known.pop()

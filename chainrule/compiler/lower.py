@@ -172,9 +172,9 @@ class _Lowering:
         if not axes:
             inside()
             return
-        self._loop(axes[0], 0, axes[0].extent, lambda: self._loops(axes[1:], inside))
+        self._loop(axes[0], *self._limits(axes[0], axes[0].extent), lambda: self._loops(axes[1:], inside))
 
-    def _loop(self, variable: Axis, first: int, last: int, inside: Callable[[], None]) -> None:
+    def _loop(self, variable: Axis, first: int | Register, last: int | Register, inside: Callable[[], None]) -> None:
         scope = self._open(variable)
         inside()
         self._close(scope, variable, first, last)
@@ -583,6 +583,7 @@ class _Lowering:
     def _outer_parts(self, axis: Axis, size: int, cells: Mapping[Any, Any], current: dict[Any, Register],
                      inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
         """A long axis around short ones, in parts, each summed from nothing."""
+        assert axis not in self.kernel.between
         for start, how_many, own in _whole(axis.extent, size):
             variable = self.variable("part", how_many)
 
@@ -600,8 +601,8 @@ class _Lowering:
 
     def _carried(self, variable: Axis, extent: int, current: dict[Any, Register],
                  inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
-        until = self.kernel.until.get(variable)
-        return self._turns(variable, 0, extent if until is None else self.value(until), current, inside)
+        first, last = self._limits(variable, extent)
+        return self._turns(variable, first, last, current, inside)
 
     def _confined(self, axis: Axis, current: dict[Any, Register],
                   inside: Callable[[dict[Any, Register]], dict[Any, Register]]) -> dict[Any, Register]:  # fmt: skip
@@ -621,6 +622,11 @@ class _Lowering:
         results = {k: self.register(r.dtype, r.width) for k, r in current.items()}
         self._close(scope, variable, first, last, carries, tuple(results[k] for k in current))
         return results
+
+    def _limits(self, axis: Axis, extent: int) -> tuple[int | Register, int | Register]:
+        """From where to where a loop over an axis goes."""
+        between = self.kernel.between.get(axis)
+        return (0, extent) if between is None else (self.value(between[0]), self.value(between[1]))
 
     def _long(self, cells: Mapping[Any, Any], current: dict[Any, Register]) -> dict[Any, Register]:
         """A long sum in parts; a short one as a whole."""

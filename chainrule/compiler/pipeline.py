@@ -26,7 +26,22 @@ from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
 from .fuse import Index, Names, Sink, Source, fuse
 from .gather import gathered, parted
-from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, kernels_text, load, loops_of, verify
+from .kernels import (
+    I8,
+    Buffer,
+    Ends,
+    Item,
+    Kernel,
+    Loop,
+    Store,
+    Value,
+    elementwise,
+    kernels_of,
+    kernels_text,
+    load,
+    loops_of,
+    verify,
+)
 from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
@@ -279,8 +294,10 @@ def _functions(
         Call(i.name, 0, _count(i, planned, threads), inside) if alone else Call(i.name, "lo", "hi", inside)
         for i in planned.inner[item]
     ]
-    loop = For(item.axis, 0, item.axis.extent, calls, descending=item.reverse)
-    return [*made, Function(item.name, variables, [If("hi", 0, [loop])] if alone else [loop])]
+    lets = _Lets(Names())
+    first, last = lets.limits(item)
+    loop = For(item.axis, first, last, calls, descending=item.reverse)
+    return [*made, Function(item.name, variables, [*lets.made, If("hi", 0, [loop]) if alone else loop])]
 
 
 def _set_lengths(loop: Loop, ends: Ends, threads: int) -> None:
@@ -291,33 +308,54 @@ def _set_lengths(loop: Loop, ends: Ends, threads: int) -> None:
         kernel.length = length if length % size else size
 
 
+class _Lets:
+    """Statements that compute single integers."""
+
+    def __init__(self, names: Names) -> None:
+        self.made: list[Statement] = []
+        self.names = names
+
+    def let(self, op: str, *args: Register, **attrs: Any) -> Register:
+        target = Register(self.names("n"), I8, 1)
+        self.made.append(Let(target, op, args, attrs))
+        return target
+
+    def read(self, place: Place) -> Register:
+        target = Register(self.names("n"), I8, 1)
+        self.made.append(Read(target, place))
+        return target
+
+    def number(self, n: int | Affine) -> Register:
+        return self.let("constant", value=n) if isinstance(n, int) else self.let("iota", address=n, stride=0)
+
+    def limits(self, loop: Loop) -> tuple[int | Register, int | Register]:
+        """From where to where a loop goes."""
+        if loop.between is None:
+            return 0, loop.axis.extent
+        first, end = (self.number(i) for i in loop.between)
+        return self.let("maximum", first, self.number(0)), self.let("minimum", end, self.number(loop.axis.extent))
+
+
 def _to_its_end(loop: Loop, ends: Ends, items: Sequence[Item], threads: int, variables: tuple[Axis, ...]) -> list[Statement]:
     """For each block of rows the steps up to the end of its last row; `lo` and `hi` count what a thread does of rows that do not end."""
     rows = ends.steps.size
     count, length = units(rows, threads)
     own = next(k.length for k in kernels_of(items))
     whole, rest = divmod(rows, own)
-    block, names, i8 = Axis("block", whole), Names(), ends.steps.dtype
+    block, names = Axis("block", whole), Names()
 
     def steps(number: Affine, size: int) -> list[Statement]:
-        made: list[Statement] = []
-
-        def let(op: str, *args: Register, **attrs: Any) -> Register:
-            target = Register(names("n"), i8, 1)
-            made.append(Let(target, op, args, attrs))
-            return target
-
+        lets = _Lets(names)
         last: Register | None = None
         for row in range(0, size, own if own == together(rows) else 1):  # rows that end together say the same
-            read = Register(names("n"), i8, 1)
-            made.append(Read(read, Place(ends.steps, number * own + row)))
-            last = read if last is None else let("maximum", last, read)
+            read = lets.read(Place(ends.steps, number * own + row))
+            last = read if last is None else lets.let("maximum", last, read)
         assert last is not None
-        begin = let("iota", address=ends.time.without(loop.axis), stride=0)
-        left = let("maximum", let("subtract", last, begin), let("constant", value=0))
-        turns = let("minimum", left, let("constant", value=loop.axis.extent))
+        left = lets.let("subtract", last, lets.number(ends.time.without(loop.axis)))
+        first, end = lets.limits(loop)
+        end = lets.let("minimum", left, end if isinstance(end, Register) else lets.number(end))
         calls: list[Statement] = [Call(i.name, number, number + 1, variables) for i in items]
-        return [*made, For(loop.axis, 0, turns, calls, descending=loop.reverse)]
+        return [*lets.made, For(loop.axis, first, end, calls, descending=loop.reverse)]
 
     body: list[Statement] = [For(block, "lo", ("hi", whole), steps(of(block), own), scale=ceil(length / own))]
     return body + ([If("hi", count - 1, steps(Affine(whole), rest))] if rest else [])

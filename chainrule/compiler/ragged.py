@@ -21,11 +21,9 @@ from ..graph.node import OPS
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .gather import rows_summed, rows_written, sums_of
-from .kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, reduce
+from .kernels import I8, Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, reduce
 from .replay import is_way_back
 from .schedule import together
-
-I8 = np.dtype(np.int64)
 
 
 def ragged(items: Sequence[Item], names: Names) -> list[Item]:

@@ -236,7 +236,7 @@ class _Replay:
                 ]
             elif item is self.pair.back:
                 made += [
-                    *gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads),
+                    *self._gathered(step, where),
                     self._replay(turns[last + 1 :]),
                 ]
             elif isinstance(item, Kernel) and any(s.buffer in self.states for s in item.stores):
@@ -264,10 +264,10 @@ class _Replay:
     def _replay(self, turns: Sequence[tuple[int, int]]) -> Loop:
         """A loop over turns, each of which runs one of four parts."""
         step, where = self._steps(self.plan.segment, self.unit)
-        place, forward, back = of(self.place), self.pair.forward, self.pair.back
+        place, forward = of(self.place), self.pair.forward
         taped = [
             self._loop(forward, step, where, True),
-            *gathered([self._loop(back, step, where, True)], self.names, self.threads),
+            *self._gathered(step, where),
         ]
         parts: list[tuple[Axis, list[Item]]] = [
             (self.place, [self._copy(self.states[b], (), s, (place,)) for b, s in self.slots.items()]),
@@ -300,7 +300,7 @@ class _Replay:
 
     def _gathered(self, step: Axis, where: Mapping[Axis, Affine]) -> list[Item]:
         """The backward loop over the steps of a unit, its sums over chunks of them."""
-        return gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads)
+        return gathered([self._loop(self.pair.back, step, where, True)], self.names, self.threads, chunk(self.pair.back)[0])
 
     def _moved(self, item: Item, where: Mapping[Axis, Affine], step: Affine, taped: bool) -> Item:
         if isinstance(item, Loop):

@@ -101,10 +101,8 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
     blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
     # Axes on which it depends how much is summed: no two of their values stand side by side.
-    single = frozenset().union(
-        *(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.until.values())))
-    )
-    blocked |= single | kernel.until.keys()
+    single = frozenset().union(*(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.limits()))))
+    blocked |= single | kernel.between.keys()
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single]
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [
@@ -225,7 +223,10 @@ def _cost(
 
     inner = outer = 0.0
     below = terms(v for v in kernel.values() if v.op == "reduce")
+    limits = set(ordered(list(kernel.limits())))  # not counted: a sum has one order, whatever is known of where it ends
     for v in kernel.values():
+        if v in limits:
+            continue
         one = 1.0
         if v.op == "load":
             step = stride(v, lane) if lane is not None and lane in v.axes else 0
