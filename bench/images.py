@@ -151,8 +151,11 @@ def merged(old: Sequence[dict[str, Any]], new: Learnt) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """In Markdown: a line for each task."""
-    lines = ["| 10,000 test pictures | chainrule | at least | seeds | time | PyTorch | seeds | time |", f"|{' --- |' * 8}"]
+    """In Markdown: a line for each task. The mean accuracy of all seeds, and the shortest time, for all compute the same amount."""
+    lines = [
+        "| 10,000 test pictures | chainrule | at least | seeds | shortest time | PyTorch | seeds | shortest time |",
+        f"|{' --- |' * 8}",
+    ]
     for task in TASKS.values():
         cells = []
         for library in LIBRARIES:
@@ -162,7 +165,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 continue
             right = mean(r["accuracy"] for r in own)
             missed = " (too little)" if library == OURS and right < task.reach else ""
-            cells.append((f"{100 * right:.2f} %{missed}", str(len(own)), f"{mean(r['seconds'] for r in own):.0f} s"))
+            cells.append((f"{100 * right:.2f} %{missed}", str(len(own)), f"{min(r['seconds'] for r in own):.0f} s"))
         ours, peer = cells
         if ours[0] != "-" or peer[0] != "-":
             lines.append(f"| {' | '.join((task.title, ours[0], f'{100 * task.reach:.1f} %', *ours[1:], *peer))} |")

@@ -129,7 +129,7 @@ def test_results_are_gathered() -> None:
     )
     assert [r["accuracy"] for r in found] == [0.98, 0.99, 0.9912, 0.985]
     lines = bench.table(found).splitlines()
-    assert lines[2] == f"| {LENET.title} | 98.50 % (too little) | 99.0 % | 2 | 15 s | 99.12 % | 1 | 60 s |"
+    assert lines[2] == f"| {LENET.title} | 98.50 % (too little) | 99.0 % | 2 | 10 s | 99.12 % | 1 | 60 s |"
     assert lines[3] == f"| {DENSE.title} | 98.50 % | 98.4 % | 1 | 30 s | - | - | - |"
     assert len(lines) == 4
     other = Learnt(replace(LENET, epochs=3), "chainrule", 5, 0.9, 1.0, 2)
