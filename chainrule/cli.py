@@ -16,7 +16,8 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -441,13 +442,11 @@ def predict(run: Path, data: Path | None, prompt: str | None, sample: int, tempe
 
     known = read_run(run)
     if isinstance(known, Run):
-        if data is None or prompt is not None:
-            raise UsageError(f"{run} is the run of a table: name the file of rows to predict, without --prompt")
-        return _predict_rows(known, data, **options)
+        data = _only_file(data, prompt, f"{run} is the run of a table: name the file of rows")
+        return _write_predictions(partial(_of_rows, known), data, **options)
     if isinstance(known, ImageRun):
-        if data is None or prompt is not None:
-            raise UsageError(f"{run} is an image classifier: name a picture, a folder or an IDX file, without --prompt")
-        return _predict_images(known, data, **options)
+        data = _only_file(data, prompt, f"{run} is an image classifier: name a picture, a folder or an IDX file")
+        return _write_predictions(partial(_of_images, known), data, **options)
     if prompt is None or data is not None:
         raise UsageError(f'{run} is a character model: give it a text to write on, --prompt "...", and no file')
     if strange := sorted(set(prompt) - set(known.alphabet.characters)):
@@ -455,52 +454,65 @@ def predict(run: Path, data: Path | None, prompt: str | None, sample: int, tempe
     click.echo(plain((prompt + written(known.network, known.alphabet, prompt, sample, temperature, seed)).expandtabs(4)))
 
 
-def _predict_rows(
-    known: Run, data: Path, out: Path | None, overwrite: bool, missing: tuple[str, ...], header: bool | None
-) -> None:
-    from . import runs
+def _only_file(data: Path | None, prompt: str | None, what: str) -> Path:
+    if data is None or prompt is not None:
+        raise UsageError(f"{what} to predict, without --prompt")
+    return data
 
+
+def _write_predictions(
+    made_by: Callable[..., _Predictions], data: Path, out: Path | None, overwrite: bool, **reading: Any
+) -> None:
+    """Writes the predictions for a file, and says what there is to say."""
     out = out or Path(f"{_stem(data)}-predictions.csv")
     printed = str(out) == "-"
     if not printed:
         _check_output(out, overwrite)
+    made = made_by(data, **reading)
+    _write_csv(None if printed else out, made.names, made.rows, made.columns)
+    console = Console(stderr=printed)
+    for line in made.remarks:
+        say(console, f"note: {line}")
+    if made.scores:
+        show_scores(console, f"Scores on these {made.what}", {"this network": made.scores})
+    if not printed:
+        say(console, f"{made.count:,} predictions: {out}", path=True)
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """names, rows: the columns that were there; columns: those to add; what: the rows, in words; count: how many predictions."""
+
+    names: list[str]
+    rows: list[list[str]]
+    columns: Mapping[str, Any]
+    remarks: list[str]
+    scores: Mapping[str, float] | None
+    what: str
+    count: int
+
+
+def _of_rows(known: Run, data: Path, missing: tuple[str, ...], header: bool | None) -> _Predictions:
+    from . import runs
+
     content = file_bytes(data)
     table = read_table(data, missing=(*known.preparation.missing, *missing), header=header, data=content)
     columns, remarks, scores = runs.predict(known, table)
     names, rows = original_rows(data, header=header, data=content) or _rows(table)
-    _write_csv(None if printed else out, names, rows, columns)
-    console = Console(stderr=printed)
-    for line in remarks:
-        say(console, f"note: {line}")
-    if scores:
-        show_scores(console, f"Scores on these {table.rows:,} rows", {"this network": scores})
-    if not printed:
-        window = known.preparation.window
-        made = table.rows if window is None else table.rows - window.length + 1
-        say(console, f"{made:,} predictions: {out}", path=True)
+    window = known.preparation.window
+    count = table.rows if window is None else table.rows - window.length + 1
+    return _Predictions(names, rows, columns, remarks, scores, f"{table.rows:,} rows", count)
 
 
-def _predict_images(
-    known: ImageRun, data: Path, out: Path | None, overwrite: bool, missing: tuple[str, ...], header: bool | None
-) -> None:
+def _of_images(known: ImageRun, data: Path, missing: tuple[str, ...], header: bool | None) -> _Predictions:
     from .images import predict_images
 
     if missing or header is not None:
         raise UsageError("--missing and --header are for tables: leave them out")
-    out = out or Path(f"{_stem(data)}-predictions.csv")
-    printed = str(out) == "-"
-    if not printed:
-        _check_output(out, overwrite)
     pictures = read_images(data, size=known.seen.size, colour=known.seen.colour)
     columns, remarks, scores = predict_images(known, pictures)
-    _write_csv(None if printed else out, ["picture"], [[name] for name in pictures.names], columns)
-    console = Console(stderr=printed)
-    for line in remarks:
-        say(console, f"note: {line}")
-    if scores:
-        show_scores(console, f"Scores on these {pictures.rows:,} pictures", {"this network": scores})
-    if not printed:
-        say(console, f"{pictures.rows:,} predictions: {out}", path=True)
+    rows = [[name] for name in pictures.names]
+    return _Predictions(["picture"], rows, columns, remarks, scores, f"{pictures.rows:,} pictures", pictures.rows)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
@@ -528,7 +540,7 @@ def _rows(table: Table) -> tuple[list[str], list[list[str]]]:
     return list(columns), [[str(v) for v in row] for row in zip(*(v.tolist() for v in columns.values()), strict=True)]
 
 
-def _write_csv(out: Path | None, names: list[str], rows: list[list[str]], columns: dict[str, Any]) -> None:
+def _write_csv(out: Path | None, names: list[str], rows: list[list[str]], columns: Mapping[str, Any]) -> None:
     """The rows with new columns; one whose name is taken gets a number."""
     new = []
     for name in columns:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import nn
+from .data.fields import fields_of, object_of
 from .data.images import Images, Size
 from .data.prepare import hold_out
 from .data.table import Values
-from .data.target import fields_of
 from .errors import DataError, FileFormatError
 from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
@@ -411,16 +411,12 @@ class Seen:
     @classmethod
     def from_json(cls, content: str) -> Seen:
         """What `to_json` wrote. Raises: `FileFormatError` for anything else."""
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
         wanted = {"format": str, "size": list, "colour": bool, "classes": list}
-        parts = fields_of(data if isinstance(data, dict) else {}, wanted, "the preparation")
+        parts = fields_of(object_of(content, "the preparation", FORMAT), wanted, "the preparation")
         size, classes = tuple(parts["size"]), tuple(parts["classes"])
         whole = all(type(side) is int and 0 < side <= 1 << 14 for side in size)
         named = all(type(name) in (str, int) for name in classes) and len(set(classes)) == len(classes) > 1
-        if parts["format"] != FORMAT or len(size) != 2 or not whole or not named:
+        if len(size) != 2 or not whole or not named:
             raise FileFormatError(f"this describes no pictures with classes: {content[:100]!r}")
         return cls((size[0], size[1]), parts["colour"], classes)
 

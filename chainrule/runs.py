@@ -5,7 +5,6 @@ In: a folder. Out: `Run`, `TextRun` for a character model or `ImageRun` for an i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from . import images, nn
 from .data import characters
 from .data.characters import Alphabet
+from .data.fields import object_of
 from .data.order import order_of
 from .data.prepare import Preparation
 from .data.table import Table, Values
@@ -75,12 +75,7 @@ def read_run(folder: str | Path) -> Run | TextRun | ImageRun:
             raise DataError(f"{folder} is no whole run: {name} cannot be read") from None
     if not (folder / "network.safetensors").is_file():
         raise DataError(f"{folder} is no whole run: network.safetensors is not there")
-    try:
-        settings = json.loads(texts["settings.json"])
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{folder / 'settings.json'} is no JSON, it may be cut off ({error})") from None
-    if not isinstance(settings, dict):
-        raise FileFormatError(f"{folder / 'settings.json'} holds no settings of a run")
+    settings = object_of(texts["settings.json"], str(folder / "settings.json"))
     network = load(folder / "network.safetensors")
     if characters.FORMAT in texts["preparation.json"][:100]:
         return TextRun.of(folder, network, settings, Alphabet.from_json(texts["preparation.json"]))

@@ -249,7 +249,9 @@ def test_a_forged_preparation_is_refused(
 def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
     assert (outcome.learn.rows, outcome.held.rows) == (90, 60)
     assert not set(outcome.learn.names) & set(outcome.held.names)
-    assert (outcome.network.layers[1].mean, outcome.network.layers[1].std) == brightness(outcome.learn.pixels)  # type: ignore[attr-defined]
+    rescale = outcome.network.layers[1]
+    assert isinstance(rescale, nn.Rescale)
+    assert (rescale.mean, rescale.std) == brightness(outcome.learn.pixels)
     p = outcome.network.predict_proba(outcome.held.pixels)
     np.testing.assert_allclose(outcome.chances, p)
     assert outcome.scores["this network"]["accuracy"] == np.mean(p.argmax(axis=1) == outcome.held.codes)

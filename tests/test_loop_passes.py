@@ -377,7 +377,7 @@ def test_what_costs_little_is_computed_again() -> None:
 def sum_loops(f: Callable[..., Any], *arrays: Array) -> list[Loop]:
     """The loops over chunks that native code has of a function."""
     graph, _ = graph_of(f, arrays)
-    phases = backend_of().function(graph).machine.code.plan.phases  # type: ignore[attr-defined]  # of native code
+    phases = backend_of().function(graph).machine.code.plan.phases
     loops = [i for items in phases for i in items if isinstance(i, Loop)]
     return [i for i in loops if any(isinstance(j, Loop) for j in i.items) and any(isinstance(j, Kernel) for j in i.items)]
 
@@ -400,7 +400,7 @@ def test_code_is_as_long_whether_or_not_the_steps_are_whole_chunks(reverse: bool
     def size(length: int) -> tuple[int, int]:
         loss = lambda w, h, x: np.sum(scan(tanh_step(w), h, x, reverse=reverse)[0])
         graph, _ = graph_of(cr.grad(loss), [numbers(3, 3), numbers(4, 3), numbers(length, 4, 3)])
-        code = backend_of().function(graph).machine.code  # type: ignore[attr-defined]  # of native code
+        code = backend_of().function(graph).machine.code
         return len(code.functions), code.text.count("\n")
 
     (functions, lines), (others, more) = size(9_984), size(10_000)  # 128 steps a chunk
@@ -488,7 +488,7 @@ def test_a_loop_within_a_budget_has_no_stack_of_all_steps() -> None:
     found = {}
     for memory in (None, least(f, arrays)):
         graph, _ = graph_of(f(memory), arrays)
-        code = backend_of().function(graph).machine.code  # type: ignore[attr-defined]  # of native code
+        code = backend_of().function(graph).machine.code
         buffers = {s.buffer for items in code.plan.phases for k in kernels_of(items) for s in k.stores}
         found[memory] = max(b.shape[0] for b in buffers if b.space == "scratch" and len(b.shape) == 3)
     whole, cut = found.values()
@@ -505,7 +505,7 @@ def test_operands_that_are_copied_together_are_those_of_each_kernel_alone() -> N
 
     graph, given = graph_of(cr.grad(loss), arrays)
     function = backend_of(None, 1).function(graph)
-    found = list(kernels_of([i for items in function.machine.code.plan.phases for i in items]))  # type: ignore[attr-defined]
+    found = list(kernels_of([i for items in function.machine.code.plan.phases for i in items]))
     assert sum(bool(k.packed) for k in found) > 1, "else this would prove nothing"
     assert all(v in k.values() for k in found for v in k.packed)
     np.testing.assert_allclose(function(given)[0], evaluate(graph, given)[0], rtol=1e-3, atol=1e-2)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,8 +206,9 @@ def test_gradients_within_more_budgets(name: str) -> None:
     for dtype in ("float32", "float64"):
         net = case.net(dtype)
         want = gradients(case, net)
-        least = least_of(lambda m, net=net: gradients(case, net, m))  # type: ignore[misc]  # a lambda with defaults
-        assert least_of(lambda m, net=net: gradients(case, net, m), least - 1) == least  # type: ignore[misc]  # a lambda with defaults
+        within = partial(gradients, case, net)
+        least = least_of(within)
+        assert least_of(within, least - 1) == least
         for memory in (least, *np.linspace(least + 1, 3 * least, 8).astype(int), LARGE):
             assert_equal(gradients(case, net, memory), want, f"{memory} bytes, of at least {least}")
 
@@ -215,8 +217,9 @@ def test_a_byte_less_than_the_least_budget_is_refused() -> None:
     for name in ("RNN", "RNN, long, one row"):
         case = CASES[name]
         net = case.net()
-        least = least_of(lambda m, net=net, case=case: gradients(case, net, m))  # type: ignore[misc]  # a lambda with defaults
-        assert least_of(lambda m, net=net, case=case: gradients(case, net, m), least - 1) == least  # type: ignore[misc]  # a lambda with defaults
+        within = partial(gradients, case, net)
+        least = least_of(within)
+        assert least_of(within, least - 1) == least
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM"])
@@ -646,5 +649,5 @@ def test_without_a_backward_pass_any_budget_is_kept(f: Callable[..., Any]) -> No
     graphs = [graph_of(f(memory), given) for memory in (None, 1)]
     plain, within = [backend_of(None, 1).function(graph) for graph, _ in graphs]
     assert_bits(within(graphs[1][1]), plain(graphs[0][1]))
-    assert within.machine.arena == plain.machine.arena  # type: ignore[attr-defined]  # of native code
-    assert within.machine.code.plans == []  # type: ignore[attr-defined]
+    assert within.machine.arena == plain.machine.arena
+    assert within.machine.code.plans == []

@@ -165,7 +165,7 @@ def test_stages_can_be_shown_where_code_came_from_the_disk(tmp_path: Path, monke
     texts = []
     for _ in range(2):
         monkeypatch.setattr(chainrule.run.native, "_machines", type(chainrule.run.native._machines)())
-        machine: Any = NativeBackend().function(graph).machine  # type: ignore[attr-defined]
+        machine = NativeBackend().function(graph).machine
         assert machine.arena == machine.code.arena.bytes
         texts.append(machine.code.text)
     assert files(tmp_path) == 1

@@ -13,9 +13,7 @@ from math import prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of, rebuilt, roots
-
-Index = tuple[Affine | Value, ...]
+from .kernels import Buffer, Index, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of, plain, rebuilt, roots
 
 
 def carried(items: Sequence[Item], names: Names) -> list[Item]:
@@ -50,8 +48,12 @@ class _Stack:
     def place(self, loop: Loop, index: Index) -> Index:
         """Where in a step's part of the stack an element of the state stands."""
         (store,) = self.where[loop].stores
-        table = {next(iter(i.axes)): j for i, j in zip(store.value.index, index, strict=True) if isinstance(i, Affine) and i.axes}
-        return tuple(i.replaced(table) for i in store.index[1:] if isinstance(i, Affine))  # type: ignore[arg-type]  # `_fits`
+        table = {
+            next(iter(i.axes)): j
+            for i, j in zip(store.value.index, plain(index), strict=True)
+            if isinstance(i, Affine) and i.axes
+        }
+        return tuple(i.replaced(table) for i in plain(store.index[1:]))
 
 
 def _stacks(items: Sequence[Item], tried: set[Buffer]) -> Iterator[_Stack]:

@@ -130,8 +130,8 @@ def _places(axis: Axis, limits: Limits) -> float:
     return sum(max(0, n) for n in spans) / len(points)
 
 
-def _axes(index: Iterable[object]) -> frozenset[Axis]:
-    return frozenset[Axis]().union(*(i.axes for i in index))  # type: ignore[attr-defined]  # Affine or Value
+def _axes(index: Iterable[Affine | Value]) -> frozenset[Axis]:
+    return frozenset[Axis]().union(*(i.axes for i in index))
 
 
 def _bytes(accesses: Iterable[tuple[Buffer, frozenset[Axis]]], around: frozenset[Axis], limits: Limits) -> dict[Buffer, int]:

@@ -12,7 +12,7 @@ from math import ceil
 
 from .affine import Affine, Axis, flat, of
 from .fuse import EXPENSIVE, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, rebuilt, terms
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, plain, rebuilt, terms
 from .target import Target
 
 FULL = 0.75  # of the lanes: a kernel that fills fewer is worth splitting, if
@@ -62,7 +62,7 @@ def flattened(kernel: Kernel) -> Kernel:
         return kernel
     values = kernel.values()
     indexed = [*((v.index, v.shape) for v in values if v.op == "load"), *((s.index, s.view) for s in kernel.stores)]
-    places = [flat(index, shape) for index, shape in indexed]  # type: ignore[arg-type]
+    places = [flat(plain(index), shape) for index, shape in indexed]
     places += [v.index[0] for v in values if v.op == "iota" and isinstance(v.index[0], Affine)]
     table: dict[Axis, Affine] = {}
     domain = list(kernel.domain)
@@ -88,14 +88,14 @@ def seen_as_lines(kernel: Kernel, domain: tuple[Axis, ...], table: Mapping[Axis,
         index, shape = v.index, v.shape
         if v.op == "load":
             assert v.buffer is not None
-            index, shape = (flat(v.index, v.shape).replaced(table),), (v.buffer.size,)  # type: ignore[arg-type]
+            index, shape = (flat(plain(v.index), v.shape).replaced(table),), (v.buffer.size,)
         elif v.op == "iota":
-            index = (v.index[0].replaced(table),)  # type: ignore[union-attr]
+            index = (plain(v.index)[0].replaced(table),)
         args = tuple(new[a] for a in v.args)
         axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
         new[v] = replace(v, index=index, shape=shape, args=args, axes=axes)
     stores = [
-        Store(s.buffer, (flat(s.index, s.view).replaced(table),), new[s.value], s.mode, (s.buffer.size,))  # type: ignore[arg-type]
+        Store(s.buffer, (flat(plain(s.index), s.view).replaced(table),), new[s.value], s.mode, (s.buffer.size,))
         for s in kernel.stores
     ]
     return Kernel(kernel.name, domain, (), stores, None)

@@ -585,7 +585,11 @@ class _Fusion:
         items: list[Item] = []
         for buffer, arg in zip(carried, node.args, strict=False):
             assert buffer is not None
-            items.append(self._part(group, buffer, buffer.shape, lambda f, i, arg=arg: f.at(arg, i)))  # type: ignore[misc]
+
+            def first(f: Former, i: Index, arg: Node = arg) -> Value:
+                return f.at(arg, i)
+
+            items.append(self._part(group, buffer, buffer.shape, first))
         for index, t in enumerate(node.types[states:], states):
             if results[index] is None:
                 results[index] = Buffer(self.names("t"), t.shape, t.dtype)

@@ -26,10 +26,22 @@ from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, rebuilt, reduce, roots
+from .kernels import (
+    Buffer,
+    Item,
+    Kernel,
+    Loop,
+    Store,
+    Value,
+    constant,
+    elementwise,
+    kernels_of,
+    load,
+    rebuilt,
+    reduce,
+    roots,
+)
 from .schedule import CHUNK, LEAST_PART, MOST_HALVED, PARTS, together, units
-
-Index = tuple[Affine | Value, ...]
 
 
 def gathered(items: Sequence[Item], names: Names, threads: int = 2, length: int = 0) -> list[Item]:
@@ -206,7 +218,9 @@ def _in_halves(
         halves = Buffer(names("t"), (PARTS, *s.buffer.shape), s.buffer.dtype)
         loop.states[loop.states.index(s.buffer)] = halves
         index = (of(part), *s.index)
-        term = rebuilt([_term(s)], {}, where)[_term(s)]  # type: ignore[list-item, index]  # it is such a sum
+        term = _term(s)
+        assert term is not None
+        term = rebuilt([term], {}, where)[term]
         stores.append(Store(halves, index, elementwise("add", term.dtype, [load(halves, index), term])))
         zeros.append(Store(halves, index, constant(0, term.dtype)))
         after.append(_both(kernel, s, halves, names))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .affine import Affine, Axis, flat
 
 I8 = np.dtype(np.int64)
 Space = Literal["input", "state", "result", "scratch"]
+Index: TypeAlias = "tuple[Affine | Value, ...]"  # a value where an entry is looked up
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +64,7 @@ class Value:
 
     # a load: what it reads and where; `shape` is the shape under which the buffer is indexed
     buffer: Buffer | None = None
-    index: tuple[Affine | Value, ...] = ()
+    index: Index = ()
     shape: tuple[int, ...] = ()
 
 
@@ -72,7 +73,7 @@ class Store:
     """One array written. mode "add": added to what is there, in the order of the domain, first axis outermost."""
 
     buffer: Buffer
-    index: tuple[Affine | Value, ...]
+    index: Index
     value: Value
     mode: Literal["set", "add"] = "set"
     shape: tuple[int, ...] = ()  # under which the buffer is indexed; () stands for its own
@@ -280,7 +281,7 @@ def _once(store: Store, domain: Sequence[Axis]) -> bool:
         return False
     if not all(a.extent for a in domain):
         return True
-    position, reach = flat(store.index, store.view), 0  # type: ignore[arg-type]  # none is looked up: seen to above
+    position, reach = flat(plain(store.index), store.view), 0
     for step, extent in sorted((abs(position.coefficient(a)), a.extent) for a in domain if a.extent > 1):
         if step <= reach:
             return False
@@ -307,6 +308,12 @@ def ordered(roots: Sequence[Value]) -> list[Value]:
 def terms(sums: Iterable[Value]) -> set[Value]:
     """All values that these reductions are made of."""
     return set(ordered([a for v in sums for a in v.args]))
+
+
+def plain(index: Index) -> tuple[Affine, ...]:
+    """An index of which no part is looked up."""
+    assert not any(isinstance(i, Value) for i in index), "part of it is looked up"
+    return tuple(i for i in index if isinstance(i, Affine))
 
 
 def rebuilt(

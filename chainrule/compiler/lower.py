@@ -7,6 +7,7 @@ depends on is known, once for each register it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from math import prod
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value, bounds
+from .kernels import Buffer, Kernel, Store, Value, bounds, plain
 from .loops import Bound, Carry, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
 from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
 from .target import Target
@@ -206,7 +207,7 @@ class _Lowering:
             over = [a for a in self.reduced if a in v.axes]
             for a in over:
                 self.table.pop(a, None)  # where it stood at the end of the tile before
-            self._loops(over, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
+            self._loops(over, partial(self._pack, v, buffer, vectors))
         self._row_tiles(lambda rows: self._tile(rows, vectors))
 
     def _blocked(self, vectors: list[tuple[int, int]]) -> None:
@@ -230,7 +231,7 @@ class _Lowering:
         for v, buffer in self.kernel.packed.items():
             variable = self.variable("pack", length)
             self.table[axis] = first + of(variable)
-            self._loop(variable, 0, length, lambda v=v, buffer=buffer: self._pack(v, buffer, vectors))  # type: ignore[misc]
+            self._loop(variable, 0, length, partial(self._pack, v, buffer, vectors))
         self._row_tiles(lambda rows: self._partial_sums(rows, vectors, length))
 
     def _partial_sums(self, rows: int, vectors: list[tuple[int, int]], length: int | None) -> None:
@@ -289,7 +290,7 @@ class _Lowering:
             self._column_tiles(1, inside)
             return
         for start, how_many, size in balanced(self.tile.extent, self.s.rows):
-            self._steps(self.tile, start, how_many, size, lambda size=size: self._column_tiles(size, inside))  # type: ignore[misc]
+            self._steps(self.tile, start, how_many, size, partial(self._column_tiles, size, inside))
 
     def _column_tiles(self, rows: int, inside: Callable[[int], None]) -> None:
         """inside: of rows times columns."""
@@ -302,7 +303,7 @@ class _Lowering:
             inside(rows * columns)
 
         for start, how_many, size in balanced(self.side.extent, self.s.columns):
-            self._steps(self.side, start, how_many, size, lambda size=size: some(size))  # type: ignore[misc]
+            self._steps(self.side, start, how_many, size, partial(some, size))
 
     def _steps(self, axis: Axis, start: int, how_many: int, size: int, inside: Callable[[], None]) -> None:
         if how_many == 1:
@@ -324,10 +325,10 @@ class _Lowering:
             if how_many - (1 if broken else 0) > 0:
                 full = [(v, width) for v in range(size)]
                 n = how_many - (1 if broken else 0)
-                self._steps(self.lanes, start * width, n, size * width, lambda full=full: inside(full))  # type: ignore[misc]
+                self._steps(self.lanes, start * width, n, size * width, partial(inside, full))
             if broken:
                 vectors = [(v, width if v < size - 1 else rest) for v in range(size)]
-                self._steps(self.lanes, (count - size) * width, 1, 0, lambda vectors=vectors: inside(vectors))  # type: ignore[misc]
+                self._steps(self.lanes, (count - size) * width, 1, 0, partial(inside, vectors))
 
     def _tile(self, rows: int, vectors: list[tuple[int, int]]) -> None:
         # what was known of another tile does not hold here
@@ -353,27 +354,25 @@ class _Lowering:
         assert lanes is not None
         for first, how_many, size in _whole(across.extent, width):
             for first2, how_many2, size2 in _whole(lanes.extent, width):
-                self._steps(
-                    across, first, how_many, width,
-                    lambda a=first2, n=how_many2, columns=size, rows=size2: self._steps(  # type: ignore[misc]
-                        lanes, a, n, width, lambda: self._turned(across, columns, rows)
-                    ),
-                )  # fmt: skip
+                inside = partial(self._turned, across, size, size2)
+                self._steps(across, first, how_many, width, partial(self._steps, lanes, first2, how_many2, width, inside))
 
     def _turned(self, across: Axis, columns: int, rows: int) -> None:
         (store,) = self.kernel.stores
-        read = store.value
+        read, lanes = store.value, self.lanes
+        assert read.buffer is not None
+        assert lanes is not None
         scope, width = self.scopes[-1], self.s.width
-        at, step = self._along(flat(read.index, read.shape))  # type: ignore[arg-type]
+        at, step = self._along(flat(plain(read.index), read.shape))
         lines = []
         for r in range(width):
             if r < rows:
                 target = self.register(read.dtype, width)
-                scope.body.append(Read(target, Place(read.buffer, at + step[self.lanes] * r, (), 1, columns)))  # type: ignore[arg-type, index]
+                scope.body.append(Read(target, Place(read.buffer, at + step[lanes] * r, (), 1, columns)))
             else:
                 target = self.let("constant", read.dtype, width, (), scope, value=read.dtype.type(0))
             lines.append(target)
-        at, step = self._along(flat(store.index, store.view))  # type: ignore[arg-type]
+        at, step = self._along(flat(plain(store.index), store.view))
         for c in range(columns):
             turned = self.let("transposed", read.dtype, width, tuple(lines), scope, line=c)
             scope.body.append(Write(Place(store.buffer, at + step[across] * c, (), 1, rows), turned))

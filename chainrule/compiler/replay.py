@@ -29,9 +29,8 @@ from .affine import Affine, Axis, of
 from .carry import doubled
 from .fuse import Names
 from .gather import chunk, gathered
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Index, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
 
-Index = tuple[Affine | Value, ...]
 SAVE, RESTORE, ADVANCE, BACK = range(4)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, bounds, ordered, terms
+from .kernels import Kernel, Value, bounds, ordered, plain, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -166,7 +166,7 @@ def _square(kernel: Kernel, target: Target) -> Schedule | None:
     (store,) = kernel.stores
     if any(isinstance(i, Value) for i in (*store.value.index, *store.index)) or store.value.dtype.itemsize < 4:
         return None
-    read, write = (flat(i, n) for i, n in ((store.value.index, store.value.shape), (store.index, store.view)))  # type: ignore[arg-type]
+    read, write = (flat(plain(i), n) for i, n in ((store.value.index, store.value.shape), (store.index, store.view)))
     across = [a for a in kernel.domain if read.coefficient(a) == 1 and write.coefficient(a) > 1]
     lanes = [a for a in kernel.domain if write.coefficient(a) == 1 and read.coefficient(a) > 1]
     width = target.vector_bytes // store.value.dtype.itemsize

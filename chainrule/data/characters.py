@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, FileFormatError
+from .fields import fields_of, object_of
 from .parse import decoded
 from .read import file_bytes
 from .table import Values
-from .target import fields_of
 
 FORMAT = "chainrule characters 1"
 MOST = 1_000  # characters with a code of their own: the most frequent ones
@@ -91,13 +91,9 @@ class Alphabet:
     @classmethod
     def from_json(cls, content: str) -> Alphabet:
         """The alphabet that `to_json` wrote. Raises: `FileFormatError` for anything else."""
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"the alphabet is no JSON, it may be cut off ({error})") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FileFormatError(f'this is no alphabet: "format" is not "{FORMAT}"')
-        parts = fields_of(data, {"format": str, "length": int, "characters": str}, "the alphabet")
+        parts = fields_of(
+            object_of(content, "the alphabet", FORMAT), {"format": str, "length": int, "characters": str}, "the alphabet"
+        )
         characters = parts["characters"]
         if not 0 < len(characters) <= MOST or len(set(characters)) != len(characters) or not 0 < parts["length"] < 2**20:
             raise FileFormatError("the alphabet has no characters, too many, or one of them twice, or its length makes no sense")

@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import DataError, FileFormatError
+from .fields import fields_of, object_of
 from .table import Table, Values, absent, first, numbers, refuse_infinite, strings
-from .target import LARGEST, TargetCode, fields_of
+from .target import LARGEST, TargetCode
 from .understand import Understanding, stray
 from .windows import Window
 
@@ -295,13 +296,7 @@ class Preparation:
     @classmethod
     def from_json(cls, content: str) -> Preparation:
         """The preparation that `to_json` wrote. Raises: `FileFormatError` for anything else."""
-        try:
-            data = json.loads(content)
-            json.dumps(data, ensure_ascii=False).encode()  # JSON may write half a character, which no text can hold
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"the preparation is no JSON, it may be cut off ({error})") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise FileFormatError(f'this is no preparation: "format" is not "{FORMAT}"')
+        data = object_of(content, "the preparation", FORMAT)
         window = data.pop("window", None)
         if window is not None and not isinstance(window, dict):
             raise FileFormatError(f"the window of the preparation should be an object, it is {str(window)[:60]!r}")

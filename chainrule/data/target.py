@@ -5,7 +5,6 @@ In: a target column. Out: `TargetCode`. Mean and deviation come from the rows it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ..errors import DataError, FileFormatError
+from .fields import fields_of
 from .table import Values, absent, first, numbers, refuse_infinite, strings
 from .understand import Label, Task
 
@@ -119,18 +119,3 @@ class TargetCode:
         if not all(type(label) in (str, int, float) for label in classes) or len(set(classes)) != len(classes):
             raise FileFormatError("the classes of the preparation are not distinct texts or numbers")
         return cls(**{**parts, "classes": tuple(classes)})
-
-
-def fields_of(data: Mapping[str, Any], wanted: Mapping[str, type], what: str) -> dict[str, Any]:
-    """Exactly the fields `wanted`, each of its type; whole numbers pass for floats.
-
-    Raises: `FileFormatError` that names the field.
-    """
-    for key, kind in wanted.items():
-        value: Any = data.get(key)
-        right = type(value) is kind or (kind is float and type(value) is int)
-        if not right or (kind is float and not math.isfinite(value)):
-            raise FileFormatError(f'{what}: "{key}" should be {kind.__name__}, it is {str(value)[:60]!r}')
-    if extra := sorted(set(data) - set(wanted)):
-        raise FileFormatError(f"{what} has unknown fields: {', '.join(extra)}")
-    return {key: float(data[key]) if kind is float else data[key] for key, kind in wanted.items()}

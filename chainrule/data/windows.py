@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, FileFormatError, UsageError
+from .fields import fields_of
 from .table import Values
-from .target import LARGEST, fields_of
+from .target import LARGEST
 
 
 @dataclass(frozen=True)

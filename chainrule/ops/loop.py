@@ -187,7 +187,8 @@ def scan(
         raise UsageError(
             located(f"scan needs one number of steps; the first axes of xs and `length` give {sorted(map(str, lengths))}")
         )
-    steps = int(next(iter(lengths)))  # type: ignore[arg-type]
+    (steps,) = lengths
+    assert steps is not None
     budget = None if memory is None else bytes_of(memory)
     types = [type_of(x) for x in leaves]
     out: list[Any] = []

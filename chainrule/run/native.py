@@ -637,10 +637,10 @@ class NativeBackend(Backend):
             self._driver = Driver(run, keep)
         return self._driver
 
-    def function(self, graph: Graph) -> Function:
+    def function(self, graph: Graph) -> NativeFunction:
         key = ("function", self.target, self.level, self.guard, _identity(graph))
         bare = _bare(graph)
-        return _Function(_machine(key, lambda: self._function(bare), self.target, self.level), graph, self.poison)
+        return NativeFunction(_machine(key, lambda: self._function(bare), self.target, self.level), graph, self.poison)
 
     def _function(self, graph: Graph) -> Code:
         from ..compiler.kernels import Buffer
@@ -656,7 +656,7 @@ _Keep = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 _Call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
 
-class _Function(Function):
+class NativeFunction(Function):
     """A compiled graph as a function of arrays. last: values of its last inputs, which are the same in each call."""
 
     def __init__(self, machine: Machine, graph: Graph, poison: int | None, last: Sequence[Array] = ()) -> None:
@@ -670,9 +670,9 @@ class _Function(Function):
         self._table = ctypes.c_void_p * (self._first_output + len(self._outputs))
         self._spare: list[tuple[Any, Array, Array]] = []  # memory to work in, which no call uses at present
 
-    def bound(self, last: Sequence[Array]) -> _Function:
+    def bound(self, last: Sequence[Array]) -> NativeFunction:
         """The same with fixed values of the last inputs; they are copied."""
-        return _Function(self.machine, self._graph, self._poison, last)
+        return NativeFunction(self.machine, self._graph, self._poison, last)
 
     def __call__(self, arrays: Sequence[Any]) -> list[Array]:
         given = [
