@@ -51,8 +51,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "9 user",
         (
             "explain/* explain sklearn features data/table data/parse data/read data/understand data/fields data/target data/windows "
-            "data/order data/prepare data/characters data/images data/ examples/ pictures report folders experiment series text images runs "
-            "demo terminal cli"
+            "data/order data/prepare data/characters data/images data/ examples/ pictures report folders experiment series text images "
+            "runs demo terminal cli"
         ),
     ),
     ("10 package", "__init__ __main__"),
