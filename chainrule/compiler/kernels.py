@@ -39,6 +39,7 @@ class Buffer:
     dtype: np.dtype[Any]
     space: Space = "scratch"
     row: int | None = None
+    apart: tuple[int, int] | None = None  # the dimension of the rows and the length of a part, if it lies part by part (apart.py)
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
 from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
+from .apart import moved, set_apart
 from .carry import carried
 from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
@@ -110,7 +111,9 @@ def compile_graph(
     if memory is not None:
         _unpack(made, memory)
     places = arena(planned.phases, planned.late, guard)
-    functions = [f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target)]
+    functions = [
+        f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target, made.names)
+    ]
     table = {b: slots[b.name] for b in _callers(planned)}
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
     module = Module(Layout(table, places.offsets), target, inline=tiny)
@@ -167,6 +170,7 @@ def _arranged(
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
+    set_apart(every, threads)
     size = arena(planned.phases, planned.late).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
@@ -279,12 +283,13 @@ def _functions(
     schedules: Mapping[Kernel, Schedule],
     threads: int,
     target: Target,
+    names: Names,
     variables: tuple[Axis, ...] = (),
 ) -> list[Function]:
     if isinstance(item, Kernel):
-        return [lower(item, schedules[item], threads, target, variables)]
+        return [lower(*moved(item, schedules[item], threads, names), threads, target, variables)]
     inside = (*variables, item.axis)
-    made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, inside)]
+    made = [f for i in planned.inner[item] for f in _functions(i, planned, schedules, threads, target, names, inside)]
     if item.meets:
         return made  # the entry holds the loop
     if item.ends is not None:

@@ -1,0 +1,90 @@
+"""apart.py: which memory of loops lies part by part, and that kernels find their way in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_compiler import AVX2, compiled
+
+import chainrule as cr
+from chainrule import nn
+from chainrule.compiler.apart import moved
+from chainrule.compiler.fuse import Names
+from chainrule.compiler.kernels import Item, Kernel, kernels_of, verify
+from chainrule.compiler.phases import accesses
+from chainrule.compiler.pipeline import Code
+from chainrule.compiler.schedule import schedule
+
+
+def recurrent(w: Any, v: Any, x: Any, rate: Any) -> Any:
+    def loss(w: Any, v: Any) -> Any:
+        last, _ = cr.scan(lambda h, x: ((n := np.tanh(x @ w + h @ v)), n), np.tanh(x[:, 0] @ w), x.swapaxes(0, 1))
+        return np.mean(last**2)
+
+    value, (dw, dv) = cr.value_and_grad(loss, (0, 1))(w, v)
+    return [value, w - rate * dw, v - rate * dv]
+
+
+def code(rows: int, threads: int) -> Code:
+    shapes = {"w": (3, 5), "v": (5, 5), "x": (rows, 20, 3), "rate": ()}
+    return compiled(recurrent, shapes, ["loss", "w", "v"], state=["w", "v"], rows=["x"], threads=threads)
+
+
+def parts(made: Code) -> dict[tuple[int, ...], tuple[int, int]]:
+    """The shapes of buffers that lie in parts, and how."""
+    kernels = kernels_of([i for items in made.plan.phases for i in items])
+    return {a.buffer.shape: a.buffer.apart for k in kernels for a in accesses(k) if a.buffer.apart is not None}
+
+
+def test_what_a_loop_keeps_lies_thread_by_thread() -> None:
+    assert parts(code(32, 1)) == {}
+    assert parts(code(32, 2)) == {(21, 32, 5): (1, 16), (16, 32, 5): (1, 16)}, "the states of all steps, and what a chunk leaves"
+    assert parts(code(33, 2)) == {}, "the second thread has a row less"
+    assert parts(code(48, 3)) == {}, "gradients are summed in halves of the rows, which are no thirds"
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(32, 2), (40, 2), (48, 3)])
+def test_kernels_stay_within_such_buffers(rows: int, threads: int) -> None:
+    made = code(rows, threads)
+
+    def rewritten(items: Sequence[Item]) -> list[Item]:
+        return [
+            moved(i, schedule(i, AVX2), threads, Names())[0] if isinstance(i, Kernel) else replace(i, items=rewritten(i.items))
+            for i in items
+        ]
+
+    kernels = list(kernels_of(items := rewritten([i for items in made.plan.phases for i in items])))
+    verify(items)
+    assert any(a.view != a.buffer.shape for k in kernels for a in accesses(k)) == bool(parts(made))
+
+
+LAYERS = {
+    "RNN": lambda: [nn.RNN(6, return_sequences=True), nn.Flatten()],
+    "LSTM": lambda: [nn.LSTM(5)],
+    "GRU, backward": lambda: [nn.GRU(7, reverse=True, return_sequences=True), nn.Flatten()],
+    "both": lambda: [nn.Bidirectional(nn.GRU(4, return_sequences=True)), nn.Flatten()],
+    "stack": lambda: [nn.LSTM(4, return_sequences=True), nn.GRU(5)],
+    "peephole": lambda: [nn.LSTM(5, peephole=True)],
+    "layer norm": lambda: [nn.LSTM(5, layer_norm=True, recurrent_dropout=0.2)],
+}
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("rows", [16, 30, 33, 100])
+def test_the_same_bits_for_any_number_of_threads_and_any_budget(name: str, rows: int) -> None:
+    r = np.random.default_rng(rows)
+    x, y = r.normal(size=(rows + 5, 23, 3)).astype("f4"), r.normal(size=(rows + 5, 2)).astype("f4")
+
+    def weights(**options: Any) -> dict[str, Any]:
+        net = nn.Sequential(*LAYERS[name](), nn.Dense(2))
+        net.fit(x, y, epochs=2, batch_size=rows, seed=2, verbose=False, **options)
+        return dict(net.parameters)
+
+    first = weights(threads=1)
+    for options in ({"threads": 2}, {"threads": 3}, {"threads": 5}, {"memory": 10**6, "threads": 2}):
+        for k, v in weights(**options).items():
+            assert v.tobytes() == first[k].tobytes(), (k, options)
