@@ -30,7 +30,7 @@ def recurrent(w: Any, v: Any, x: Any, rate: Any) -> Any:
 
 
 def code(rows: int, threads: int) -> Code:
-    shapes = {"w": (3, 5), "v": (5, 5), "x": (rows, 20, 3), "rate": ()}
+    shapes = {"w": (3, 16), "v": (16, 16), "x": (rows, 20, 3), "rate": ()}
     return compiled(recurrent, shapes, ["loss", "w", "v"], state=["w", "v"], rows=["x"], threads=threads)
 
 
@@ -42,7 +42,9 @@ def parts(made: Code) -> dict[tuple[int, ...], tuple[int, int]]:
 
 def test_what_a_loop_keeps_lies_thread_by_thread() -> None:
     assert parts(code(32, 1)) == {}
-    assert parts(code(32, 2)) == {(21, 32, 5): (1, 16), (16, 32, 5): (1, 16)}, "the states of all steps, and what a chunk leaves"
+    assert parts(code(32, 2)) == {(21, 32, 16): (1, 16), (16, 32, 16): (1, 16)}, (
+        "the states of all steps, and what a chunk leaves"
+    )
     assert parts(code(33, 2)) == {}, "the second thread has a row less"
     assert parts(code(48, 3)) == {}, "gradients are summed in halves of the rows, which are no thirds"
 
@@ -88,3 +90,15 @@ def test_the_same_bits_for_any_number_of_threads_and_any_budget(name: str, rows:
     for options in ({"threads": 2}, {"threads": 3}, {"threads": 5}, {"memory": 10**6, "threads": 2}):
         for k, v in weights(**options).items():
             assert v.tobytes() == first[k].tobytes(), (k, options)
+
+
+@pytest.mark.parametrize(("options", "so"), [({}, True), ({"lengths": True}, False)])
+def test_rows_of_small_recurrent_layers_fill_lanes(options: dict[str, bool], so: bool) -> None:
+    """Six units fill six lanes of sixteen; rows of different length end at different steps, and stay apart."""
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(100, 12, 1)).astype("f4"), r.normal(size=(100, 1)).astype("f4")
+    net = nn.Sequential(nn.GRU(6), nn.Dense(1))
+    lengths = {"lengths": r.integers(1, 13, 100)} if options else {}
+    net.fit(x, y, epochs=1, batch_size=100, verbose=False, **lengths)
+    text = net.compiled.text("kernels")
+    assert ("<4 i" in text and "<25]" in text) == so

@@ -382,7 +382,7 @@ def sum_loops(f: Callable[..., Any], *arrays: Array) -> list[Loop]:
     return [i for i in loops if any(isinstance(j, Loop) for j in i.items) and any(isinstance(j, Kernel) for j in i.items)]
 
 
-LONG = (numbers(64, 2), numbers(50, 64, 2), numbers(2, 2))  # 64 rows: 8 steps a chunk
+LONG = (numbers(64, 16), numbers(50, 64, 16), numbers(16, 16))  # 64 rows: 8 steps a chunk
 
 
 def test_sums_are_gathered_over_chunks() -> None:

@@ -75,7 +75,7 @@ def _stacks_a_state(kernel: Kernel, loop: Loop) -> bool:
     if read.op != "load" or read.buffer not in loop.states or store.buffer.space != "scratch" or read.shape != read.buffer.shape:
         return False
     plain = all(isinstance(i, Affine) and (i == Affine() or any(i == of(a) for a in kernel.domain)) for i in read.index)
-    whole = prod(a.extent for a in kernel.domain) == read.buffer.size and store.view == store.buffer.shape
+    whole = prod(a.extent for a in kernel.domain) == prod(read.buffer.used) and store.view == store.buffer.shape
     stacks = bool(store.index) and store.index[0] == of(loop.axis)  # a state that is one number has no index
     return plain and whole and stacks and read.buffer.space == "scratch" and loop.axis.extent > 1
 

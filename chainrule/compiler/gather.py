@@ -197,7 +197,13 @@ def _halved(loop: Loop, sums: Sequence[Kernel]) -> dict[Buffer, int] | None:
     units_of = {k.unit for k in rest if isinstance(k, Kernel) and k.unit is not None}
     rows = max((u.extent for u in units_of), default=0)
     half, odd = divmod(rows, PARTS)
-    if odd or half < LEAST_PART or half % together(rows) or units(rows, PARTS) != (PARTS, half):
+    inner = max((k.inner.extent for k in sums if k.inner is not None), default=1)
+    if (
+        odd
+        or half * inner < LEAST_PART
+        or (loop.ends is not None and half % together(rows))
+        or units(rows, PARTS) != (PARTS, half)
+    ):
         return None
     if sum(s.buffer.bytes for k in sums for s in k.stores) > MOST_HALVED or not all(isinstance(i, Kernel) for i in rest):
         return None

@@ -32,18 +32,25 @@ Index: TypeAlias = "tuple[Affine | Value, ...]"  # a value where an entry is loo
 @dataclass(slots=True, eq=False)
 class Buffer:
     """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
-    carries the rows of a batch, if that is known."""
+    carries the rows of a batch, if that is known; apart: the dimension of the rows and the length of a part, if it lies part by part
+    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py)."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     space: Space = "scratch"
     row: int | None = None
-    apart: tuple[int, int] | None = None  # the dimension of the rows and the length of a part, if it lies part by part (apart.py)
+    apart: tuple[int, int] | None = None
+    lanes: int = 0
 
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The part of its shape in which anything stands."""
+        return (*self.shape[:-1], self.lanes) if self.lanes else self.shape
 
     @property
     def bytes(self) -> int:

@@ -120,6 +120,11 @@ def _goes_back(item: Item, loop: Loop, written: set[Buffer]) -> bool:
     return isinstance(item, Loop) and is_way_back(loop, item) and any(v.buffer in written for v in _loads([item]))
 
 
+def is_masked(loop: Loop) -> bool:
+    """Whether a step asks which rows have ended."""
+    return any(_lengths(v, k.unit, loop) is not None for k in kernels_of([loop]) for v in k.values())
+
+
 def _lengths(v: Value, unit: Axis | None, loop: Loop) -> Buffer | None:
     """lengths, if v is time < lengths[row]."""
     if v.op != "less" or unit is None:

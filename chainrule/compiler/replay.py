@@ -339,7 +339,7 @@ class _Replay:
         """A state to or from a slot, cut as the loop's kernels that write it are."""
         (own,) = {source, target} & set(self.states.values())
         state = next(b for b, other in self.states.items() if other is own)
-        domain = tuple(Axis(self.names("i"), n) for n in own.shape)
+        domain = tuple(Axis(self.names("i"), n) for n in own.used)
         index = tuple(of(a) for a in domain)
         writer, store = next((k, s) for k in kernels_of([self.pair.forward]) for s in k.stores if s.buffer is state)
         cut = [d for d, i in enumerate(store.index) if writer.unit is not None and i == of(writer.unit)]
