@@ -30,12 +30,13 @@ import chainrule.run.native
 from chainrule import nn
 from chainrule.compiler import jit, pipeline
 from chainrule.compiler.affine import Affine, Axis, affine, flat, of
-from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce, verify
+from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce
 from chainrule.compiler.memory import ALIGNMENT, arena
 from chainrule.compiler.phases import plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
 from chainrule.compiler.schedule import Schedule, balanced, schedule, units
 from chainrule.compiler.target import LEVELS, Target, host, narrowed
+from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.graph.node import Type
 from chainrule.graph.trace import build, type_of
@@ -180,7 +181,7 @@ def test_a_loop_reads_through_what_is_only_seen_otherwise(seen: Callable[..., An
 
 I, J, R, S = Axis("i", 3), Axis("j", 3), Axis("r", 5), Axis("s", 2)
 NUMBERS = Buffer("numbers", (4,), np.dtype(np.int64), "input")
-A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4, "result")
+A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4)
 
 
 def product(**changed: Any) -> Kernel:
@@ -194,9 +195,14 @@ def product(**changed: Any) -> Kernel:
     return Kernel("k", changed.get("domain", (I, J)), changed.get("reduced", (R,)), stores)
 
 
+def zeros(buffer: Buffer) -> Kernel:
+    axes = tuple(Axis("z", n) for n in buffer.shape)
+    return Kernel("zeros", axes, (), [Store(buffer, tuple(map(of, axes)), constant(0, buffer.dtype))])
+
+
 def test_the_verifier_lets_a_product_pass() -> None:
     verify([product()])
-    verify([product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
+    verify([zeros(C), product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
     nothing, some = Buffer("nothing", (0, 3), F4, "result"), (Axis("n", 0), J)
     verify([Kernel("k", some, (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])
     verify([Kernel("k", (J, some[0]), (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])

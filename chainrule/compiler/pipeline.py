@@ -40,7 +40,6 @@ from .kernels import (
     kernels_text,
     load,
     loops_of,
-    verify,
 )
 from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
@@ -56,6 +55,7 @@ from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together
 from .share import share
 from .simplify import simplify
 from .target import Target
+from .verify import verify
 
 
 @dataclass(frozen=True)
