@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,11 +31,13 @@ import chainrule.run.native
 from chainrule import nn
 from chainrule.compiler import jit, pipeline
 from chainrule.compiler.affine import Affine, Axis, affine, flat, of
+from chainrule.compiler.fuse import Sink, fuse
 from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce
 from chainrule.compiler.memory import ALIGNMENT, arena
 from chainrule.compiler.phases import plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
 from chainrule.compiler.schedule import Schedule, balanced, schedule, units
+from chainrule.compiler.simplify import simplify
 from chainrule.compiler.target import LEVELS, Target, host, narrowed
 from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
@@ -153,6 +156,51 @@ def test_the_text_of_a_program_is_always_the_same() -> None:
     make = code_of.__wrapped__
     kept = [make("normed", 3) for _ in range(4)]
     assert len({c.text for c in kept}) == 1
+
+
+# ---- long programs -----------------------------------------------------------------------------------------------------------
+
+
+def lines(function: Callable[[], object]) -> int:
+    """How many lines of Python run."""
+    count, before = itertools.count(), sys.gettrace()
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line":
+            next(count)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return next(count)
+
+
+def sliced(x: Any) -> Any:
+    """Each row by itself: its gradient is a sum of as many arrays that are 0 but for one row."""
+    return sum(np.sum(x[i] * x[i]) for i in range(len(x)))
+
+
+def looked_at(x: Any) -> Any:
+    """Nothing but other places of the same array."""
+    for i in range(len(x)):
+        x = np.broadcast_to(np.swapaxes(x[i % 3 : i % 3 + 1], 0, 1)[: x.shape[0]], x.shape) if i % 2 else x[::-1, ::-1]
+    return [x]
+
+
+@pytest.mark.parametrize(
+    "f", [lambda x: [cr.grad(sliced)(x)], looked_at], ids=["gradients of slices", "swaps, broadcasts and slices"]
+)
+def test_the_work_of_graph_passes_grows_with_the_length_of_a_program(f: Callable[..., Any]) -> None:
+    def work(length: int) -> int:
+        graph = normalize(build(f, [Type((length, length), F4)]))
+        result = Buffer("out", graph.outputs[0].shape, F4, "result")
+        sources = [partial(load, Buffer("x", (length, length), F4, "input"))]
+        return lines(lambda: fuse(simplify(graph), sources, [[Sink(result)]], [None]))
+
+    assert work(200) < 2.4 * work(100)
 
 
 # ---- loops -------------------------------------------------------------------------------------------------------------------
