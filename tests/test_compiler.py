@@ -37,6 +37,7 @@ from chainrule.compiler.memory import ALIGNMENT, arena
 from chainrule.compiler.phases import plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
 from chainrule.compiler.schedule import Schedule, balanced, schedule, units
+from chainrule.compiler.share import _classes
 from chainrule.compiler.simplify import simplify
 from chainrule.compiler.target import LEVELS, Target, host, narrowed
 from chainrule.compiler.verify import verify
@@ -201,6 +202,20 @@ def test_the_work_of_graph_passes_grows_with_the_length_of_a_program(f: Callable
         return lines(lambda: fuse(simplify(graph), sources, [[Sink(result)]], [None]))
 
     assert work(200) < 2.4 * work(100)
+
+
+def test_the_work_of_sharing_out_axes_grows_with_the_number_of_kernels() -> None:
+    def work(length: int) -> int:
+        buffers = [Buffer(f"b{n}", (4, 5), F4) for n in range(length + 1)]
+        kernels = [copied(a, b) for a, b in itertools.pairwise(buffers)]
+        return lines(lambda: _classes(kernels, {a for k in kernels for a in k.domain}))
+
+    assert work(400) < 2.4 * work(200)
+
+
+def copied(source: Buffer, target: Buffer) -> Kernel:
+    index = tuple(of(Axis("i", n)) for n in source.shape)
+    return Kernel("k", tuple(a for i in index for a in i.axes), (), [Store(target, index, load(source, index))])
 
 
 # ---- loops -------------------------------------------------------------------------------------------------------------------
