@@ -118,15 +118,20 @@ def compile_graph(
         module.add(f)
     for item, (like, one, other) in first.items():
         module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
-    prepare = Plan([list(planned.late)], {}, {}, planned.units, [])
+    text = _written(name, made, module, barrier, threads, timed)
+    return Code(name, graph, planned, places, functions, table, text, made.plans)
+
+
+def _written(name: str, made: _Arrangement, module: Module, barrier: str, threads: int, timed: bool) -> str:
+    """The text of a module that holds all kernels, with the entry that calls them and the one that prepares late copies."""
+    prepare = Plan([list(made.planned.late)], {}, {}, made.planned.units, [])
     entries = [
-        _Entry(planned, threads, module, made.state, timed).text(name),
+        _Entry(made.planned, threads, module, made.state, timed).text(name),
         _Entry(prepare, threads, module, set()).text(f"{name}_prepare"),
     ]
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
-    text = module.text(barrier, *entries)
-    return Code(name, graph, planned, places, functions, table, text, made.plans)
+    return module.text(barrier, *entries)
 
 
 @dataclass(frozen=True)
