@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,11 @@ import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.apart import moved
 from chainrule.compiler.fuse import Names
-from chainrule.compiler.kernels import Item, Kernel, kernels_of, verify
+from chainrule.compiler.kernels import Item, Kernel, kernels_of
 from chainrule.compiler.phases import accesses
 from chainrule.compiler.pipeline import Code
 from chainrule.compiler.schedule import schedule
+from chainrule.compiler.verify import verify
 
 
 def recurrent(w: Any, v: Any, x: Any, rate: Any) -> Any:
@@ -100,5 +102,4 @@ def test_rows_of_small_recurrent_layers_fill_lanes(options: dict[str, bool], so:
     net = nn.Sequential(nn.GRU(6), nn.Dense(1))
     lengths = {"lengths": r.integers(1, 13, 100)} if options else {}
     net.fit(x, y, epochs=1, batch_size=100, verbose=False, **lengths)
-    text = net.compiled.text("kernels")
-    assert ("<4 i" in text and "<25]" in text) == so
+    assert bool(re.search(r"\[b\d+<4 i\d+<6 i\d+<25\]", net.compiled.text("kernels"))) == so

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,12 +31,16 @@ import chainrule.run.native
 from chainrule import nn
 from chainrule.compiler import jit, pipeline
 from chainrule.compiler.affine import Affine, Axis, affine, flat, of
-from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce, verify
+from chainrule.compiler.fuse import Sink, fuse
+from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce
 from chainrule.compiler.memory import ALIGNMENT, arena
 from chainrule.compiler.phases import plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
 from chainrule.compiler.schedule import Schedule, balanced, schedule, units
+from chainrule.compiler.share import _classes
+from chainrule.compiler.simplify import simplify
 from chainrule.compiler.target import LEVELS, Target, host, narrowed
+from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.graph.node import Type
 from chainrule.graph.trace import build, type_of
@@ -154,6 +159,65 @@ def test_the_text_of_a_program_is_always_the_same() -> None:
     assert len({c.text for c in kept}) == 1
 
 
+# ---- long programs -----------------------------------------------------------------------------------------------------------
+
+
+def lines(function: Callable[[], object]) -> int:
+    """How many lines of Python run."""
+    count, before = itertools.count(), sys.gettrace()
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if event == "line":
+            next(count)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return next(count)
+
+
+def sliced(x: Any) -> Any:
+    """Each row by itself: its gradient is a sum of as many arrays that are 0 but for one row."""
+    return sum(np.sum(x[i] * x[i]) for i in range(len(x)))
+
+
+def looked_at(x: Any) -> Any:
+    """Nothing but other places of the same array."""
+    for i in range(len(x)):
+        x = np.broadcast_to(np.swapaxes(x[i % 3 : i % 3 + 1], 0, 1)[: x.shape[0]], x.shape) if i % 2 else x[::-1, ::-1]
+    return [x]
+
+
+@pytest.mark.parametrize(
+    "f", [lambda x: [cr.grad(sliced)(x)], looked_at], ids=["gradients of slices", "swaps, broadcasts and slices"]
+)
+def test_the_work_of_graph_passes_grows_with_the_length_of_a_program(f: Callable[..., Any]) -> None:
+    def work(length: int) -> int:
+        graph = normalize(build(f, [Type((length, length), F4)]))
+        result = Buffer("out", graph.outputs[0].shape, F4, "result")
+        sources = [partial(load, Buffer("x", (length, length), F4, "input"))]
+        return lines(lambda: fuse(simplify(graph), sources, [[Sink(result)]], [None]))
+
+    assert work(200) < 2.4 * work(100)
+
+
+def test_the_work_of_sharing_out_axes_grows_with_the_number_of_kernels() -> None:
+    def work(length: int) -> int:
+        buffers = [Buffer(f"b{n}", (4, 5), F4) for n in range(length + 1)]
+        kernels = [copied(a, b) for a, b in itertools.pairwise(buffers)]
+        return lines(lambda: _classes(kernels, {a for k in kernels for a in k.domain}))
+
+    assert work(400) < 2.4 * work(200)
+
+
+def copied(source: Buffer, target: Buffer) -> Kernel:
+    index = tuple(of(Axis("i", n)) for n in source.shape)
+    return Kernel("k", tuple(a for i in index for a in i.axes), (), [Store(target, index, load(source, index))])
+
+
 # ---- loops -------------------------------------------------------------------------------------------------------------------
 
 SEEN: dict[str, Callable[[Any], Any]] = {"transposed": lambda w: w.T, "sliced": lambda w: w[1:], "flipped": lambda w: w[::-1]}
@@ -180,7 +244,7 @@ def test_a_loop_reads_through_what_is_only_seen_otherwise(seen: Callable[..., An
 
 I, J, R, S = Axis("i", 3), Axis("j", 3), Axis("r", 5), Axis("s", 2)
 NUMBERS = Buffer("numbers", (4,), np.dtype(np.int64), "input")
-A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4, "result")
+A, B, C = Buffer("a", (4, 5), F4, "input"), Buffer("b", (5, 3), F4, "input"), Buffer("c", (4, 3), F4)
 
 
 def product(**changed: Any) -> Kernel:
@@ -194,9 +258,14 @@ def product(**changed: Any) -> Kernel:
     return Kernel("k", changed.get("domain", (I, J)), changed.get("reduced", (R,)), stores)
 
 
+def zeros(buffer: Buffer) -> Kernel:
+    axes = tuple(Axis("z", n) for n in buffer.shape)
+    return Kernel("zeros", axes, (), [Store(buffer, tuple(map(of, axes)), constant(0, buffer.dtype))])
+
+
 def test_the_verifier_lets_a_product_pass() -> None:
     verify([product()])
-    verify([product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
+    verify([zeros(C), product(places=[(of(I) + of(S), of(J))], domain=(I, J, S), mode="add")])
     nothing, some = Buffer("nothing", (0, 3), F4, "result"), (Axis("n", 0), J)
     verify([Kernel("k", some, (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])
     verify([Kernel("k", (J, some[0]), (), [Store(nothing, tuple(map(of, some)), constant(1, F4))])])

@@ -17,8 +17,9 @@ import chainrule as cr
 from chainrule.compiler import gather
 from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.cost import work
-from chainrule.compiler.kernels import Buffer, Kernel, Loop, Store, kernels_of, load, verify
+from chainrule.compiler.kernels import Buffer, Kernel, Loop, Store, kernels_of, load
 from chainrule.compiler.scans import improve
+from chainrule.compiler.verify import verify
 from chainrule.errors import BudgetError, GraphError
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph, Node
@@ -440,7 +441,7 @@ def test_operations_are_those_of_the_steps_that_exist() -> None:
 
 def test_limits_of_axes_are_looked_at() -> None:
     turn, step, place = Axis("turn", 2), Axis("step", 8), Axis("i", 1)
-    source, target = Buffer("a", (13,), F8), Buffer("b", (8,), F8)
+    source, target = Buffer("a", (13,), F8, "input"), Buffer("b", (8,), F8)
     time = of(turn) * 8 + of(step)
 
     def items(between: tuple[Affine, Affine] | None) -> list[Loop]:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.affine import Axis, of
-from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_text, load, reduce, verify
+from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_text, load, reduce
 from chainrule.compiler.schedule import together
+from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.ops.loop import apply_iota
 from chainrule.run.batches import by_length
@@ -167,8 +168,8 @@ def added(known: bool) -> Kernel:
     """sum = sum + Σ over groups g, their steps r and rows q of x[g, r, q], each group up to steps[g]; or with steps outermost, which nobody
     can."""
     i, g, r, q = Axis("i", 1), Axis("g", 3), Axis("r", 5), Axis("q", 2)
-    total, x = Buffer("total", (1,), np.dtype(np.float64)), Buffer("x", (3, 5, 2), np.dtype(np.float64))
-    steps = Buffer("steps", (3,), np.dtype(np.int64))
+    total, x = Buffer("total", (1,), np.dtype(np.float64), "state"), Buffer("x", (3, 5, 2), np.dtype(np.float64), "input")
+    steps = Buffer("steps", (3,), np.dtype(np.int64), "input")
     reduced = (g, r, q) if known else (r, g, q)
     term = reduce("sum", load(x, (of(g), of(r), of(q))), reduced)
     value = elementwise("add", total.dtype, [load(total, (of(i),)), term])

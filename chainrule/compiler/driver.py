@@ -45,41 +45,50 @@ NO_EXPONENT = (0, 0, 1, 1)
 
 def driver_ir(triple: str, barrier: str, flush: str) -> str:
     """`void run(ptr {shared, thread, table})`: the steps FIRST..STEPS-1 of a run; see the names of the shared words above."""
-
-    def word(name: str, index: int, type: str = "i64") -> str:
-        return f"  %{name}p = getelementptr i64, ptr %shared, i64 {index}\n  %{name} = load {type}, ptr %{name}p, align 8"
-
     return f"""target triple = "{triple}"
 {barrier}
 {flush}
 define void @run(ptr %block) {{
-entry:
+{_ENTRY}{_STEP}{_MOVE}{_MEET}  ret void
+}}
+"""
+
+
+def _word(name: str, index: int, type: str = "i64") -> str:
+    return f"  %{name}p = getelementptr i64, ptr %shared, i64 {index}\n  %{name} = load {type}, ptr %{name}p, align 8"
+
+
+# What is the same in all steps.
+_ENTRY = f"""entry:
   %shared = load ptr, ptr %block, align 8
   %threadp = getelementptr i64, ptr %block, i64 1
   %thread = load i64, ptr %threadp, align 8
   %tablep = getelementptr i64, ptr %block, i64 2
   %table = load ptr, ptr %tablep, align 8
-{word("first", FIRST)}
-{word("last", STEPS)}
-{word("threads", THREADS)}
-{word("barrier", BARRIER, "ptr")}
-{word("round", ROUND)}
-{word("place", PLACE)}
-{word("kinds", KINDS, "ptr")}
-{word("functions", FUNCTIONS, "ptr")}
-{word("moves", MOVES)}
-{word("slots", SLOTS, "ptr")}
-{word("bytes", BYTES, "ptr")}
-{word("rewound", REWOUND, "ptr")}
-{word("arenas", ARENAS, "ptr")}
-{word("earlier", BEFORE)}
+{_word("first", FIRST)}
+{_word("last", STEPS)}
+{_word("threads", THREADS)}
+{_word("barrier", BARRIER, "ptr")}
+{_word("round", ROUND)}
+{_word("place", PLACE)}
+{_word("kinds", KINDS, "ptr")}
+{_word("functions", FUNCTIONS, "ptr")}
+{_word("moves", MOVES)}
+{_word("slots", SLOTS, "ptr")}
+{_word("bytes", BYTES, "ptr")}
+{_word("rewound", REWOUND, "ptr")}
+{_word("arenas", ARENAS, "ptr")}
+{_word("earlier", BEFORE)}
   %done = getelementptr i64, ptr %shared, i64 {DONE}
   %halt = getelementptr i64, ptr %shared, i64 {HALT}
   %old = call i64 @flush_on()
   %some = icmp slt i64 %first, %last
   %anymove = icmp sgt i64 %moves, 0
   br i1 %some, label %step, label %out
-step:
+"""
+
+# A step: what prepares its copies, if it is of another kind than the one before, and its entry; then the row of bytes to move by.
+_STEP = """step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
   %at = phi i64 [ %place, %entry ], [ %then, %onward ]
   %before = phi i64 [ %earlier, %entry ], [ %kind, %onward ]
@@ -108,7 +117,10 @@ call:
   %usual = getelementptr i64, ptr %bytes, i64 %line
   %by = select i1 %ends.round, ptr %rewound, ptr %usual
   br i1 %anymove, label %move, label %moved
-move:
+"""
+
+# The pointers that go on, one after the other.
+_MOVE = """move:
   %m = phi i64 [ 0, %call ], [ %m1, %move ]
   %slotp = getelementptr i64, ptr %slots, i64 %m
   %slot = load i64, ptr %slotp, align 8
@@ -121,7 +133,10 @@ move:
   %m1 = add i64 %m, 1
   %more = icmp slt i64 %m1, %moves
   br i1 %more, label %move, label %moved
-moved:
+"""
+
+# The end of a step: threads meet, and see whether one of them has found an index out of range.
+_MEET = """moved:
   %next = add i64 %i, 1
   %wrong = icmp ne i32 %bad, 0
   br i1 %wrong, label %halts, label %meet
@@ -150,8 +165,6 @@ tell:
   br label %out
 out:
   call void @flush_restore(i64 %old)
-  ret void
-}}
 """
 
 

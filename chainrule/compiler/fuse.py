@@ -572,44 +572,35 @@ class _Fusion:
     # ---- loops ---------------------------------------------------------------------------------------------------------------
 
     def _scan(self, node: Node, group: Group) -> list[Item]:
-        a = node.attrs
-        body: Graph = a["body"]
-        states, sequences, length = a["states"], a["sequences"], a["length"]
-        results = self._results(node)
-        former = Former(self, group, ())
-        time = Axis(self.names("time"), length)
-        carried = [
-            results[i] if results[i] is not None else Buffer(self.names("h"), t.shape, t.dtype)
-            for i, t in enumerate(node.types[:states])
-        ]
+        """Kernels that set the states to what they begin with, the loop, and copies of its results for all who want one."""
+        states = node.attrs["states"]
+        known = list(zip(self._results(node), node.types, strict=True))
+        carried = [b or Buffer(self.names("h"), t.shape, t.dtype) for b, t in known[:states]]
         items: list[Item] = []
         for buffer, arg in zip(carried, node.args, strict=False):
-            assert buffer is not None
 
             def first(f: Former, i: Index, arg: Node = arg) -> Value:
                 return f.at(arg, i)
 
             items.append(self._part(group, buffer, buffer.shape, first))
-        for index, t in enumerate(node.types[states:], states):
-            if results[index] is None:
-                results[index] = Buffer(self.names("t"), t.shape, t.dtype)
-        if length:
-            sources: list[Source] = [partial(load, b) for b in carried if b is not None]
-            sources += [partial(_at_time, former, x, of(time)) for x in node.args[states : states + sequences]]
-            sources += [partial(former.at, x) for x in node.args[states + sequences :]]
-            sinks = [[Sink(b, carried=True)] for b in carried if b is not None]
-            sinks += [[Sink(r, (of(time),))] for r in results[states:] if r is not None]
-            made = fuse(body, sources, sinks, self._rows_inside(node), self.names)
-            items.append(
-                Loop(self.names("loop"), time, a["reverse"], made, [b for b in carried if b is not None], memory=a.get("memory"))
-            )
+        results = [*carried, *(b or Buffer(self.names("t"), t.shape, t.dtype) for b, t in known[states:])]
+        if node.attrs["length"]:
+            items.append(self._loop(node, group, results))
         for at, buffer in enumerate(results):
-            primary = carried[at] if at < states else buffer
-            assert primary is not None
-            for sink in self._result_sinks(node, at):
-                if sink.buffer is not primary:
-                    items.append(self.copy(primary, sink))
+            items += [self.copy(buffer, sink) for sink in self._result_sinks(node, at) if sink.buffer is not buffer]
         return items
+
+    def _loop(self, node: Node, group: Group, results: Sequence[Buffer]) -> Loop:
+        """The steps, which read and leave the states where they are and store the rest at their time."""
+        states, sequences, body = node.attrs["states"], node.attrs["sequences"], node.attrs["body"]
+        former, time = Former(self, group, ()), Axis(self.names("time"), node.attrs["length"])
+        carried = list(results[:states])
+        sources: list[Source] = [partial(load, b) for b in carried]
+        sources += [partial(_at_time, former, x, of(time)) for x in node.args[states : states + sequences]]
+        sources += [partial(former.at, x) for x in node.args[states + sequences :]]
+        sinks = [[Sink(b, carried=True)] for b in carried] + [[Sink(r, (of(time),))] for r in results[states:]]
+        made = fuse(body, sources, sinks, self._rows_inside(node), self.names)
+        return Loop(self.names("loop"), time, node.attrs["reverse"], made, carried, memory=node.attrs.get("memory"))
 
     def _rows_inside(self, node: Node) -> list[Rows]:
         """The row axis of each input of a loop's step. A state that begins with the same number in all rows has none before the loop, but

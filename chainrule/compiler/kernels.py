@@ -20,9 +20,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import GraphError
 from ..graph.node import Node
-from .affine import Affine, Axis, flat
+from .affine import Affine, Axis
 
 I8 = np.dtype(np.int64)
 Space = Literal["input", "state", "result", "scratch"]
@@ -207,94 +206,11 @@ def limits_of(item: Item) -> Limits:
     return {a: (_sides(first, "maximum"), _sides(end, "minimum")) for a, (first, end) in between.items()}
 
 
-def verify(items: Sequence[Item]) -> None:
-    """Whether kernels are what the passes after this one take them for.
-
-    Indices lie inside what they index, and that is the buffer, whatever shape it is seen under; every axis of a value is one of the
-    kernel's or of a loop around it; all sums of a kernel run over its reduced axes; what is stored has the buffer's type, and no
-    store writes an element twice, but for one that adds. Not looked at: whether several stores write the same element, and whether
-    what is read has been written.
-    Raises: `GraphError`.
-    """
-    _verify(items, frozenset(), {})
-
-
-def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> None:
-    for item in items:
-        if isinstance(item, Loop):
-            _verify(item.items, around | {item.axis}, {**limits, **limits_of(item)})
-            continue
-        known = {*item.domain, *item.reduced, *around}
-        within, confined = {**limits, **limits_of(item)}, bounds(item.values())
-        for v in item.values():
-            _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
-            if v.op == "load":
-                assert v.buffer is not None
-                _demand(_inside(v.index, v.shape, within, confined), item, f"reads {v.buffer} outside of it")
-                _demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
-            if v.op == "reduce":
-                _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
-        for s in item.stores:
-            _demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
-            _demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
-            used = frozenset[Axis]().union(*(i.axes for i in s.index))
-            _demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
-            _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
-            _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
-        for axis, both in item.between.items():
-            _demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
-            outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]}
-            _demand(all(v.axes <= outer for v in both), item, "sums over an axis as far as nobody knows yet")
-
-
-def _demand(holds: bool, kernel: Kernel, problem: str) -> None:
-    if not holds:
-        raise GraphError(f"kernel {kernel.name}, which is a defect of chainrule: {problem}\n{kernels_text([kernel])}")
-
-
 def _sides(v: Value, how: str) -> list[Affine]:
     """The affine ones of the numbers of which `v` is the maximum (minimum): it is not below (above) any of them."""
     if v.op == how:
         return [i for a in v.args for i in _sides(a, how)]
     return [i for i in v.index if isinstance(i, Affine)] if v.op == "iota" else []
-
-
-def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...], limits: Limits, confined: Mapping[Affine, int]) -> bool:
-    """Whether an index is one of an array, as far as its axes go. confined: sums of axes, and below what they stay."""
-    if len(index) != len(shape):
-        return False
-    empty = any(a.extent == 0 for i in index for a in i.axes)
-    return empty or all(
-        isinstance(i, Value) or _is_below(i, n, limits) or confined.get(i, n + 1) <= n for i, n in zip(index, shape, strict=True)
-    )
-
-
-def _is_below(i: Affine, extent: int, limits: Limits) -> bool:
-    """Whether an index is a place of a dimension wherever its axes stand, each of which may only do so between its limits."""
-    rising = [(a, *limits[a]) for a, c in i.terms if c > 0 and a in limits]
-    smallest = [i.smallest, *(i.replaced({a: first}).smallest for a, firsts, _ in rising for first in firsts)]
-    largest = [i.largest, *(i.replaced({a: end + -1}).largest for a, _, ends in rising for end in ends)]
-    return max(smallest) >= 0 and min(largest) < extent
-
-
-def _is_seen(buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether a buffer can be seen as an array of this shape and type."""
-    return prod(shape) == buffer.size and dtype == buffer.dtype
-
-
-def _once(store: Store, domain: Sequence[Axis]) -> bool:
-    """Whether each point of the domain is stored at a place of its own: a step along an axis leads further than all shorter ones
-    together."""
-    if any(isinstance(i, Value) for i in store.index):
-        return False
-    if not all(a.extent for a in domain):
-        return True
-    position, reach = flat(plain(store.index), store.view), 0
-    for step, extent in sorted((abs(position.coefficient(a)), a.extent) for a in domain if a.extent > 1):
-        if step <= reach:
-            return False
-        reach += step * (extent - 1)
-    return True
 
 
 def ordered(roots: Sequence[Value]) -> list[Value]:

@@ -41,7 +41,6 @@ from .kernels import (
     kernels_text,
     load,
     loops_of,
-    verify,
 )
 from .lanes import in_blocks, in_lanes
 from .llvm import REPORT, Layout, Module
@@ -57,6 +56,7 @@ from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together
 from .share import share
 from .simplify import simplify
 from .target import Target
+from .verify import verify
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,20 @@ def compile_graph(
         module.add(f)
     for item, (like, one, other) in first.items():
         module.add_alike(item.name, like.name, dict(zip(counterparts(like, one), counterparts(item, other), strict=True)))
-    prepare = Plan([list(planned.late)], {}, {}, planned.units, [])
+    text = _written(name, made, module, barrier, threads, timed)
+    return Code(name, graph, planned, places, functions, table, text, made.plans)
+
+
+def _written(name: str, made: _Arrangement, module: Module, barrier: str, threads: int, timed: bool) -> str:
+    """The text of a module that holds all kernels, with the entry that calls them and the one that prepares late copies."""
+    prepare = Plan([list(made.planned.late)], {}, {}, made.planned.units, [])
     entries = [
-        _Entry(planned, threads, module, made.state, timed).text(name),
+        _Entry(made.planned, threads, module, made.state, timed).text(name),
         _Entry(prepare, threads, module, set()).text(f"{name}_prepare"),
     ]
     if timed and "@llvm.readcyclecounter()" not in barrier:
         module.declarations.add("declare i64 @llvm.readcyclecounter()")
-    text = module.text(barrier, *entries)
-    return Code(name, graph, planned, places, functions, table, text, made.plans)
+    return module.text(barrier, *entries)
 
 
 @dataclass(frozen=True)

@@ -178,29 +178,16 @@ def _square(kernel: Kernel, target: Target) -> Schedule | None:
 def _way(
     kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None, side: Axis | None = None, most_columns: int = 1
 ) -> tuple[float, Schedule]:  # fmt: skip
+    """What it costs to run a kernel with these axes in registers, and how it then runs."""
     width = width_for(kernel, target, lane.extent) if lane is not None else 1
-    reduces = [v for v in kernel.values() if v.op == "reduce"]
-    registers = target.registers
-    most = MOST_VECTORS[registers]
-    in_domain = lane in kernel.domain
-    vectors = 1
-    if in_domain and lane is not None:
-        count = ceil(lane.extent / width)
-        vectors = ceil(count / ceil(count / most))
-    rows, columns = 1, balanced(side.extent, most_columns)[0][2] if side is not None else 1
-    if tile is not None:
-        budget = max(1, min(ACCUMULATORS[registers] // (vectors * columns * max(1, len(reduces))), MOST_ROWS[registers]))
+    sums = sum(v.op == "reduce" for v in kernel.values())
+    vectors = _vectors(lane.extent, width, target) if lane is not None and lane in kernel.domain else 1
+    columns = balanced(side.extent, most_columns)[0][2] if side is not None else 1
+    rows = 1
+    if tile is not None and sums:
+        budget = max(1, min(ACCUMULATORS[target.registers] // (vectors * columns * sums), MOST_ROWS[target.registers]))
         rows = balanced(tile.extent, budget)[0][2]
-    if not reduces:
-        rows = 1
-    accumulators = rows * columns * vectors * max(1, len(reduces))
-    innermost = (lane if lane in kernel.reduced else kernel.reduced[-1]) if kernel.reduced else None
-    steps = ceil(innermost.extent / (width if innermost is lane else 1)) if innermost is not None else 1
-    if any(innermost in i.axes for i in bounds(reduces)):
-        steps = 1  # how many there are is only known while running
-    chains = 1
-    while reduces and chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
-        chains *= 2
+    chains = _chains(kernel, lane, width, rows * columns * vectors * sums) if sums else 1
     cost, body = _cost(kernel, lane, tile, width, rows, vectors, side, columns)
     unroll = chains * (UNROLL if body * chains <= SMALL_BODY else 1)
     reuse = any(
@@ -208,6 +195,24 @@ def _way(
     )
     made = Schedule(width, lane, tile if rows > 1 else None, rows, vectors, chains, max(unroll, 1), reuse, side, columns)
     return cost, made
+
+
+def _vectors(extent: int, width: int, target: Target) -> int:
+    """How many vectors of an axis stand side by side: as many as leave all tiles about as full."""
+    count = ceil(extent / width)
+    return ceil(count / ceil(count / MOST_VECTORS[target.registers]))
+
+
+def _chains(kernel: Kernel, lane: Axis | None, width: int, accumulators: int) -> int:
+    """Partial sums of each of so many accumulators: as many as hide the latency of an addition, if the innermost loop is long enough."""
+    innermost = (lane if lane in kernel.reduced else kernel.reduced[-1]) if kernel.reduced else None
+    steps = ceil(innermost.extent / (width if innermost is lane else 1)) if innermost is not None else 1
+    if any(innermost in i.axes for i in bounds(kernel.values())):
+        steps = 1  # how many there are is only known while running
+    chains = 1
+    while chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
+        chains *= 2
+    return chains
 
 
 def _cost(
@@ -227,24 +232,13 @@ def _cost(
     for v in kernel.values():
         if v in limits:
             continue
-        one = 1.0
-        if v.op == "load":
-            step = stride(v, lane) if lane is not None and lane in v.axes else 0
-            one = 1.0 if step in (0, 1) else 2.0 * width
-        elif v.op in EXPENSIVE:
-            one = 15.0
-        elif v.op == "philox":
-            one = 100.0
-        elif v.op in ("constant", "iota"):
-            one = 0.0
-        elif v.op == "reduce":
+        if v.op == "reduce":
             inner += 0.5 * registers(v.axes)
             outer += registers(v.axes) * (3 * np.log2(width) if lane in reduced and width > 1 else 0)
-            continue
-        if v in below and v.axes & reduced:
-            inner += one * registers(v.axes)
+        elif v in below and v.axes & reduced:
+            inner += _instructions(v, lane, width) * registers(v.axes)
         else:
-            outer += one * registers(v.axes)
+            outer += _instructions(v, lane, width) * registers(v.axes)
     for s in kernel.stores:
         step = 1
         if lane is not None and lane not in reduced:
@@ -261,6 +255,16 @@ def _cost(
     tiles = prod(count(a) for a in kernel.domain)
     times = prod(count(a) for a in kernel.reduced)
     return tiles * (times * (inner + 1) + outer + 1), inner
+
+
+def _instructions(v: Value, lane: Axis | None, width: int) -> float:
+    """About how many a value takes for each register, if it is no sum."""
+    if v.op == "load":
+        step = stride(v, lane) if lane is not None and lane in v.axes else 0
+        return 1.0 if step in (0, 1) else 2.0 * width
+    if v.op == "philox":
+        return 100.0
+    return 15.0 if v.op in EXPENSIVE else 0.0 if v.op in ("constant", "iota") else 1.0
 
 
 def len_tiles(extent: int, most: int) -> int:

@@ -55,7 +55,7 @@ def _classes(kernels: Sequence[Kernel], panels: set[Axis]) -> list[Class]:
 
     def find(x: object) -> object:
         while (above := leader.setdefault(x, x)) is not x:
-            x = above
+            leader[x] = x = leader[above]  # half the way next time, or chains of kernels would be gone through again and again
         return x
 
     for kernel in kernels:

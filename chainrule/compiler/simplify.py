@@ -6,7 +6,7 @@ operands in the order in which lanes read them: next to each other along the las
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 
 import numpy as np
@@ -24,14 +24,19 @@ def simplify(graph: Graph) -> Graph:
     if not _holds(graph, RULES):
         return graph
     table: dict[Node, Node] = {i: i for i in graph.inputs}
+    filled: dict[Node, tuple[int, int]] = {}
     last = {n.args[0]: len(n.shape) - 1 for n in graph.nodes() if n.op == "fold" and n.args[0].op == "contract"}
     for node in graph.nodes():
         if node in table:
             continue
         attrs = {k: simplify(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
         new = rebuilt(node, tuple(table[a] for a in node.args), attrs)
+        if (own := _filled(new, filled)) is not None:
+            filled[new] = own
         if new.op == "contract":
             table[node] = _in_order(new, last.get(node, len(new.shape) - 1))
+        elif new.op == "add":
+            table[node] = _add(new, own)
         else:
             table[node] = RULES[new.op](new) if new.op in RULES else new
     return normalize(Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name))
@@ -39,7 +44,7 @@ def simplify(graph: Graph) -> Graph:
 
 def _holds(graph: Graph, rules: dict[str, Callable[[Node], Node]]) -> bool:
     bodies = [v for n in graph.nodes() for v in n.attrs.values() if isinstance(v, Graph)]
-    return any(n.op in rules or n.op == "contract" for n in graph.nodes()) or any(_holds(b, rules) for b in bodies)
+    return any(n.op in rules or n.op in ("contract", "add") for n in graph.nodes()) or any(_holds(b, rules) for b in bodies)
 
 
 def _argmax(node: Node) -> Node:
@@ -78,42 +83,40 @@ def _in_order(node: Node, last: int) -> Node:
     return make("contract", tuple(args), {"spec": f"{words[0]},{words[1]}->{out}"}, node.source, node.scope)
 
 
-def _add(node: Node) -> Node:
+def _filled(node: Node, known: Mapping[Node, tuple[int, int]]) -> tuple[int, int] | None:
+    """The axis and how long all parts along it are together, if a node is a sum of parts that are 0 elsewhere on that axis: counted from
+    what is known of its terms, as a sum of many is one of sums."""
+    if node.op == "add":
+        a, b = (known.get(x) for x in node.args)
+        return (a[0], a[1] + b[1]) if a is not None and b is not None and a[0] == b[0] else None
+    if node.op != "pad" or node.args[1].op != "constant" or node.args[1].attrs["value"] != 0:
+        return None
+    padded = [d for d, amounts in enumerate(node.attrs["amounts"]) if amounts != (0, 0, 0)]
+    if len(padded) != 1 or node.attrs["amounts"][padded[0]][2]:
+        return None
+    return padded[0], node.args[0].shape[padded[0]]
+
+
+def _add(node: Node, filled: tuple[int, int] | None) -> Node:
     """A sum of arrays that are zero but for their own part of one axis is these parts, one after the other: so come the gradients of
-    slices."""
-    parts = _parts(node)
-    if parts is None:
+    slices. The parts are only looked at where they can fill the axis, which is once for all sums that they are in."""
+    if filled is None or filled[1] != node.shape[filled[0]]:
         return node
-    axis, pieces = parts
-    at = 0
-    for start, piece in sorted(pieces, key=lambda p: p[0]):
-        if start != at:
-            return node
-        at += piece.shape[axis]
-    if at != node.shape[axis]:
-        return node
-    args = tuple(piece for _, piece in sorted(pieces, key=lambda p: p[0]))
-    return make("concatenate", args, {"axis": axis}, node.source, node.scope)
-
-
-def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
-    """The axis and (first place, part) for each part, if a node is the sum of such parts and 0 elsewhere."""
+    axis, at = filled[0], 0
     pieces: list[tuple[int, Node]] = []
-    axes: set[int] = set()
     stack = [node]
     while stack:
         n = stack.pop()
         if n.op == "add":
             stack += n.args
-            continue
-        if n.op != "pad" or n.args[1].op != "constant" or n.args[1].attrs["value"] != 0:
-            return None
-        padded = [d for d, amounts in enumerate(n.attrs["amounts"]) if amounts != (0, 0, 0)]
-        if len(padded) != 1 or n.attrs["amounts"][padded[0]][2]:
-            return None
-        axes.add(padded[0])
-        pieces.append((n.attrs["amounts"][padded[0]][0], n.args[0]))
-    return (axes.pop(), pieces) if len(axes) == 1 else None
+        else:
+            pieces.append((n.attrs["amounts"][axis][0], n.args[0]))
+    pieces.sort(key=lambda p: p[0])
+    for start, piece in pieces:
+        if start != at:
+            return node
+        at += piece.shape[axis]
+    return make("concatenate", tuple(piece for _, piece in pieces), {"axis": axis}, node.source, node.scope)
 
 
-RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "add": _add}
+RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax}

@@ -295,16 +295,13 @@ class NativeSession(Session):
             pulse: Callable[[int], bool] | None) -> tuple[int, bool]:  # fmt: skip
         """Slices of steps in native code until all are taken; between them Python looks for Ctrl-C. moved: arrays in which pointers go
         on; lying: addresses of those that are read from their beginning in each step."""
-        shared, run = self._shared, self._backend.driver().run
         bases = np.array([a.ctypes.data for a in moved], np.int64)
-        words = [0] * WORDS
-        words[BARRIER], words[ROUND] = self._barrier[1], len(layout.which)
-        words[KINDS], words[MOVES], words[SLOTS], words[BYTES], words[REWOUND] = layout.words
+        words = self._words(layout)
         self._report[:CLOCKS] = 0
         filled: set[Way] = set()
         at, count, interrupted = 0, steps.count, False
         crew, pace = self._crew, layout.pace
-        shared[DONE] = 0
+        self._shared[DONE] = 0
         try:
             while at < count:
                 way = crew.way(pace, count - at)
@@ -314,16 +311,9 @@ class NativeSession(Session):
                     filled.add(way)
                     ready.fill(self._table, layout.lying, lying)
                 words[FIRST], words[STEPS], words[THREADS], words[DONE] = at, until, way.threads, at
-                words[FUNCTIONS], words[ARENAS] = ready.words
-                words[PLACE] = place = at % len(layout.which)
                 ready.fill(None, layout.moving, bases + layout.offsets(at) if at else bases)
-                words[BEFORE] = ready.begin(int(layout.which[place]), self._arena.ctypes.data, self._last)
-                self._last = None
-                shared[:] = words
-                begun = time.perf_counter()
-                run(ready.arguments)
-                took = time.perf_counter() - begun
-                taken, at = int(shared[DONE]) - at, int(shared[DONE])
+                took = self._slice(ready, layout, words)
+                taken, at = int(self._shared[DONE]) - at, int(self._shared[DONE])
                 if self._report[0]:
                     self._raise(steps, at)
                 if taken:
@@ -332,8 +322,28 @@ class NativeSession(Session):
                 if pulse is not None and not pulse(at):
                     break
         except KeyboardInterrupt:
-            at, interrupted = int(shared[DONE]), True
+            at, interrupted = int(self._shared[DONE]), True
         return at, interrupted
+
+    def _words(self, layout: _Layout) -> list[int]:
+        """What threads share, as far as it is the same in all slices of a run."""
+        words = [0] * WORDS
+        words[BARRIER], words[ROUND] = self._barrier[1], len(layout.which)
+        words[KINDS], words[MOVES], words[SLOTS], words[BYTES], words[REWOUND] = layout.words
+        return words
+
+    def _slice(self, ready: _Ready, layout: _Layout, words: list[int]) -> float:
+        """The steps of one slice; how many seconds they took. What is not known any more if they end in the middle, such as whose copies
+        of the state are true, is forgotten before."""
+        run = self._backend.driver().run
+        words[FUNCTIONS], words[ARENAS] = ready.words
+        words[PLACE] = place = words[FIRST] % len(layout.which)
+        words[BEFORE] = ready.begin(int(layout.which[place]), self._arena.ctypes.data, self._last)
+        self._last = None
+        self._shared[:] = words
+        begun = time.perf_counter()
+        run(ready.arguments)
+        return time.perf_counter() - begun
 
     def _ready(self, layout: _Layout, way: Way, sources: Mapping[str, Array]) -> _Ready:
         """What it takes to go this way: code for the data's types above all."""
