@@ -27,8 +27,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "5 compiler",
         (
-            "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric "
-            "compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels "
+            "compiler/coefficients compiler/builder compiler/reduction compiler/exponential compiler/power "
+            "compiler/trigonometric compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels "
             "compiler/fold compiler/fuse compiler/scans compiler/flatten compiler/schedule compiler/phases compiler/layout "
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes compiler/alike "
             "compiler/memory "
