@@ -23,7 +23,10 @@ from chainrule.ops.random import philox
 
 WIDTHS = (1, 4, 16)
 # In ulp of float32 and of float64; NumPy's power is up to 1 off itself, and float64's erf and normal_cdf are defined to 1e-15.
-BOUND = dict.fromkeys(["exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "arctan"], (4, 2)) | {
+BOUND = dict.fromkeys(
+    ["exp", "expm1", "log", "log1p", "sin", "cos", "tan", "tanh", "arctan", "arcsin", "arccos", "arccosh"], (4, 2)
+) | {
+    **dict.fromkeys(["logistic", "tanh_softplus"], (4, 4)),
     "power": (4, 2),
     "erf": (4, 6),
     "normal_cdf": (4, 8),

@@ -73,8 +73,8 @@ def fold(w: Any, shape: Any, axes: Any, size: Any, stride: Any = None, dilation:
     return (matrix @ np.asarray(w).reshape(-1)).reshape(shape)
 
 
-NUMPYS_OWN = """abs all any arange arctan argmax broadcast_to concatenate cos einsum exp expm1 flip floor full log log1p max maximum
-    mean min minimum ones reshape sign sin sqrt stack sum tanh transpose where zeros inf nan"""
+NUMPYS_OWN = """abs all any arange arccos arccosh arcsin arctan argmax broadcast_to concatenate cos einsum exp expm1 flip floor full log
+    log1p max maximum mean min minimum ones reshape sign sin sqrt stack sum tan tanh transpose where zeros inf nan"""
 NAMESPACE: dict[str, Any] = {
     **{name: getattr(np, name) for name in NUMPYS_OWN.split()},
     "erf": np.vectorize(math.erf, otypes=[float]),
@@ -914,6 +914,9 @@ MACROS = frozenset(
         r"\sin",
         r"\cos",
         r"\tanh",
+        r"\arcsin",
+        r"\arccos",
+        r"\tan",
         r"\arctan",
         r"\max",
         r"\min",

@@ -153,6 +153,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "strong_divide": np.divide,
     "erf": np.vectorize(math.erf),
     "normal_cdf": np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2),
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh_softplus": lambda x: np.tanh(np.log1p(np.exp(x))),
     "cast": lambda x, dtype: x.astype(dtype),
     "call": lambda a, b, **attrs: np.tanh(a) * b,
     "broadcast": np.broadcast_to,
@@ -330,9 +332,10 @@ def row_choices(arrays: Sequence[Array]) -> list[tuple[Rows, ...]]:
 
 
 def other_row(a: Array, axis: int, j: int, random: np.random.Generator) -> Array:
-    """`a` with other numbers in row j, from those that stand in `a` anyway where they are indices or truths."""
+    """`a` with other numbers in row j: between the least and the largest, or from those that stand in `a` where they are indices or
+    truths."""
     b = np.moveaxis(a.copy(), axis, 0)
-    b[j] = random.uniform(0.5, 1.5, b[j].shape) if a.dtype.kind == "f" else random.choice(a.reshape(-1), b[j].shape)
+    b[j] = random.uniform(a.min(), a.max(), b[j].shape) if a.dtype.kind == "f" else random.choice(a.reshape(-1), b[j].shape)
     return np.moveaxis(b, 0, axis)
 
 

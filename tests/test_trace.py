@@ -1086,7 +1086,7 @@ def test_every_node_knows_the_users_line() -> None:
         found = lines_of(made)
         for op, offset in (("tanh", 1), ("contract", 2), ("sin", 3), ("scan", 3)):
             assert found[op] == {f"{__file__}:{start + offset}"}
-    assert f"{__file__}:{start + 2}" in lines_of(normalize(graph))["exp"]  # of the sigmoid, whose body lies in chainrule
+    assert f"{__file__}:{start + 2}" in lines_of(normalize(graph))["logistic"]  # of the sigmoid, whose body lies in chainrule
     assert all(source.startswith(__file__) for sources in lines_of(normalize(graph)).values() for source in sources if source)
 
 

@@ -130,6 +130,7 @@ log_weight = series(lambda f: abs(f**3 / mp.log1p(f)))
 sin_tail = series(lambda z: (mp.sin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z)
 cos_tail = series(lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2)
 atan_tail = series(lambda z: (mp.atan(mp.sqrt(z)) / mp.sqrt(z) - 1) / z)
+asin_tail = series(lambda z: (mp.asin(mp.sqrt(z)) / mp.sqrt(z) - 1) / z)
 tanh_tail = series(lambda z: (mp.tanh(mp.sqrt(z)) / mp.sqrt(z) - 1) / z)
 erf_ratio = series(lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1)
 erfcx = lambda c: lambda t: mp.exp((t + c) ** 2) * mp.erfc(t + c)
@@ -143,13 +144,14 @@ SERIES = "0.029439"  # ((sqrt 2 - 1)/(sqrt 2 + 1))^2
 ERF_MIDDLE = {24: "0.90625", 53: "1.0"}
 
 JOBS = {}
-for bits, E, L, S, C, A, P in ((24, 4, 7, 2, 2, 4, 5), (53, 9, 18, 5, 5, 10, 11)):
+for bits, E, L, S, C, A, I, P in ((24, 4, 7, 2, 2, 4, 4, 5), (53, 10, 18, 5, 5, 10, 11, 11)):
     t = "32" if bits == 24 else "64"
     JOBS["EXP" + t] = lambda b=bits, d=E, t=t: fit("EXP" + t, exp_tail, exp_weight, "-" + half_log2, half_log2, d, b)
     JOBS["LOG" + t] = lambda b=bits, d=L, t=t: fit("LOG" + t, log_tail, log_weight, *LOG, d, b)
     JOBS["SIN" + t] = lambda b=bits, d=S, t=t: fit("SIN" + t, sin_tail, lambda z: z, 0, SQUARE, d, b)
     JOBS["COS" + t] = lambda b=bits, d=C, t=t: fit("COS" + t, cos_tail, lambda z: z * z, 0, SQUARE, d, b)
     JOBS["ATAN" + t] = lambda b=bits, d=A, t=t: fit("ATAN" + t, atan_tail, lambda z: z, 0, ATAN, d, b)
+    JOBS["ASIN" + t] = lambda b=bits, d=I, t=t: fit("ASIN" + t, asin_tail, lambda z: z, 0, "0.25", d, b)
     JOBS["ERF" + t] = lambda b=bits, d=P, t=t: fit("ERF" + t, erf_ratio, lambda z: one, 0, mpf(ERF_MIDDLE[b]) ** 2, d, b)
     JOBS["ERFC" + t] = lambda b=bits, d=(8 if bits == 24 else 20), t=t, hi=("3.93" if bits == 24 else "5.93"), c=mpf(2): fit(
         "ERFC" + t, erfcx(c), lambda x, c=c: mp.exp(-((x + c) ** 2)), mpf(ERF_MIDDLE[b]) - c, mpf(hi) - c, d, b
@@ -219,6 +221,8 @@ def constants():
     parts("HALF_PI_64", mp.pi / 2, 39, 39, 53)
     parts("QUARTER_PI_32", mp.pi / 4, 22, 24)
     parts("QUARTER_PI_64", mp.pi / 4, 51, 53)
+    parts("HALF_PI_SUM_32", mp.pi / 2, 24, 24)
+    parts("HALF_PI_SUM_64", mp.pi / 2, 53, 53)
     parts("TWO_THIRDS_64", mpf(2) / 3, 53, 53)
     print(f"TWO_OVER_PI = 0x{int(mp.floor(2 / mp.pi * mpf(2) ** 1216)):X}  # 1216 bits")
     print(f"HALF_PI_128 = 0x{int(mp.floor(mp.pi / 2 * mpf(2) ** 127)):X}")

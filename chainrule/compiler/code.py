@@ -724,7 +724,8 @@ join:
   ret double %r
 }"""
 
-_BY_ELEMENTARY = frozenset(["exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "normal_cdf", "arctan", "power", "sqrt"])
+_BY_ELEMENTARY = frozenset(["exp", "expm1", "log", "log1p", "sin", "cos", "tan", "arctan", "arcsin", "arccos", "arccosh", "tanh"])
+_BY_ELEMENTARY |= {"logistic", "tanh_softplus", "erf", "normal_cdf", "power", "sqrt"}
 _OF_FLOATS = frozenset(["divide", "strong_divide"])
 _NOT_OF_BOOLEANS = frozenset(["negative", "subtract", "remainder", "right_shift"])
 _FORMS: dict[str, Form] = {

@@ -15,86 +15,23 @@ import math
 from collections.abc import Callable
 
 from .builder import Builder
+from .exponential import exp, exp_normal, expm1, logistic, tanh, tanh_softplus
 from .power import power
 from .reduction import (
-    clamp,
     fast_two_sum,
     log_ends,
-    power_of_two,
     reduce_exp,
+    residual,
     scale,
     split_exponent,
     split_normal,
     table,
     two_product,
+    two_sum,
 )
-from .trigonometric import cos, sin
+from .trigonometric import cos, sin, tan
 
 CDF_MIDDLE = 0.8
-TANH32_END = 9.0  # the formula gives exactly 1 here, with FMA and without; tanh 9 is half an ulp below
-
-
-# ---- exponentials ------------------------------------------------------------------------------------------------------------
-
-
-def exp(b: Builder, x: str) -> str:
-    """e^x = 2^n (1 + r + r^2 P(r))."""
-    x = clamp(b, x, *table(b)["exp_range"])
-    bits, n, rest, low = reduce_exp(b, x)
-    r = b.fma(n, low, rest)
-    y = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, table(b)["exp"]), r), b.const(1.0))
-    return scale(b, y, bits)
-
-
-def exp_normal(b: Builder, x: str) -> str:
-    """e^x where it is a normal number; the caller limits x."""
-    bits, n, rest, low = reduce_exp(b, x)
-    r = b.fma(n, low, rest)
-    y = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, table(b)["exp"]), r), b.const(1.0))
-    return b.fmul(y, power_of_two(b, bits, 0))
-
-
-def expm1(b: Builder, x: str) -> str:
-    """e^x - 1 = 2 ((s rest + s - 1/2) + s tail), s = 2^(n-1), with x - n log 2 kept as two numbers.
-
-    The sum in the inner bracket loses nothing where it cancels; the halved scale lets n reach the overflow.
-    """
-    limited = clamp(b, x, *table(b)["expm1_range"])
-    bits, n, rest, low = reduce_exp(b, limited)
-    r = b.fma(n, low, rest)
-    tail = b.fma(n, low, b.fmul(b.fmul(r, r), b.polynomial(r, table(b)["exp"])))
-    s = power_of_two(b, bits, 1)
-    y = b.fma(s, tail, b.fma(s, rest, b.fsub(s, b.const(0.5))))
-    y = b.fadd(y, y)
-    tiny = b.fcmp("olt", b.fabs(x), b.const(2.0 ** -(b.mantissa + 3)))  # halving a denormal would lose a bit, and -0 its sign
-    return b.select(tiny, x, y)
-
-
-def tanh(b: Builder, x: str) -> str:
-    """float32: 2n d / (d^2 + n^2) with n/d = tanh(x/2); float64: x + x^3 P(x^2) below 0.55, beyond 1 - 2 / (e^2x + 1).
-
-    The duplication formula needs no exponential: n = x P(x^2) and d = Q(x^2) are of degree 2 and 3, and where tanh x nears 1 their
-    errors do not matter (their share is sech x). As 2n (d / (...)) no rounding is larger than the result's own where n is just above
-    a power of two and the result just below.
-    """
-    t = table(b)
-    if b.bits == 32:
-        x = clamp(b, x, -TANH32_END, TANH32_END)
-        z = b.fmul(x, x)
-        n = b.fma(b.fmul(x, z), b.polynomial(z, t["tanh_p"][1:]), x)  # P starts with 1; a sum would lose the sign of -0
-        d = b.polynomial(z, t["tanh_q"])
-        if b.has_fma:
-            return b.fmul(b.fadd(n, n), b.fdiv(d, b.fma(d, d, b.fmul(n, n))))
-        # Without, every product is rounded: as 2n / (d + n (n/d)) fewer of them count. Rounding can still end above 1.
-        return clamp(b, b.fdiv(b.fadd(n, n), b.fadd(d, b.fmul(n, b.fdiv(n, d)))), -1.0, 1.0)
-    a = b.fabs(x)
-    z = b.fmul(a, a)
-    near = b.fma(b.fmul(a, z), b.polynomial(z, t["tanh"]), a)
-    end = b.const(20.0)
-    limited = b.select(b.fcmp("ogt", a, end), end, a)
-    e = exp_normal(b, b.fadd(limited, limited))
-    far = b.fsub(b.const(1.0), b.fdiv(b.const(2.0), b.fadd(e, b.const(1.0))))
-    return b.copysign(b.select(b.fcmp("olt", a, b.const(0.55)), near, far), x)
 
 
 # ---- logarithms --------------------------------------------------------------------------------------------------------------
@@ -125,14 +62,31 @@ def log(b: Builder, x: str) -> str:
 def log1p(b: Builder, x: str) -> str:
     """log(1 + x) = log u + c / u, u = 1 + x rounded and c what rounding took (Knuth's two-sum); f = x itself where e = 0."""
     one = b.const(1.0)
-    u = b.fadd(x, one)
-    part = b.fsub(u, one)
-    c = b.fadd(b.fsub(one, b.fsub(u, part)), b.fsub(x, part))
+    u, c = two_sum(b, one, x)
     e, m = split_exponent(b, u)
     near = b.fcmp("oeq", e, b.const(0.0))
     f = b.select(near, x, b.fsub(m, one))
     low = b.select(near, b.const(0.0), b.fdiv(c, u))
     return b.copysign(log_ends(b, x, -1.0, log_sum(b, e, f, low)), x)
+
+
+def arccosh(b: Builder, x: str) -> str:
+    """log u, u = x + sqrt(x^2 - 1) as the sum of two numbers: near 1 a result is about as small as what u has lost. Far up, log 2x."""
+    one, zero = b.const(1.0), b.const(0.0)
+    far = b.fcmp("ogt", x, b.const(2.0 ** (b.mantissa // 2 + 2)))
+    square, rest = two_product(b, x, x)
+    w, lost = b.fsub(square, one), rest  # the square is below 2 where the difference matters to the last bit: it is exact there
+    root = sqrt(b, w)
+    missing = b.fadd(residual(b, w, root, root), lost)
+    u, lost = fast_two_sum(b, x, root)
+    twice = b.fadd(root, root)
+    # (lost + missing / 2 root) / u by one division; at 1, where root is 0, all of it is 0
+    low = b.fdiv(b.fma(lost, twice, missing), b.fmul(b.fadd(twice, b.const(2.0 ** (2 - b.bias))), u))
+    e, m = split_exponent(b, b.select(far, x, u))
+    e = b.fadd(e, b.select(far, one, zero))
+    y = log_sum(b, e, b.fsub(m, one), b.select(far, zero, low))
+    y = b.select(b.fcmp("olt", x, b.const(math.inf)), y, x)
+    return b.select(b.fcmp("olt", x, one), b.const(math.nan), y)
 
 
 # ---- the others --------------------------------------------------------------------------------------------------------------
@@ -197,6 +151,45 @@ def arctan(b: Builder, x: str) -> str:
     return b.copysign(b.fadd(total, b.fadd(lost, tail)), x)
 
 
+def arcsin(b: Builder, x: str) -> str:
+    """|x| + tail below 1/2, beyond pi/2 - 2 (root + tail)."""
+    near, size, tail = _arcsin_parts(b, b.fabs(x))
+    high, low = table(b)["half_pi_sum"]
+    zero = b.const(0.0)
+    factor = b.select(near, b.const(1.0), b.const(-2.0))
+    y = _add_up(b, (b.select(near, zero, b.const(high)), b.select(near, zero, b.const(low))), factor, size, tail)
+    return b.copysign(y, x)
+
+
+def arccos(b: Builder, x: str) -> str:
+    """pi/2 - (x + tail) for |x| <= 1/2; above, 2 (root + tail), and below pi less that."""
+    near, size, tail = _arcsin_parts(b, b.fabs(x))
+    high, low = table(b)["half_pi_sum"]
+    above = b.fcmp("ogt", x, b.const(0.0))
+    ends = [b.select(near, b.const(part), b.select(above, b.const(0.0), b.const(2 * part))) for part in (high, low)]
+    factor = b.copysign(b.select(near, b.const(1.0), b.const(2.0)), b.select(near, b.fneg(x), x))
+    return _add_up(b, (ends[0], ends[1]), factor, size, tail)
+
+
+def _arcsin_parts(b: Builder, a: str) -> tuple[str, str, str]:
+    """a <= 1/2 or not; r; arcsin r - r, r = a or root((1 - a)/2), in float64 with what the root has lost."""
+    near = b.fcmp("ole", a, b.const(0.5))
+    z = b.select(near, b.fmul(a, a), b.fmul(b.fsub(b.const(1.0), a), b.const(0.5)))
+    root = sqrt(b, z)
+    r = b.select(near, a, root)
+    tail = b.fmul(b.fmul(r, z), b.polynomial(z, table(b)["arcsin"]))
+    if b.bits == 64:
+        lost = b.fdiv(residual(b, z, root, root), b.fadd(b.fadd(root, root), b.const(2.0 ** (2 - b.bias))))
+        tail = b.fadd(tail, b.select(near, b.const(0.0), lost))
+    return near, r, tail
+
+
+def _add_up(b: Builder, start: tuple[str, str], factor: str, x: str, tail: str) -> str:
+    """start + factor (x + tail); start is 0 or larger than the rest, the factor a power of two."""
+    total, lost = fast_two_sum(b, start[0], b.fmul(factor, x))
+    return b.fadd(total, b.fadd(lost, b.fma(factor, tail, start[1])))
+
+
 def sqrt(b: Builder, x: str) -> str:
     """The processor's, correctly rounded."""
     return b.intrinsic("sqrt", x)
@@ -227,12 +220,18 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "expm1": expm1,
     "log": log,
     "log1p": log1p,
+    "arccosh": arccosh,
     "sin": sin,
     "cos": cos,
+    "tan": tan,
     "tanh": tanh,
+    "logistic": logistic,
+    "tanh_softplus": tanh_softplus,
     "erf": erf,
     "normal_cdf": normal_cdf,
     "arctan": arctan,
+    "arcsin": arcsin,
+    "arccos": arccos,
     "power": power,
     "sqrt": sqrt,
     "floor": floor,

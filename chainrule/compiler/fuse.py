@@ -35,7 +35,20 @@ Source = Callable[[Index], Value]
 
 VIRTUAL = {"broadcast", "transpose", "slice", "flip", "iota", "constant", "window", "output", "reshape"}
 EXPENSIVE = {"sqrt", "divide", "strong_divide", "remainder", "power", "exp", "expm1", "log", "log1p"}
-EXPENSIVE |= {"sin", "cos", "tanh", "arctan", "erf", "normal_cdf"}
+EXPENSIVE |= {
+    "sin",
+    "cos",
+    "tan",
+    "arctan",
+    "arcsin",
+    "arccos",
+    "arccosh",
+    "tanh",
+    "logistic",
+    "tanh_softplus",
+    "erf",
+    "normal_cdf",
+}
 SCATTERED = {"concatenate", "pad", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
 HEAVIEST = 400  # cheap operators, or ten times as few expensive ones, in a kernel: the time to compile it grows with their square

@@ -39,12 +39,17 @@ def power_of_two(b: Builder, n: str, offset: int) -> str:
     return b.to_float(b.integer("shl", b.integer("sub", n, b.bias + offset), b.mantissa))
 
 
+def factors(b: Builder, bits: str) -> tuple[str, str]:
+    """Two normal numbers whose product is 2^n, n from reduce_exp."""
+    half = b.integer("lshr", bits, 1)
+    first, second = (b.to_float(b.integer("shl", part, b.mantissa)) for part in (half, b.integer("sub", bits, half)))
+    return first, second
+
+
 def scale(b: Builder, y: str, bits: str) -> str:
     """y 2^n, n from reduce_exp, by two factors: one rounding makes a denormal, and overflow makes inf."""
-    half = b.integer("lshr", bits, 1)
-    for part in (half, b.integer("sub", bits, half)):
-        y = b.fmul(y, b.to_float(b.integer("shl", part, b.mantissa)))
-    return y
+    first, second = factors(b, bits)
+    return b.fmul(b.fmul(y, first), second)
 
 
 def split_exponent(b: Builder, x: str, scaled: str | None = None) -> tuple[str, str]:
@@ -81,6 +86,13 @@ def fast_two_sum(b: Builder, x: str, y: str) -> tuple[str, str]:
     return total, b.fsub(y, b.fsub(total, x))
 
 
+def two_sum(b: Builder, x: str, y: str) -> tuple[str, str]:
+    """x + y as its rounding and the rest, exactly, whichever is larger (Knuth)."""
+    total = b.fadd(x, y)
+    part = b.fsub(total, x)
+    return total, b.fadd(b.fsub(x, b.fsub(total, part)), b.fsub(y, part))
+
+
 def two_product(b: Builder, x: str, y: str) -> tuple[str, str]:
     """x y as its rounding and the rest, exactly: by FMA, or by Veltkamp's and Dekker's halves (1971)."""
     product = b.fmul(x, y)
@@ -95,3 +107,19 @@ def _halves(b: Builder, x: str) -> tuple[str, str]:
     spread = b.fmul(x, b.const(2.0 ** ((b.mantissa + 2) // 2) + 1))
     high = b.fsub(spread, b.fsub(spread, x))
     return high, b.fsub(x, high)
+
+
+def residual(b: Builder, n: str, q: str, d: str) -> str:
+    """n - q d, exactly, where q d is near n."""
+    if b.has_fma:
+        return b.fma(b.fneg(q), d, n)
+    product, rest = two_product(b, q, d)
+    return b.fsub(b.fsub(n, product), rest)
+
+
+def quotient(b: Builder, n: str, n_low: str, d: str, d_low: str) -> str:
+    """(n + n_low) / (d + d_low), hardly farther off than its last rounding; the low parts are what rounding took from the others."""
+    inverse = b.fdiv(b.const(1.0), d)
+    q = b.fmul(n, inverse)
+    rest = b.fadd(residual(b, n, q, d), b.fsub(n_low, b.fmul(q, d_low)))
+    return b.fma(rest, inverse, q)

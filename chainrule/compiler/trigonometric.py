@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from .builder import Builder
-from .coefficients import FLOAT32, FLOAT64, HALF_PI_128, TWO_OVER_PI
+from .coefficients import HALF_PI_128, TWO_OVER_PI
+from .reduction import fast_two_sum, quotient, table
 
 
 def sin(b: Builder, x: str) -> str:
@@ -22,27 +23,22 @@ def cos(b: Builder, x: str) -> str:
     return _sin_or_cos(b, x, 1)
 
 
-def _sin_or_cos(b: Builder, x: str, further: int) -> str:
-    """sin r = r + (r z P(z) + low); cos r = (1 - z/2) + (what that rounding took + z^2 Q(z) - r low); z = r^2.
+def tan(b: Builder, x: str) -> str:
+    """sin r / cos r or -cos r / sin r, by the quadrant; in float64 each as the sum of two numbers."""
+    quadrant, r, low = _reduce(b, x)
+    (s, s_low), (c, c_low) = _both(b, r, low)
+    odd = b.icmp("ne", b.integer("and", quadrant, 1), 0)
+    n, n_low, d, d_low = (b.select(odd, p, q) for p, q in ((c, s), (c_low, s_low), (s, c), (s_low, c_low)))
+    y = b.fdiv(n, d) if b.bits == 32 else quotient(b, n, n_low, d, d_low)
+    return b.select(b.fcmp("oeq", x, b.const(0.0)), x, b.select(odd, b.fneg(y), y))  # keeps -0
 
-    The low part of r matters in float64 only: r alone is off by up to an ulp. Both polynomials are computed and one is chosen.
-    """
-    t = FLOAT32 if b.bits == 32 else FLOAT64
-    quadrant, r, low = _reduce(b, x, t)
+
+def _sin_or_cos(b: Builder, x: str, further: int) -> str:
+    """sin r or cos r, with a sign, by the quadrant. Both polynomials are computed and one is chosen."""
+    quadrant, r, low = _reduce(b, x)
     if further:
         quadrant = b.integer("add", quadrant, further)
-    z = b.fmul(r, r)
-    cubic = b.fmul(r, z)
-    one = b.const(1.0)
-    half = b.fmul(z, b.const(0.5))
-    head = b.fsub(one, half)
-    if b.bits == 32:
-        sine = b.fma(cubic, b.polynomial(z, t["sin"]), r)
-        cosine = b.fma(b.fmul(z, z), b.polynomial(z, t["cos"]), head)
-    else:
-        sine = b.fadd(r, b.fma(cubic, b.polynomial(z, t["sin"]), low))
-        lost = b.fsub(b.fsub(b.fsub(one, head), half), b.fmul(r, low))
-        cosine = b.fadd(head, b.fma(b.fmul(z, z), b.polynomial(z, t["cos"]), lost))
+    (sine, _), (cosine, _) = _both(b, r, low)
     odd = b.icmp("ne", b.integer("and", quadrant, 1), 0)
     y = b.to_bits(b.select(odd, cosine, sine))
     sign = b.integer("shl", b.integer("and", quadrant, 2), b.bits - 2)
@@ -50,8 +46,29 @@ def _sin_or_cos(b: Builder, x: str, further: int) -> str:
     return y if further else b.select(b.fcmp("oeq", x, b.const(0.0)), x, y)  # keeps -0
 
 
-def _reduce(b: Builder, x: str, t: dict[str, tuple[float, ...]]) -> tuple[str, str, str]:
+def _both(b: Builder, r: str, low: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """sin r = r + (r z P(z) + low); cos r = (1 - z/2) + (what that rounding took + z^2 Q(z) - r low); z = r^2. Each with what its last
+    sum has lost; float32: without.
+
+    The low part of r matters in float64 only: r alone is off by up to an ulp.
+    """
+    t = table(b)
+    z = b.fmul(r, r)
+    cubic = b.fmul(r, z)
+    one = b.const(1.0)
+    half = b.fmul(z, b.const(0.5))
+    head = b.fsub(one, half)
+    if b.bits == 32:
+        none = b.const(0.0)
+        return (b.fma(cubic, b.polynomial(z, t["sin"]), r), none), (b.fma(b.fmul(z, z), b.polynomial(z, t["cos"]), head), none)
+    lost = b.fsub(b.fsub(b.fsub(one, head), half), b.fmul(r, low))
+    sine = fast_two_sum(b, r, b.fma(cubic, b.polynomial(z, t["sin"]), low))
+    return sine, fast_two_sum(b, head, b.fma(b.fmul(z, z), b.polynomial(z, t["cos"]), lost))
+
+
+def _reduce(b: Builder, x: str) -> tuple[str, str, str]:
     """x = q pi/2 + r + low: an integer register whose last two bits are q's, r, low (float32: none, repeats r)."""
+    t = table(b)
     magic = b.const(1.5 * 2**b.mantissa)
     shifted = b.fma(x, b.const(2 / math.pi), magic)
     n = b.fsub(shifted, magic)

@@ -589,6 +589,8 @@ _SIMPLE: dict[str, Callable[..., Term]] = {
     "normal_cdf": lambda t, x: t.times(
         t.const(0.5, "f"), t.plus(t.one, t.elementwise("erf", (t.times(t.const(math.sqrt(0.5), "f"), x),)))
     ),
+    "logistic": lambda t, x: t.over(t.one, t.plus(t.one, t.elementwise("exp", (t.negative(x),)))),
+    "tanh_softplus": lambda t, x: t.elementwise("tanh", (t.elementwise("log", (t.plus(t.one, t.elementwise("exp", (x,))),)),)),
 }
 
 

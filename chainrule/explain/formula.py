@@ -111,7 +111,8 @@ def place_box(var: Var, places: Sequence[tuple[Index | None, int]]) -> Box:
 # ---- terms -------------------------------------------------------------------------------------------------------------------
 
 _FUNCTIONS = {"arctan": "arctan", "exp": "exp", "log": "log", "sin": "sin", "cos": "cos", "tanh": "tanh", "erf": "erf", "sign": "sign",
-              "maximum": "max", "minimum": "min", "trunc": "int"}  # fmt: skip
+              "tan": "tan", "arcsin": "arcsin", "arccos": "arccos", "arccosh": "arccosh", "maximum": "max",
+              "minimum": "min", "trunc": "int"}  # fmt: skip
 _SIGNS = {"less": "<", "less_equal": "≤", "equal": "="}
 _TURNED = {"less": ">", "less_equal": "≥", "equal": "="}
 _NEGATED = {"less": "≥", "less_equal": ">", "equal": "≠"}
@@ -481,7 +482,7 @@ _LATEX_SIGNS = {
     "⌊": r"\lfloor", "⌋": r"\rfloor", ":": "{:}", ",": r",\,",
 }  # fmt: skip
 _FENCES = {"paren": ("(", ")"), "bracket": ("[", "]"), "abs": ("|", "|")}
-_LATEX_FUNCTIONS = frozenset(("exp", "log", "sin", "cos", "tanh", "arctan", "max", "min"))
+_LATEX_FUNCTIONS = frozenset(("exp", "log", "sin", "cos", "tan", "tanh", "arctan", "arcsin", "arccos", "max", "min"))
 _TEXT_ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",

@@ -163,7 +163,7 @@ class Function:
 
 
 ATOMS = frozenset(("var", "at", "sequence", "const", "index", "special"))
-_FOLDED_NAMES = "abs sign floor maximum minimum exp expm1 log log1p sqrt sin cos tanh arctan"
+_FOLDED_NAMES = "abs sign floor maximum minimum exp expm1 log log1p sqrt sin cos tan tanh arctan arcsin arccos arccosh"
 _FOLDED: dict[str, Any] = {name: getattr(np, name) for name in _FOLDED_NAMES.split()}
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "less": lambda a, b: bool(a < b),
@@ -616,7 +616,7 @@ class Terms:
 
 
 _BY_ELEMENT = """less less_equal equal logical_and logical_or logical_not where maximum minimum abs sign exp expm1 log log1p sqrt sin
-    cos tanh arctan floor erf power cast trunc right_shift iverson add mul"""
+    cos tan tanh arctan arcsin arccos arccosh floor erf power cast trunc right_shift iverson add mul"""
 ELEMENTWISE = frozenset(_BY_ELEMENT.split())
 
 

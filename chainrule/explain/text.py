@@ -26,9 +26,9 @@ NOTATION = {
 }
 
 # Names that the text gives a meaning; a variable of such a name is printed with an underscore behind it.
-_RESERVED = """abs all any arange arctan argmax broadcast_to concatenate cos einsum erf exp expm1 flip float floor fold full int log
-    log1p max maximum mean min minimum one_hot ones pad range reshape right_shift scatter_add sign sin sqrt stack sum tanh transpose
-    where windows zeros True False inf nan and or not for in is if else lambda"""
+_RESERVED = """abs all any arange arccos arccosh arcsin arctan argmax broadcast_to concatenate cos einsum erf exp expm1 flip float floor
+    fold full int log log1p max maximum mean min minimum one_hot ones pad range reshape right_shift scatter_add sign sin sqrt stack sum
+    tan tanh transpose where windows zeros True False inf nan and or not for in is if else lambda"""
 RESERVED = frozenset(_RESERVED.split())
 
 

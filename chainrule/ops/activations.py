@@ -13,7 +13,7 @@ import numpy as np
 
 from ..registry import Registry
 from .call import composition
-from .elementwise import normal_cdf, strong_multiply
+from .elementwise import logistic, normal_cdf, strong_multiply, tanh_softplus
 from .reduce import softmax
 
 activations: Registry[Callable[..., Any]] = Registry("activation")
@@ -90,14 +90,13 @@ def gelu(x: Any) -> Any:
 
 @activation("sigmoid", derivative=(lambda g, y, x: strong_multiply(g, y * (1 - y)),), notation="σ")
 def sigmoid(x: Any) -> Any:
-    """σ(x) = 1 / (1 + exp(-x)), from exp(-|x|), so that nothing overflows and small values keep their digits.
+    """σ(x) = 1 / (1 + exp(-x)). Nothing overflows, and small values keep their digits.
 
     >>> import numpy as np
     >>> sigmoid(np.array([0.0, -1000.0])).tolist()
     [0.5, 0.0]
     """
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, e) / (1.0 + e)
+    return logistic(x)
 
 
 @activation("softplus", derivative=(lambda g, y, x: strong_multiply(g, sigmoid(x)),))
@@ -124,7 +123,7 @@ def mish(x: Any) -> Any:
 
     Source: Misra, "Mish: a self regularized non-monotonic activation function", BMVC 2020, eq. 2.
     """
-    return x * np.tanh(softplus(x))
+    return x * tanh_softplus(x)
 
 
 @activation("softsign")

@@ -236,9 +236,47 @@ sqrt = elementwise("sqrt", np.sqrt, (lambda g, y, x: strong_divide(0.5 * g, y),)
 absolute = elementwise("abs", np.abs, (lambda g, y, x: strong_multiply(g, np.sign(x)),), numpy=(np.abs,))
 sin = elementwise("sin", np.sin, (lambda g, y, x: strong_multiply(g, np.cos(x)),), kind=FLOAT)
 cos = elementwise("cos", np.cos, (lambda g, y, x: -strong_multiply(g, np.sin(x)),), kind=FLOAT)
+tan = elementwise("tan", np.tan, (lambda g, y, x: strong_multiply(g, 1 + y * y),), kind=FLOAT, low=-1.2, high=1.2)
 tanh = elementwise("tanh", np.tanh, (lambda g, y, x: strong_multiply(g, 1 - y * y),), kind=FLOAT)
 arctan = elementwise("arctan", np.arctan, (lambda g, y, x: strong_divide(g, 1 + x * x),), kind=FLOAT)
+# At the ends of their ranges the slopes are infinite, as that of a root at 0.
+arcsin = elementwise(
+    "arcsin", np.arcsin, (lambda g, y, x: strong_divide(g, np.sqrt((1 - x) * (1 + x))),), kind=FLOAT, low=-0.9, high=0.9
+)
+arccos = elementwise(
+    "arccos", np.arccos, (lambda g, y, x: -strong_divide(g, np.sqrt((1 - x) * (1 + x))),), kind=FLOAT, low=-0.9, high=0.9
+)
+arccosh = elementwise(
+    "arccosh", np.arccosh, (lambda g, y, x: strong_divide(g, np.sqrt(x - 1) * np.sqrt(x + 1)),), kind=FLOAT, low=1.1, high=3.0
+)
 floor = elementwise("floor", np.floor, (None,), kind=SAME, smooth=False)
+
+
+def _logistic(x: Any) -> Any:
+    """1 / (1 + exp(-x)), from exp(-|x|), so that nothing overflows and small values keep their digits."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, np.ones((), e.dtype), e) / (1 + e)
+
+
+logistic: Callable[..., Any] = elementwise(
+    "logistic", _logistic, (lambda g, y, x: strong_multiply(g, y * (1 - y)),), kind=FLOAT, like=np.tanh
+)
+
+
+def _tanh_softplus(x: Any) -> Any:
+    """tanh(log(1 + e)) = n / (n + 2), e = exp(x), n = e (e + 2); 1 from 20 on."""
+    e = np.exp(np.minimum(x, 20))
+    n = e * (e + 2)
+    return n / (n + 2)
+
+
+tanh_softplus = elementwise(
+    "tanh_softplus",
+    _tanh_softplus,
+    (lambda g, y, x: strong_multiply(g, (1 - y * y) * logistic(x)),),
+    kind=FLOAT,
+    like=np.tanh,
+)
 
 
 def _erf(x: Any) -> Any:

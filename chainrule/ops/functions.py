@@ -202,13 +202,9 @@ def floor_divide(a: Any, b: Any) -> Any:
 
 # ---- functions ---------------------------------------------------------------------------------------------------------------
 
-unary(np.tan)(lambda x: np.sin(x) / np.cos(x))
 unary(np.sinh)(lambda x: _halved(x, _within(np.expm1, x) - _within(np.expm1, -x)))
 unary(np.cosh)(lambda x: _halved(x, _within(np.exp, x) + _within(np.exp, -x)))
-unary(np.arcsin)(lambda x: np.arctan(x / np.sqrt((1 - x) * (1 + x))))
-unary(np.arccos)(lambda x: 2.0 * np.arctan(np.sqrt((1 - x) / (1 + x))))
 unary(np.arctanh)(lambda x: 0.5 * (np.log1p(x) - np.log1p(-x)))
-unary(np.arcsinh)(lambda x: np.where(less(x, 0), -_arcsinh(-x), _arcsinh(x)))
 unary(np.deg2rad, np.radians)(lambda x: x * (math.pi / 180))
 unary(np.rad2deg, np.degrees)(lambda x: x * (180 / math.pi))
 
@@ -226,20 +222,22 @@ def _halved(x: Any, y: Any) -> Any:
     return np.where(less(_FAR, np.abs(x)), 0.5 * math.e * y, 0.5 * y)
 
 
-_LARGE = 1e9  # beyond, x² + 1 and x² - 1 are x² in every type
+_LARGE = 1e9  # beyond, x² + 1 is x² in every type
 
 
-def _arcsinh(x: Any) -> Any:
-    """log(x + sqrt(x² + 1)) for x ≥ 0, without cancellation and without overflow."""
-    y = np.where(less(x, _LARGE), x, 0.0)
-    return np.where(less(x, _LARGE), np.log1p(y * (1 + y / (1 + np.sqrt(y * y + 1)))), np.log(x) + math.log(2))
-
-
-@unary(np.arccosh)
-def arccosh(x: Any) -> Any:
-    """log(x + sqrt(x² - 1)), the same way."""
-    y = np.where(less(x, _LARGE), x - 1, 0.0)
-    return np.where(less(x, _LARGE), np.log1p(y + np.sqrt(y) * np.sqrt(y + 2)), np.log(x) + math.log(2))
+@composition(
+    "arcsinh",
+    numpy=(np.arcsinh,),
+    elementwise=True,
+    derivative=(lambda g, y, x: strong_divide(g, np.hypot(x, 1.0)),),
+    examples=lambda r: [([r.normal(size=4)], {})],
+)
+def arcsinh(x: Any) -> Any:
+    """log(a + sqrt(a² + 1)) for a = |x|, with the sign of x, without cancellation and without overflow."""
+    a = np.abs(x)
+    near = np.where(less(a, _LARGE), a, 0.0)
+    size = np.where(less(a, _LARGE), np.log1p(near + near * near / (1 + np.sqrt(near * near + 1))), np.log(a) + math.log(2))
+    return np.where(less(x, 0), -size, np.where(equal(x, 0), x, size))  # -0 stays
 
 
 def _above(a: Any, b: Any) -> Any:
