@@ -598,6 +598,15 @@ def test_sums_of_products_fit_into_registers(level: str, m: int, k: int, n: int,
         assert made.unroll % made.chains == 0
 
 
+@pytest.mark.parametrize(("length", "most"), [(1000, 12), (1024, 6), (2048, 6)])
+def test_rows_of_a_tile_fit_into_a_set_of_the_cache(length: int, most: int) -> None:
+    """Lines that lie a multiple of 4096 bytes apart share one set."""
+    target = fixed("avx512")
+    code = compiled(lambda a, b: [a @ b], {"a": (120, length), "b": (length, 16)}, ["c"], target=target)
+    (kernel,) = kernels_of([i for items in code.plan.phases for i in items])
+    assert schedule(kernel, target).rows == most
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", NETS)
 def test_sums_of_programs_fit_into_registers(name: str, level: str) -> None:

@@ -416,7 +416,10 @@ class _Fusion:
         a = fold.attrs
         (w,) = fold.args
         geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
-        cuts = [parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x]) for x, k, s, d in geometry]
+        last = a["axes"][-1]
+        cuts = [
+            parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x], x == last) for x, k, s, d in geometry
+        ]
         for chosen in product(*cuts):
             by_axis = dict(zip(a["axes"], chosen, strict=True))
             domain: list[Axis] = []

@@ -22,6 +22,8 @@ from .target import Target
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
 ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
 MOST_ROWS = {32: 12, 16: 6}
+SAME_SET = 4096  # bytes, and multiples of it, between lines of memory that share a set of the first cache
+MOST_IN_SET = 6  # rows of a tile whose lines do: a set holds 8 lines, and the other operand wants some
 COLUMNS = (2, 3, 4)  # of a tile with a second axis beside its rows
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
@@ -189,7 +191,8 @@ def _way(
         vectors = ceil(count / ceil(count / most))
     rows, columns = 1, balanced(side.extent, most_columns)[0][2] if side is not None else 1
     if tile is not None:
-        budget = max(1, min(ACCUMULATORS[registers] // (vectors * columns * max(1, len(reduces))), MOST_ROWS[registers]))
+        most_rows = MOST_IN_SET if _share_a_set(kernel, tile) else MOST_ROWS[registers]
+        budget = max(1, min(ACCUMULATORS[registers] // (vectors * columns * max(1, len(reduces))), most_rows))
         rows = balanced(tile.extent, budget)[0][2]
     if not reduces:
         rows = 1
@@ -208,6 +211,13 @@ def _way(
     )
     made = Schedule(width, lane, tile if rows > 1 else None, rows, vectors, chains, max(unroll, 1), reuse, side, columns)
     return cost, made
+
+
+def _share_a_set(kernel: Kernel, tile: Axis) -> bool:
+    """Whether neighbours along `tile` of an array that is read for sums lie so that few of them fit into the first cache at once."""
+    summed = set(kernel.reduced)
+    read = (v for v in kernel.loads() if tile in v.axes and v.axes & summed)
+    return any((stride(v, tile) or 1) * v.dtype.itemsize % SAME_SET == 0 for v in read)
 
 
 def _cost(
