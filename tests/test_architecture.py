@@ -30,8 +30,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/coefficients compiler/builder compiler/reduction compiler/power compiler/trigonometric "
             "compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine compiler/kernels "
             "compiler/fold compiler/fuse compiler/scans compiler/flatten compiler/schedule compiler/phases compiler/layout "
-            "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes compiler/alike "
-            "compiler/memory "
+            "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
+            "compiler/siblings compiler/alike compiler/memory "
             "compiler/loops compiler/lower compiler/llvm compiler/jit "
             "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
