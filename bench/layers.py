@@ -6,7 +6,7 @@ Class names, fields and parameter names are those of `chainrule.nn`, so chainrul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 Shape = tuple[int, ...]
@@ -17,13 +17,18 @@ class Work:
     """Floating-point operations for one row; a multiply-add counts as 2. Elementwise and elementary functions count nothing.
 
     forward: of the forward pass; weights: of the gradient by the weights; through: of the gradient that stays in the layer (through
-    time); inputs: of the gradient by the input, which the first layer with parameters is spared.
+    time, or between its own layers); inputs: of the gradient by the input, which the first layer with parameters is spared.
     """
 
     forward: float = 0.0
     weights: float = 0.0
     through: float = 0.0
     inputs: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.forward + other.forward, self.weights + other.weights, self.through + other.through, self.inputs + other.inputs
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class TwoInputs(Layer):
     def work(self, shape: Shape) -> Work:
         """That of both."""
         a, b = (layer.work(part) for layer, part in self._parts(shape))
-        return Work(a.forward + b.forward, a.weights + b.weights, a.through + b.through, a.inputs + b.inputs)
+        return a + b
 
     def _parts(self, shape: Shape) -> tuple[tuple[Layer, Shape], tuple[Layer, Shape]]:
         return (self.first, (self.at,)), (self.second, (shape[0] - self.at,))
@@ -188,24 +193,29 @@ class Bidirectional(Layer):
     def work(self, shape: Shape) -> Work:
         """Twice that of one direction."""
         one = self.layer.work(shape)
-        return Work(2 * one.forward, 2 * one.weights, 2 * one.through, 2 * one.inputs)
+        return one + one
 
 
 @dataclass(frozen=True)
 class Conv2D(Layer):
-    """Convolution of (H, W, C) without padding, then φ."""
+    """Convolution of (H, W, C) with `padding` zeros on all sides, every `stride`-th window along both axes, then φ."""
 
     filters: int
     kernel: int
+    stride: int = 1
+    padding: int = 0
     activation: str | None = None
+    bias: bool = True
 
     def outputs(self, shape: Shape) -> Shape:
-        """Without the border."""
-        return (shape[0] - self.kernel + 1, shape[1] - self.kernel + 1, self.filters)
+        """As many windows as fit."""
+        height, width = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in shape[:2])
+        return (height, width, self.filters)
 
     def parameters(self, shape: Shape) -> dict[str, Shape]:
-        """weight (k, k, I, O), bias (O,)."""
-        return {"weight": (self.kernel, self.kernel, shape[-1], self.filters), "bias": (self.filters,)}
+        """weight (k, k, I, O) and, unless it has none, bias (O,)."""
+        named: dict[str, Shape] = {"weight": (self.kernel, self.kernel, shape[-1], self.filters)}
+        return {**named, "bias": (self.filters,)} if self.bias else named
 
     def work(self, shape: Shape) -> Work:
         """Three products of the same size."""
@@ -246,3 +256,69 @@ class MaxPool2D(Layer):
     def outputs(self, shape: Shape) -> Shape:
         """Smaller by `size`."""
         return (shape[0] // self.size, shape[1] // self.size, shape[2])
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool(Layer):
+    """The mean of each channel of (H, W, C)."""
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The channels."""
+        return shape[-1:]
+
+
+@dataclass(frozen=True)
+class Sequential(Layer):
+    """Layers one after the other."""
+
+    layers: tuple[Layer, ...]
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        """The shape of a row before each layer and after the last."""
+        shapes = [shape]
+        for layer in self.layers:
+            shapes.append(layer.outputs(shapes[-1]))
+        return shapes
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The last layer's."""
+        return self.shapes(shape)[-1]
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """0.weight, ..., 1.scale, ..."""
+        each = enumerate(zip(self.layers, self.shapes(shape), strict=False))
+        return {f"{i}.{name}": size for i, (layer, own) in each for name, size in layer.parameters(own).items()}
+
+    def work(self, shape: Shape) -> Work:
+        """That of all. Only the gradient by the input of the first layer with parameters is one by the network's input."""
+        total, first = Work(), True
+        for layer, own in zip(self.layers, self.shapes(shape), strict=False):
+            work = layer.work(own)
+            total += work if first else replace(work, through=work.through + work.inputs, inputs=0.0)
+            first = first and not layer.parameters(own)
+        return total
+
+
+@dataclass(frozen=True)
+class Residual(Layer):
+    """projection(x) + layer(x), without a projection x + layer(x)."""
+
+    layer: Layer
+    projection: Layer | None = None
+
+    def outputs(self, shape: Shape) -> Shape:
+        """The layer's."""
+        return self.layer.outputs(shape)
+
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
+        """layer.0.weight, ..., projection.0.weight, ..."""
+        return {f"{name}.{n}": size for name, part in self.parts.items() for n, size in part.parameters(shape).items()}
+
+    def work(self, shape: Shape) -> Work:
+        """That of both."""
+        return sum((part.work(shape) for part in self.parts.values()), Work())
+
+    @property
+    def parts(self) -> dict[str, Layer]:
+        """What is added up, by name; where there is no projection, the layer alone."""
+        return {"layer": self.layer} if self.projection is None else {"layer": self.layer, "projection": self.projection}

@@ -86,7 +86,7 @@ class Bench:
             if not library.installed:
                 result.notes.append(f"{library.name}: not installed")
                 continue
-            for way in library.ways:
+            for way in library.ways_of(row):
                 candidate = Candidate(library.name, way, row, Measured(library.name, way, library.peer))
                 if self._prepare(candidate, result):
                     ready.append(candidate)

@@ -29,8 +29,11 @@ from .layers import (
     Dense,
     Dropout,
     Flatten,
+    GlobalAvgPool,
     Layer,
     MaxPool2D,
+    Residual,
+    Sequential,
     Shape,
     TwoInputs,
 )
@@ -64,8 +67,9 @@ class Row:
     `CHECKED_STEPS` where losses are compared; all libraries go through them again and again); loss: "cross_entropy",
     "binary_cross_entropy" or "mse"; least, aim: how many times faster than the best peer chainrule must and should be (None: not
     said); tolerance: how far losses of the first steps may lie from the median of all libraries, relative to 1 + |loss|. Rounding
-    parts them, for Adam turns the sign of a gradient that is all but 0 into a whole step: by 1e-7 to 5e-5 here, and by 5e-4 where
-    the network is wide and the rate high for it. A learning rate that is wrong by 2 % parts them by 1e-4 to 5e-4 (wide: 1e-2).
+    parts them, for Adam turns the sign of a gradient that is all but 0 into a whole step: by 1e-7 to 5e-5 here, by 1.4e-4 in the
+    residual network, and by 5e-4 where the network is wide and the rate high for it. A learning rate that is wrong by 2 % parts them
+    by 1e-4 to 5e-4 (wide: 1e-2).
     ragged: the least and the greatest length of sequences that differ in length, for networks with one output a sequence; at_once:
     how many steps a call may take at most where a library takes several a call, so that slow networks are not measured for minutes
     (None: all that the data holds).
@@ -97,12 +101,19 @@ class Row:
         """Steps that a library takes in one call, where it takes several."""
         return self.at_once or self.steps
 
-    def shapes(self, steps: int | None = None) -> list[Shape]:
-        """The shape of a row of data before each layer and after the last. steps: for sequences of that length."""
-        shapes = [self.input if steps is None else (steps, *self.input[1:])]
-        for layer in self.layers:
-            shapes.append(layer.outputs(shapes[-1]))
-        return shapes
+    @property
+    def network(self) -> Sequential:
+        """All layers as one."""
+        return Sequential(self.layers)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether a row of data is an image."""
+        return len(self.input) == 3
+
+    def shapes(self) -> list[Shape]:
+        """The shape of a row of data before each layer and after the last."""
+        return self.network.shapes(self.input)
 
     def random(self, purpose: str) -> np.random.Generator:
         """A generator for one purpose of this row."""
@@ -127,20 +138,17 @@ class Row:
     def parameters(self) -> dict[str, Array]:
         """Initial values by chainrule's names, "0.weight". Matrices are normal with variance 1 / fan-in; biases 0; scales 1."""
         random, values = self.random("parameters"), {}
-        for i, (layer, shape) in enumerate(zip(self.layers, self.shapes(), strict=False)):
-            for name, size in layer.parameters(shape).items():
-                if len(size) > 1:
-                    value = random.standard_normal(size, dtype=np.float32) / np.float32(prod(size[:-1]) ** 0.5)
-                else:
-                    value = np.full(size, name == "scale", np.float32)
-                values[f"{i}.{name}"] = value
+        for name, size in self.network.parameters(self.input).items():
+            if len(size) > 1:
+                values[name] = random.standard_normal(size, dtype=np.float32) / np.float32(prod(size[:-1]) ** 0.5)
+            else:
+                values[name] = np.full(size, name.endswith(".scale"), np.float32)
         return values
 
     @property
     def parameter_count(self) -> int:
         """How many numbers are trained."""
-        pairs = zip(self.layers, self.shapes(), strict=False)
-        return sum(prod(size) for layer, shape in pairs for size in layer.parameters(shape).values())
+        return sum(prod(size) for size in self.network.parameters(self.input).values())
 
     @property
     def flops(self) -> float:
@@ -148,18 +156,14 @@ class Row:
         sequences differ in length, the mean over all batches."""
         lengths = self.lengths()
         if lengths is None:
-            return self._work(self.shapes()) * self.batch
+            return self._work(self.input) * self.batch
         counts = zip(*np.unique(lengths, return_counts=True), strict=True)
-        return float(sum(n * self._work(self.shapes(int(length))) for length, n in counts) / self.steps)
+        return float(sum(n * self._work((int(length), *self.input[1:])) for length, n in counts) / self.steps)
 
-    def _work(self, shapes: Sequence[Shape]) -> float:
-        """Operations of a step for one row."""
-        total, first = 0.0, True
-        for layer, shape in zip(self.layers, shapes, strict=False):
-            work = layer.work(shape)
-            total += work.forward + work.weights + work.through + (0.0 if first else work.inputs)
-            first = first and not layer.parameters(shape)
-        return total
+    def _work(self, shape: Shape) -> float:
+        """Operations of a step for one row of this shape."""
+        work = self.network.work(shape)
+        return work.forward + work.weights + work.through
 
     @property
     def has_dropout(self) -> bool:
@@ -181,7 +185,22 @@ def normalised(units: int) -> tuple[Layer, ...]:
     return Dense(units), BatchNorm(), Activation("relu"), Dropout(0.2)
 
 
-LENET = (Conv2D(6, 5, "relu"), MaxPool2D(2), Conv2D(16, 5, "relu"), MaxPool2D(2), Flatten(), *dense([120, 84, 10], "relu"))
+def convolution(filters: int, kernel: int = 3, stride: int = 1) -> tuple[Layer, ...]:
+    """A convolution with batch norm, whose shift makes a bias needless; as many outputs as inputs, but for the stride."""
+    return Conv2D(filters, kernel, stride, kernel // 2, bias=False), BatchNorm()
+
+
+def residual(filters: int, stride: int = 1) -> tuple[Layer, ...]:
+    """Two convolutions and the way around them, projected where a stride changes the shape: the basic block of He et al. 2016."""
+    both = Sequential((*convolution(filters, 3, stride), Activation("relu"), *convolution(filters)))
+    return Residual(both, Sequential(convolution(filters, 1, stride)) if stride > 1 else None), Activation("relu")
+
+
+LENET = (
+    *(Conv2D(6, 5, activation="relu"), MaxPool2D(2), Conv2D(16, 5, activation="relu"), MaxPool2D(2)),
+    *(Flatten(), *dense([120, 84, 10], "relu")),
+)
+RESIDUAL = (*convolution(16), Activation("relu"), *residual(16), *residual(32, 2), *residual(64, 2), GlobalAvgPool(), Dense(10))
 MNIST_1D = (*(Conv1D(25, k, 2, 1, "relu") for k in (5, 3, 3)), Flatten(), Dense(10))
 
 BINARY = "binary_cross_entropy"
@@ -208,6 +227,8 @@ ROWS: tuple[Row, ...] = (
         ragged=(5, 200), at_once=5),
     Row("lenet", "LeNet-5 28x28, batch 64", (28, 28, 1), LENET, 64, 40, least=9, aim=13, tolerance=5e-4, at_once=20),
     Row("mnist-1d", "Conv1D 25-25-25, kernels 5/3/3, stride 2, T 40, batch 100", (40, 1), MNIST_1D, 100, 100, least=8, aim=12, at_once=20),
+    Row("residual", "residual 32x32x3, channels 16-32-64, 8 layers, batch norm, batch 64", (32, 32, 3), RESIDUAL, 64, 20,
+        least=1.8, aim=2.5, tolerance=2.5e-4, at_once=2),
 )  # fmt: skip
 
 WIDTHS: tuple[Row, ...] = tuple(

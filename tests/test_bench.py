@@ -13,12 +13,26 @@ import pytest
 
 import chainrule as cr
 from bench import __main__, compiling, general, growth, memory, peak, tables
-from bench.layers import GRU, LSTM, RNN, BatchNorm, Bidirectional, Conv2D, Dense, Flatten, MaxPool2D
+from bench.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Activation,
+    BatchNorm,
+    Bidirectional,
+    Conv2D,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    MaxPool2D,
+    Residual,
+    Sequential,
+)
 from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, WITHIN, Settings, ours
 from bench.measure import Bench, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
-from bench.rows import ALL_ROWS, CHECKED_STEPS, GENERAL, ROWS, Row, dense, normalised
+from bench.rows import ALL_ROWS, CHECKED_STEPS, GENERAL, ROWS, Row, convolution, dense, normalised, residual
 from chainrule import nn
 
 SETTINGS = Settings(1, False, "reference")
@@ -29,9 +43,12 @@ def test_operations_are_counted_product_by_product():
     digits = ALL_ROWS["digits"]
     assert digits.flops == 32 * 2 * (3 * 128 * 10 + 2 * 64 * 128)  # the first layer needs no gradient by its input
     assert ALL_ROWS["mnist-norm"].flops == ALL_ROWS["mnist"].flops
-    image = Row("image", "", (28, 28, 1), (Conv2D(6, 5, "relu"), MaxPool2D(2), Flatten(), Dense(10)), 1, 20)
+    image = Row("image", "", (28, 28, 1), (Conv2D(6, 5, activation="relu"), MaxPool2D(2), Flatten(), Dense(10)), 1, 20)
     assert image.shapes() == [(28, 28, 1), (24, 24, 6), (12, 12, 6), (864,), (10,)]
     assert image.flops == 2 * 2 * 24 * 24 * 6 * 25 + 3 * 2 * 864 * 10
+    strided = Row("strided", "", (9, 8, 3), (Conv2D(6, 3, 2, 1),), 1, 20)
+    assert strided.shapes() == [(9, 8, 3), (5, 4, 6)]
+    assert strided.flops == 2 * 2 * 5 * 4 * 6 * 27
     series = Row("series", "", (7, 3), (LSTM(5),), 1, 20)
     assert series.flops == 7 * (2 * 2 * 3 * 20 + 3 * 2 * 5 * 20)
     both = Row("both", "", (7, 3), (Bidirectional(GRU(5, True)), Dense(2)), 1, 20)
@@ -81,12 +98,56 @@ def losses_of(rows, module, way):
     return json.loads(done.stdout)
 
 
+IMAGES = (
+    Row("plain", "", (9, 8, 2), (Conv2D(3, 3, activation="relu"), MaxPool2D(2), Conv2D(4, 2, 2, 1), Flatten(), Dense(3)), 5, 20),
+    Row("residual", "", (7, 6, 3), (*convolution(4), Activation("relu"), *residual(4), *residual(6, 2), GlobalAvgPool(), Dense(3)), 5, 20),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("library", "ways"), [("torch", ("eager, NHWC", "eager, NCHW")), ("jax", ("jit", "scan, flat"))])
+def test_networks_of_images_are_the_same_in_all_libraries(library, ways):
+    pytest.importorskip(library)
+    wanted = [ours.prepare(row, "fit", SETTINGS).losses(CHECKED_STEPS) for row in IMAGES]
+    for way in ways:
+        np.testing.assert_allclose(losses_of(IMAGES, f"with_{library}", way), wanted, rtol=5e-5, atol=1e-6)
+
+
+def test_a_library_may_have_other_ways_for_images():
+    torch, jax = LIBRARIES["PyTorch"], LIBRARIES["JAX"]
+    assert torch.ways_of(SMALL) == ("eager", "compile")
+    assert set(torch.ways_of(ALL_ROWS["lenet"])) == {"eager, NHWC", "eager, NCHW", "compile, NHWC", "compile, NCHW"}
+    assert (jax.ways_of(SMALL), jax.ways_of(ALL_ROWS["lenet"])) == (jax.ways, ("jit", "scan"))
+    assert OURS.ways_of(ALL_ROWS["lenet"]) == OURS.ways
+
+
 @pytest.mark.parametrize(("library", "ways"), [("torch", ("eager",)), ("jax", ("jit", "scan, flat"))])
 def test_recurrent_networks_are_the_same_in_all_libraries(library, ways):
     pytest.importorskip(library)
     wanted = [ours.prepare(row, "fit", SETTINGS).losses(CHECKED_STEPS) for row in RECURRENT]
     for way in ways:
         np.testing.assert_allclose(losses_of(RECURRENT, f"with_{library}", way), wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_a_residual_network_counts_both_ways():
+    row = ALL_ROWS["residual"]
+    blocks = [(32, 32, 3), *[(32, 32, 16)] * 3, *[(32, 32, 16)] * 2, *[(16, 16, 32)] * 2, *[(8, 8, 64)] * 2, (64,), (10,)]
+    assert row.shapes() == blocks
+    narrow, wide, wider = (2 * n * n * c for n, c in ((32, 16), (16, 32), (8, 64)))
+    first, others = narrow * 27, 2 * narrow * 144 + wide * (144 + 288 + 16) + wider * (288 + 576 + 32)
+    assert row.flops == 64 * (2 * first + 3 * (others + 2 * 64 * 10))
+    assert sum(isinstance(layer, Conv2D) for layer in leaves(row.network)) == 9
+    assert {(layer.kernel, layer.stride) for layer in leaves(row.network) if isinstance(layer, Conv2D)} == {
+        (3, 1),
+        (3, 2),
+        (1, 2),
+    }
+    assert sum(name.endswith("scale") for name in row.parameters()) == 9
+
+
+def leaves(layer):
+    """Layers that consist of no others."""
+    parts = layer.layers if isinstance(layer, Sequential) else layer.parts.values() if isinstance(layer, Residual) else ()
+    return [leaf for part in parts for leaf in leaves(part)] if parts else [layer]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)

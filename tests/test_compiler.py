@@ -616,6 +616,23 @@ def test_indices_are_checked_before_state_is_written() -> None:
     assert max(checks) < min(writes)
 
 
+def test_what_follows_by_little_from_a_shared_value_is_computed_again() -> None:
+    """Batch norm with relu: the normalised values are kept, but not what is made of them by a scale and a shift."""
+
+    def f(x: Any, w: Any, scale: Any, v: Any) -> list[Any]:
+        a = x @ w
+        deviation = a - np.mean(a, axis=0)
+        even = deviation / np.sqrt(np.mean(deviation * deviation, axis=0))
+        z = even * scale
+        back = np.where(z > 0, np.where(z <= 0, 0.0, z) @ v, 0.0)
+        return [np.sum(back * even, axis=0)]
+
+    code = compiled(f, {"x": (8, 4), "w": (4, 6), "scale": (6,), "v": (6, 6)}, ["out"])
+    every = kernels_of([i for items in code.plan.phases for i in items])
+    (kernel,) = (k for k in every if len(k.domain) == 2 and any(v.op == "divide" and len(v.axes) == 2 for v in k.values()))
+    assert [s.value.op for s in kernel.stores] == ["divide", "where"]
+
+
 # ---- schedules ---------------------------------------------------------------------------------------------------------------
 
 
@@ -665,6 +682,15 @@ def test_sums_of_products_fit_into_registers(level: str, m: int, k: int, n: int,
         assert made.width & (made.width - 1) == 0
         assert accumulators(kernel, made) < target.registers
         assert made.unroll % made.chains == 0
+
+
+@pytest.mark.parametrize(("length", "most"), [(1000, 12), (1024, 6), (2048, 6)])
+def test_rows_of_a_tile_fit_into_a_set_of_the_cache(length: int, most: int) -> None:
+    """Lines that lie a multiple of 4096 bytes apart share one set."""
+    target = fixed("avx512")
+    code = compiled(lambda a, b: [a @ b], {"a": (120, length), "b": (length, 16)}, ["c"], target=target)
+    (kernel,) = kernels_of([i for items in code.plan.phases for i in items])
+    assert schedule(kernel, target).rows == most
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -19,9 +19,10 @@ import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.cost import work
 from chainrule.compiler.fold import parts
-from chainrule.compiler.kernels import Buffer
+from chainrule.compiler.kernels import Buffer, Kernel, bounds, kernels_of
 from chainrule.compiler.pipeline import Given, compile_graph
-from chainrule.compiler.target import host
+from chainrule.compiler.schedule import schedule
+from chainrule.compiler.target import host, narrowed
 from chainrule.graph.interpret import evaluate
 from chainrule.normalize import normalize
 from chainrule.ops.contract import contract
@@ -51,13 +52,13 @@ def geometries(draw: st.DrawFn, most: int = 13) -> Geometry:
     return Geometry(draw(st.integers(least, max(most, least))), size, draw(st.integers(1, 4)), dilation)
 
 
-@given(geometries(30), st.integers(0, 5), st.integers(0, 5))
-def test_parts_are_what_windows_reach(g: Geometry, before: int, after: int) -> None:
+@given(geometries(30), st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_parts_are_what_windows_reach(g: Geometry, before: int, after: int, apart: bool) -> None:
     """Each place between two once, and with it each (window, offset) that stands on it."""
     low = min(before, g.length)
     high = max(low, g.length - after)
     found: dict[int, list[tuple[int, int]]] = {}
-    for p in parts(g.length, g.size, g.stride, g.dilation, g.windows, low, high):
+    for p in parts(g.length, g.size, g.stride, g.dilation, g.windows, low, high, apart):
         for q in range(p.count):
             for r in range(p.spread):
                 pairs = [(p.shift + q - p.reach * j, p.offset + r + p.between * j) for j in range(p.terms)]
@@ -71,6 +72,17 @@ def test_parts_are_what_windows_reach(g: Geometry, before: int, after: int) -> N
         for k in range(g.size):
             reached[w * g.stride + k * g.dilation].append((w, k))
     assert {y: sorted(f) for y, f in found.items()} == {y: sorted(f) for y, f in reached.items() if low <= y < high}
+
+
+def test_places_near_the_ends_are_apart() -> None:
+    """All that three windows reach are one part, whose sum needs no bounds; nor does that of a single place."""
+    found = parts(34, 3, 1, 1, 32, 1, 33, apart=True)
+    assert [(p.first, p.count, p.terms, p.offset, p.bounded) for p in found] == [
+        (1, 1, 2, 0, False), (2, 30, 3, 0, False), (32, 1, 2, 1, False)
+    ]  # fmt: skip
+    assert [(p.count, p.bounded) for p in parts(12, 5, 1, 1, 8, apart=True)] == [(4, True), (4, False), (4, True)]
+    assert [(p.count, p.bounded) for p in parts(7, 3, 1, 1, 5, apart=True)] == [(7, True)]  # three places are not worth it
+    assert [(p.count, p.bounded) for p in parts(12, 5, 1, 1, 8)] == [(12, True)]
 
 
 def _layers(x: Any, w: Any, v: Any, g: Geometry, h: Geometry) -> Any:
@@ -236,14 +248,27 @@ def test_threads_give_the_same_bits(rows: int) -> None:
         assert_same(states[0], other)
 
 
-def test_cost_counts_the_terms_that_there_are() -> None:
-    """A place near the border is reached by fewer windows: 6 x 6 of them with 9 offsets each, of 2 channels."""
-    x, w = np.zeros((4, 8, 8, 2)), np.zeros((3, 3, 2, 5))
+def _gradient_by_the_input(rows: int, side: int, channels: int, filters: int) -> list[Kernel]:
+    """Its kernels: of a convolution with windows of 3 x 3."""
+    x, w = np.zeros((rows, side, side, channels)), np.zeros((3, 3, channels, filters))
     f = lambda x, w: contract("bhwcij,ijco->bhwo", windows(x, [1, 2], [3, 3]), w)
-    graph = normalize(trace_function(lambda x, w, g: cr.vjp(f, x, w)[1](g)[0], [x, w, np.zeros((4, 6, 6, 5))])[0])
+    g = np.zeros((rows, side - 2, side - 2, filters))
+    graph = normalize(trace_function(lambda x, w, g: cr.vjp(f, x, w)[1](g)[0], [x, w, g])[0])
     inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
-    out = Buffer("out", (4, 8, 8, 2), np.dtype(np.float64), "result")
+    out = Buffer("out", x.shape, np.dtype(np.float64), "result")
     slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), out], 2)}
     code = compile_graph("f", graph, inputs, [out], [], slots, [None] * len(inputs), host())
-    flops = sum(work(i).flops for items in code.plan.phases for i in items)
-    assert flops == 2 * 4 * 6 * 6 * 9 * 2 * 5
+    return list(kernels_of([i for items in code.plan.phases for i in items]))
+
+
+def test_cost_counts_the_terms_that_there_are() -> None:
+    """A place near the border is reached by fewer windows: 6 x 6 of them with 9 offsets each, of 2 channels."""
+    assert sum(work(k).flops for k in _gradient_by_the_input(4, 8, 2, 5)) == 2 * 4 * 6 * 6 * 9 * 2 * 5
+
+
+def test_a_tile_may_have_columns_inside_a_gradient() -> None:
+    """Of the places of a row that all windows reach, several stand in registers side by side."""
+    largest = max(_gradient_by_the_input(4, 16, 8, 8), key=lambda k: work(k).flops)
+    assert [a.extent for a in largest.domain] == [4, 16, 12, 8]
+    assert {a for i in bounds(largest.values()) for a in i.axes} & {*largest.domain} == {largest.domain[1]}
+    assert schedule(largest, narrowed("avx512")).tile is largest.domain[2]

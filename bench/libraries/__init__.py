@@ -62,14 +62,20 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """A library and its ways of training. needs: what must be importable; module: its adapter; whole: its script of a whole process."""
+    """A library and its ways of training. needs: what must be importable; module: its adapter; whole: its script of a whole process;
+    image_ways: its ways for networks of images, if they are others."""
 
     name: str
     needs: str
     module: str
     ways: tuple[str, ...]
     whole: str
+    image_ways: tuple[str, ...] = ()
     peer: bool = True
+
+    def ways_of(self, row: Row) -> tuple[str, ...]:
+        """How it can train this network."""
+        return self.image_ways if row.of_images and self.image_ways else self.ways
 
     @property
     def installed(self) -> bool:
@@ -83,9 +89,12 @@ ONE_THREAD, FORWARD, BOTH_PASSES = "fit on one thread", "forward pass", "forward
 WITHIN = "fit in "  # followed by a budget of memory
 FLOAT64, BY_HAND = "float64", "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
 
+TORCH = ("eager", "compile")
+TORCH_IMAGES = tuple(f"{way}, {order}" for way in TORCH for order in ("NHWC", "NCHW"))  # the order of images in memory
 PEERS: tuple[Library, ...] = (
-    Library("PyTorch", "torch", "with_torch", ("eager", "compile"), "xor_torch"),
-    Library("JAX", "jax", "with_jax", ("jit", "scan", "scan, flat"), "xor_jax"),
+    Library("PyTorch", "torch", "with_torch", TORCH, "xor_torch", TORCH_IMAGES),
+    # In a scan JAX's convolutions take 4 to 30 times as long, and what one vector saves is nothing to them: one scan is enough.
+    Library("JAX", "jax", "with_jax", ("jit", "scan", "scan, flat"), "xor_jax", ("jit", "scan")),
     Library("scikit-learn", "sklearn", "with_sklearn", ("fit",), "xor_sklearn"),
 )
 LIBRARIES: dict[str, Library] = {library.name: library for library in (*PEERS, OURS)}

@@ -14,7 +14,7 @@ from chainrule.run.backend import Session, Steps, backends
 from chainrule.train.history import Run
 from chainrule.train.objective import DIVISOR, SEED, STEP, TARGET, make_program
 
-from ..layers import Layer, TwoInputs
+from ..layers import Layer, Sequential, TwoInputs
 from ..rows import Array, Row
 from . import BOTH_PASSES, BY_HAND, FLOAT64, FORWARD, ONE_THREAD, WITHIN, Settings, Trainee, Unsupported
 from .by_hand import LAYERS, LOSSES, OfTwo
@@ -122,6 +122,8 @@ def layer_of(kind: Layer, by_hand: Collection[str] = ()) -> nn.Module:
 
     Raises: `Unsupported` if there is none.
     """
+    if isinstance(kind, Sequential):
+        return nn.Sequential(*(layer_of(part, by_hand) for part in kind.layers))
     name = type(kind).__name__
     kept = LAYERS if name in by_hand or not hasattr(nn, name) else vars(nn)
     if name not in kept:

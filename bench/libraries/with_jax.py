@@ -110,8 +110,9 @@ def bidirectional(layer: kinds.Bidirectional, w: dict[str, Any], s: Any, x: Any,
 
 def conv2d(layer: kinds.Conv2D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
     """Convolution, channels last."""
-    y = lax.conv_general_dilated(x, w["weight"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return ACTIVATIONS[layer.activation](y + w["bias"]), s
+    stride, around = (layer.stride,) * 2, [(layer.padding,) * 2] * 2
+    y = lax.conv_general_dilated(x, w["weight"], stride, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return ACTIVATIONS[layer.activation](y + w["bias"] if layer.bias else y), s
 
 
 def conv1d(layer: kinds.Conv1D, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
@@ -127,6 +128,27 @@ def max_pool(layer: kinds.MaxPool2D, w: dict[str, Any], s: Any, x: Any, key: Any
     return lax.reduce_window(x, -jnp.inf, lax.max, size, size, "VALID"), s
 
 
+def sequential(layer: kinds.Sequential, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """One after the other."""
+    new = []
+    for i, (part, own) in enumerate(zip(layer.layers, s, strict=True)):
+        x, changed = apply(part, part_of(w, str(i)), own, x, None if key is None else jax.random.fold_in(key, i), n)
+        new.append(changed)
+    return x, new
+
+
+def residual(layer: kinds.Residual, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """A layer and the way around it."""
+    made = {name: apply(part, part_of(w, name), s[name], x, key, n) for name, part in layer.parts.items()}
+    around = made["projection"][0] if "projection" in made else x
+    return around + made["layer"][0], {name: changed for name, (_, changed) in made.items()}
+
+
+def part_of(w: dict[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of a part, by its own names."""
+    return {n.removeprefix(f"{name}."): v for n, v in w.items() if n.startswith(f"{name}.")}
+
+
 BUILDERS: dict[type[kinds.Layer], Callable[..., tuple[Any, Any]]] = {
     kinds.Dense: dense,
     kinds.Activation: lambda layer, w, s, x, key, n: (ACTIVATIONS[layer.activation](x), s),
@@ -140,41 +162,51 @@ BUILDERS: dict[type[kinds.Layer], Callable[..., tuple[Any, Any]]] = {
     kinds.Conv1D: conv1d,
     kinds.Conv2D: conv2d,
     kinds.MaxPool2D: max_pool,
+    kinds.GlobalAvgPool: lambda layer, w, s, x, key, n: (jnp.mean(x, (1, 2)), s),
+    kinds.Sequential: sequential,
+    kinds.Residual: residual,
 }
+
+
+def apply(layer: kinds.Layer, w: dict[str, Any], s: Any, x: Any, key: Any, n: Any) -> tuple[Any, Any]:
+    """A layer by its kind."""
+    return BUILDERS[type(layer)](layer, w, s, x, key, n)
+
+
+def statistics_of(layer: kinds.Layer, shape: kinds.Shape) -> Any:
+    """What it has measured before it has seen anything. Layers of no known kind are found here.
+
+    Raises: `Unsupported` for those.
+    """
+    if type(layer) not in BUILDERS:
+        raise Unsupported(f"bench/libraries/with_jax.py has no line for {type(layer).__name__}")
+    if isinstance(layer, kinds.Sequential):
+        return [statistics_of(part, own) for part, own in zip(layer.layers, layer.shapes(shape), strict=False)]
+    if isinstance(layer, kinds.Residual):
+        return {name: statistics_of(part, shape) for name, part in layer.parts.items()}
+    if isinstance(layer, kinds.BatchNorm):
+        return {"mean": jnp.zeros(shape[-1]), "variance": jnp.ones(shape[-1])}
+    return None
 
 
 class Training:
     """The step as a function of (carry, batch), where the carry is (parameters, m, v, statistics, number of the step)."""
 
     def __init__(self, row: Row, flat: bool) -> None:
-        missing = [type(layer).__name__ for layer in row.layers if type(layer) not in BUILDERS]
-        if missing:
-            raise Unsupported(f"bench/libraries/with_jax.py has no line for {missing[0]}")
-        self.row = row
+        self.row, statistics = row, statistics_of(row.network, row.input)
         given = (*row.data(), row.lengths())  # of a batch: x, y, and lengths, if sequences have any
         self.data = tuple(jnp.asarray(a.reshape(row.steps, row.batch, *a.shape[1:])) for a in given if a is not None)
-        values: Any = [{} for _ in row.layers]
-        for name, value in row.parameters().items():
-            at, _, own = name.partition(".")
-            values[int(at)][own] = jnp.asarray(value)
+        values: Any = {name: jnp.asarray(value) for name, value in row.parameters().items()}
         self.unflatten: Callable[[Any], Any] = lambda p: p
         if flat:
             values, self.unflatten = ravel_pytree(values)
         zeros = [jax.tree.map(jnp.zeros_like, values) for _ in range(2)]
-        statistics = [
-            {"mean": jnp.zeros(shape[-1]), "variance": jnp.ones(shape[-1])} if isinstance(layer, kinds.BatchNorm) else None
-            for layer, shape in zip(row.layers, row.shapes(), strict=False)
-        ]
         self.carry = (values, *zeros, statistics, jnp.zeros((), jnp.int32))
         self.key = jax.random.key(0, impl="rbg")  # the processor's fastest: threefry took longer in trials
 
     def objective(self, parameters: Any, statistics: Any, key: Any, x: Any, y: Any, n: Any = None) -> tuple[Any, Any]:
         """The mean loss of a batch, and new statistics."""
-        new = []
-        for i, (layer, w, s) in enumerate(zip(self.row.layers, self.unflatten(parameters), statistics, strict=True)):
-            own = jax.random.fold_in(key, i) if isinstance(layer, kinds.Dropout) and layer.rate else key
-            x, s = BUILDERS[type(layer)](layer, w, s, x, own, n)
-            new.append(s)
+        x, new = apply(self.row.network, self.unflatten(parameters), statistics, x, key, n)
         if self.row.loss == "binary_cross_entropy":
             return jnp.mean(jax.nn.softplus(x[:, 0]) - y * x[:, 0]), new
         if self.row.loss == "mse":

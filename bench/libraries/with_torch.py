@@ -1,4 +1,7 @@
-"""PyTorch: eager with the fused Adam; the same with forward and backward pass compiled by `torch.compile`."""
+"""PyTorch: eager with the fused Adam; the same with forward and backward pass compiled by `torch.compile`.
+
+PyTorch's images are (B, C, H, W). In memory they lie, as do weights, in that order (NCHW) or with the channels last (NHWC): two ways.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Last(nn.Module):  # type: ignore[misc]  # torch is not typed where it is n
 
 
 class Permuted(nn.Module):  # type: ignore[misc]
-    """A layer for images or sequences with the channels first, given some with the channels last: views, no copies."""
+    """A layer for sequences with the channels first, given some with the channels last: views, no copies."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -43,6 +46,26 @@ class Permuted(nn.Module):  # type: ignore[misc]
     def forward(self, x: Any) -> Any:
         """(B, ..., C) -> (B, ..., C)."""
         return self.layer(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class ChannelsLast(nn.Module):  # type: ignore[misc]
+    """Images with the channels last, as a Flatten after them takes them everywhere."""
+
+    def forward(self, x: Any) -> Any:
+        """(B, C, H, W) -> (B, H, W, C)."""
+        return x.movedim(1, -1)
+
+
+class Added(nn.Module):  # type: ignore[misc]
+    """Layers side by side, whose outputs are added up; a way around them is an identity."""
+
+    def __init__(self, layer: Any, around: Any) -> None:
+        super().__init__()
+        self.layer, self.around = layer, around
+
+    def forward(self, x: Any) -> Any:
+        """around(x) + layer(x)."""
+        return self.around(x) + self.layer(x)
 
 
 def dense(layer: kinds.Dense, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
@@ -55,10 +78,10 @@ def dense(layer: kinds.Dense, shape: kinds.Shape, w: dict[str, Any]) -> list[Any
 
 def batch_norm(layer: kinds.BatchNorm, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
     """Batch norm over rows, or over images."""
-    made = nn.BatchNorm1d(shape[-1]) if len(shape) == 1 else nn.BatchNorm2d(shape[-1])
+    made = {1: nn.BatchNorm1d, 3: nn.BatchNorm2d}[len(shape)](shape[-1])
     _set(made.weight, w["scale"])
     _set(made.bias, w["shift"])
-    return [made if len(shape) == 1 else Permuted(made)]
+    return [made]
 
 
 def recurrent(layer: Any, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
@@ -89,11 +112,12 @@ def _set_cell(cell: Any, suffix: str, w: dict[str, Any]) -> None:
 
 
 def conv2d(layer: kinds.Conv2D, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
-    """Convolution, with the memory of images and weights ordered channels last."""
-    made = nn.Conv2d(shape[-1], layer.filters, layer.kernel).to(memory_format=torch.channels_last)
+    """Convolution."""
+    made = nn.Conv2d(shape[-1], layer.filters, layer.kernel, layer.stride, layer.padding, bias=layer.bias)
     _set(made.weight, w["weight"].transpose(3, 2, 0, 1))
-    _set(made.bias, w["bias"])
-    return [Permuted(made), *_activation(layer.activation)]
+    if layer.bias:
+        _set(made.bias, w["bias"])
+    return [made, *_activation(layer.activation)]
 
 
 def conv1d(layer: kinds.Conv1D, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
@@ -102,6 +126,38 @@ def conv1d(layer: kinds.Conv1D, shape: kinds.Shape, w: dict[str, Any]) -> list[A
     _set(made.weight, w["weight"].transpose(2, 1, 0))
     _set(made.bias, w["bias"])
     return [Permuted(made), *_activation(layer.activation)]
+
+
+def flatten(layer: kinds.Flatten, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """All axes of a row as one, in the order of chainrule's."""
+    return [*([ChannelsLast()] if len(shape) == 3 else []), nn.Flatten()]
+
+
+def sequential(layer: kinds.Sequential, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """One after the other."""
+    modules = []
+    for i, (part, own) in enumerate(zip(layer.layers, layer.shapes(shape), strict=False)):
+        modules += build(part, own, _part(w, str(i)))
+    return [nn.Sequential(*modules)]
+
+
+def residual(layer: kinds.Residual, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """A layer and the way around it."""
+    made = {name: nn.Sequential(*build(part, shape, _part(w, name))) for name, part in layer.parts.items()}
+    return [Added(made["layer"], made.get("projection", nn.Identity()))]
+
+
+def build(layer: kinds.Layer, shape: kinds.Shape, w: dict[str, Any]) -> list[Any]:
+    """A layer by its kind."""
+    builder = BUILDERS.get(type(layer))
+    if builder is None:
+        raise Unsupported(f"bench/libraries/with_torch.py has no line for {type(layer).__name__}")
+    return builder(layer, shape, w)
+
+
+def _part(w: dict[str, Any], name: str) -> dict[str, Any]:
+    """The values of a part, by its own names."""
+    return {n.removeprefix(f"{name}."): v for n, v in w.items() if n.startswith(f"{name}.")}
 
 
 def _set(parameter: Any, value: Any) -> None:
@@ -119,27 +175,24 @@ BUILDERS: dict[type[kinds.Layer], Callable[[Any, kinds.Shape, dict[str, Any]], l
     kinds.Activation: lambda layer, shape, w: _activation(layer.activation),
     kinds.Dropout: lambda layer, shape, w: [nn.Dropout(layer.rate)] if layer.rate else [],
     kinds.BatchNorm: batch_norm,
-    kinds.Flatten: lambda layer, shape, w: [nn.Flatten()],
+    kinds.Flatten: flatten,
     kinds.RNN: recurrent,
     kinds.GRU: recurrent,
     kinds.LSTM: recurrent,
     kinds.Bidirectional: bidirectional,
     kinds.Conv1D: conv1d,
     kinds.Conv2D: conv2d,
-    kinds.MaxPool2D: lambda layer, shape, w: [Permuted(nn.MaxPool2d(layer.size))],
+    kinds.MaxPool2D: lambda layer, shape, w: [nn.MaxPool2d(layer.size)],
+    kinds.GlobalAvgPool: lambda layer, shape, w: [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+    kinds.Sequential: sequential,
+    kinds.Residual: residual,
 }
 
 
 def network(row: Row) -> Any:
     """The network with the row's initial weights."""
-    values, modules = row.parameters(), []
-    for i, (layer, shape) in enumerate(zip(row.layers, row.shapes(), strict=False)):
-        build = BUILDERS.get(type(layer))
-        if build is None:
-            raise Unsupported(f"bench/libraries/with_torch.py has no line for {type(layer).__name__}")
-        own = {n.partition(".")[2]: v for n, v in values.items() if n.startswith(f"{i}.")}
-        modules += build(layer, shape, own)
-    return nn.Sequential(*modules)
+    (made,) = sequential(row.network, row.input, row.parameters())
+    return made
 
 
 # A loss by name -> PyTorch's function, and the targets as it takes them: beside scores (rows, or steps of all rows, outputs).
@@ -163,12 +216,15 @@ def _packed(row: Row, batches: Any) -> Any:
 class Training:
     """A step a call, over batches cut beforehand."""
 
-    def __init__(self, row: Row, compiled: bool) -> None:
+    def __init__(self, row: Row, compiled: bool, memory_format: Any) -> None:
         torch.manual_seed(0)
-        self.net = network(row)
+        self.net = network(row).to(memory_format=memory_format)
         function, shape = LOSSES[row.loss]
-        x, y = (torch.from_numpy(a).split(row.batch) for a in row.data())
-        self.batches = [(packed, shape(own)) for packed, own in zip(_packed(row, x), y, strict=True)]
+        x, y = (torch.from_numpy(a) for a in row.data())
+        if row.of_images:
+            x = x.movedim(-1, 1).contiguous(memory_format=memory_format)
+        batches = zip(_packed(row, x.split(row.batch)), y.split(row.batch), strict=True)
+        self.batches = [(packed, shape(own)) for packed, own in batches]
         trained = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, row.learning_rate, fused=True)
         net = self.net
@@ -207,8 +263,9 @@ def prepare(row: Row, way: str, settings: Settings) -> Trainee:
     """See `bench.libraries`."""
     torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # as JAX and chainrule do: what vanishes over time would slow it down
-    if way == "compile" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+    compiled = way.startswith("compile")
+    if compiled and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise Unsupported("torch.compile needs a C++ compiler, and there is none here")
-    if way == "compile" and any(isinstance(layer, RECURRENT) for layer in row.layers):
+    if compiled and any(isinstance(layer, RECURRENT) for layer in row.layers):
         raise Unsupported("torch.compile leaves recurrent layers as they are; allowed to unroll them, it takes minutes")
-    return Training(row, way == "compile")
+    return Training(row, compiled, torch.channels_last if way.endswith("NHWC") else torch.contiguous_format)

@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
+LEAST_INSIDE = (
+    4  # places that all windows reach, from which on they are a part of their own: a tile of registers has as many columns
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -25,14 +29,14 @@ class Part:
     between: int = 1
     shift: int = 0
     reach: int = 1
-
-    @property
-    def bounded(self) -> bool:
-        return self.terms > 1
+    bounded: bool = False
 
 
-def parts(length: int, size: int, stride: int, dilation: int, windows: int, low: int = 0, high: int | None = None) -> list[Part]:
-    """The places from `low` to `high`, or to the end, of an axis of this length, on which so many windows lie.
+def parts(
+    length: int, size: int, stride: int, dilation: int, windows: int, low: int = 0, high: int | None = None, apart: bool = False
+) -> list[Part]:  # fmt: skip
+    """The places from `low` to `high`, or to the end, of an axis of this length, on which so many windows lie. apart: those near the
+    ends, which fewer windows reach, are parts of their own, so that all others are reached by as many.
 
     >>> parts(4, 2, 2, 1, 2)
     [Part(first=0, step=2, count=2, spread=2, terms=1, offset=0, between=2, shift=0, reach=1)]
@@ -45,7 +49,7 @@ def parts(length: int, size: int, stride: int, dilation: int, windows: int, low:
         whole, rest = divmod(length, stride)
         found = [Part(0, stride, whole, stride, size // stride, 0, stride)]
         found += [Part(whole * stride, 1, 1, rest, size // stride, 0, stride, whole)] if rest else []
-        return [cut for part in found for cut in _covered(part, windows)]
+        return [cut for part in found for cut in _covered(part, windows, apart)]
     common = gcd(dilation, stride)
     for r in range(min(stride, length)):
         offsets = [k for k in range(size) if (dilation * k - r) % stride == 0]
@@ -65,13 +69,16 @@ def parts(length: int, size: int, stride: int, dilation: int, windows: int, low:
                 dilation // common,
             ),
             windows,
+            apart,
         )
     return found
 
 
-def _covered(part: Part, windows: int) -> list[Part]:
+def _covered(part: Part, windows: int, apart: bool) -> list[Part]:
     """A part with one term is cut where there are windows for it."""
-    if part.terms != 1:
+    if part.terms > 1:
+        return _reached(part, windows, apart)
+    if part.terms == 0:
         return [part] if part.count else []
     low = min(max(0, -part.shift), part.count)
     high = min(max(low, windows - part.shift), part.count)
@@ -81,3 +88,25 @@ def _covered(part: Part, windows: int) -> list[Part]:
         for a, b, terms in cut
         if b > a
     ]
+
+
+def _reached(part: Part, windows: int, apart: bool) -> list[Part]:
+    """A part with several terms, those places apart that all of them reach if there are many."""
+    low = min(max(0, part.reach * (part.terms - 1) - part.shift), part.count)
+    high = min(max(low, windows - part.shift), part.count)
+    if high - low < part.count and (not apart or high - low < LEAST_INSIDE):
+        return [replace(part, bounded=True)] if part.count else []
+    inside = replace(part, first=part.first + part.step * low, count=high - low, shift=part.shift + low)
+    return [*_end(part, 0, low, windows), inside, *_end(part, high, part.count, windows)]
+
+
+def _end(part: Part, begin: int, end: int, windows: int) -> list[Part]:
+    """The places from `begin` to `end` of a part. Of a single one it is known which terms reach it."""
+    if begin == end:
+        return []
+    cut = replace(part, first=part.first + part.step * begin, count=end - begin, shift=part.shift + begin)
+    if cut.count > 1:
+        return [replace(cut, bounded=True)]
+    first = max(0, -(-(cut.shift - windows + 1) // cut.reach))
+    terms = max(0, min(cut.terms - 1, cut.shift // cut.reach) - first + 1)
+    return [replace(cut, terms=terms, offset=cut.offset + cut.between * first, shift=cut.shift - cut.reach * first)]

@@ -51,6 +51,7 @@ EXPENSIVE |= {
 }
 SCATTERED = {"concatenate", "pad", "scatter_add", "scan", "random_bits"}  # several kernels, or none with a plain domain
 MUCH_LONGER = 4  # times as long as the first axis
+DEAR = 10  # cheap operators, which take about as long as an expensive one
 HEAVIEST = 400  # cheap operators, or ten times as few expensive ones, in a kernel: the time to compile it grows with their square
 DEEPEST = 40  # elementwise nodes computed one inside the other, before one is put into memory
 
@@ -318,7 +319,7 @@ class _Fusion:
         return frozenset({group})
 
     def _shared(self) -> set[Node]:
-        """Expensive nodes without a home that several groups read."""
+        """Expensive nodes without a home that several groups read. What follows from others of them by little is computed again."""
         sites: dict[Node, set[Any]] = {n: {"out"} for n in self.graph.outputs}
         cost: dict[Node, int] = {}
         for n in self.order:
@@ -326,11 +327,17 @@ class _Fusion:
         shared = set()
         for n in reversed(self.order):
             here = {self.home[n]} if n in self.home else sites.get(n, set())
-            if n not in self.home and n.op not in VIRTUAL and len(here) > 1 and cost[n] >= 10:
+            if n not in self.home and n.op not in VIRTUAL and len(here) > 1 and cost[n] >= DEAR:
                 shared.add(n)
                 here = {n}
             for a in n.args:
                 sites.setdefault(a, set()).update(here)
+        for n in self.order:
+            cost[n] = 0 if n in self.home else _weight(n) + sum(cost.get(a, 0) for a in n.args)
+            if n in shared and cost[n] < DEAR:
+                shared.remove(n)
+            elif n in shared:
+                cost[n] = 0
         return shared
 
     # ---- forming -------------------------------------------------------------------------------------------------------------
@@ -429,7 +436,10 @@ class _Fusion:
         a = fold.attrs
         (w,) = fold.args
         geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
-        cuts = [parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x]) for x, k, s, d in geometry]
+        last = a["axes"][-1]
+        cuts = [
+            parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x], x == last) for x, k, s, d in geometry
+        ]
         for chosen in product(*cuts):
             by_axis = dict(zip(a["axes"], chosen, strict=True))
             domain: list[Axis] = []
@@ -841,7 +851,7 @@ class Former:
 
 def _weight(node: Node) -> int:
     """About how many instructions an operator is."""
-    return 0 if node.op in VIRTUAL else 10 if node.op in EXPENSIVE else 1
+    return 0 if node.op in VIRTUAL else DEAR if node.op in EXPENSIVE else 1
 
 
 def _at_time(former: Former, node: Node, time: Affine, index: Index) -> Value:

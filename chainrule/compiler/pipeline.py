@@ -54,6 +54,7 @@ from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
 from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together, units
 from .share import share
+from .siblings import with_siblings
 from .simplify import simplify
 from .target import Target
 from .verify import verify
@@ -162,7 +163,7 @@ def _arranged(
     items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
     items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
-    items = in_blocks(in_lanes(items, target, names), names)
+    items = with_siblings(in_blocks(in_lanes(items, target, names), names))
     items, panels = in_panels(split(items, target, names), set(kept), target, names)
     items = parted(ragged(items, names), names)
     pairs = pairs_of(items)

@@ -22,6 +22,8 @@ from .target import Target
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
 ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
 MOST_ROWS = {32: 12, 16: 6}
+SAME_SET = 4096  # bytes, and multiples of it, between lines of memory that share a set of the first cache
+MOST_IN_SET = 6  # rows of a tile whose lines do: a set holds 8 lines, and the other operand wants some
 COLUMNS = (2, 3, 4)  # of a tile with a second axis beside its rows
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
@@ -185,7 +187,8 @@ def _way(
     columns = balanced(side.extent, most_columns)[0][2] if side is not None else 1
     rows = 1
     if tile is not None and sums:
-        budget = max(1, min(ACCUMULATORS[target.registers] // (vectors * columns * sums), MOST_ROWS[target.registers]))
+        most = MOST_IN_SET if _share_a_set(kernel, tile) else MOST_ROWS[target.registers]
+        budget = max(1, min(ACCUMULATORS[target.registers] // (vectors * columns * sums), most))
         rows = balanced(tile.extent, budget)[0][2]
     chains = _chains(kernel, lane, width, rows * columns * vectors * sums) if sums else 1
     cost, body = _cost(kernel, lane, tile, width, rows, vectors, side, columns)
@@ -213,6 +216,13 @@ def _chains(kernel: Kernel, lane: Axis | None, width: int, accumulators: int) ->
     while chains < MOST_CHAINS and accumulators * chains < LEAST_CHAINS and steps >= 4 * chains:
         chains *= 2
     return chains
+
+
+def _share_a_set(kernel: Kernel, tile: Axis) -> bool:
+    """Whether neighbours along `tile` of an array that is read for sums lie so that few of them fit into the first cache at once."""
+    summed = set(kernel.reduced)
+    read = (v for v in kernel.loads() if tile in v.axes and v.axes & summed)
+    return any((stride(v, tile) or 1) * v.dtype.itemsize % SAME_SET == 0 for v in read)
 
 
 def _cost(
