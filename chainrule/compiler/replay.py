@@ -214,7 +214,7 @@ class _Replay:
         self.unit = Axis(names("unit"), self.full)
         self.place = Axis(names("place"), plan.slots + 1)
         self.tape = {b: Buffer(names("t"), (plan.segment, *b.shape[1:]), b.dtype) for b in pair.tape}
-        self.states = {b: Buffer(names("h"), b.shape, b.dtype) for b in pair.forward.states}
+        self.states = {b: Buffer(names("h"), b.shape, b.dtype, lanes=b.lanes) for b in pair.forward.states}
         self.slots = {b: Buffer(names("t"), (plan.slots + 1, *b.shape), b.dtype) for b in pair.forward.states}
         self.outside: set[Buffer] = set()  # what anything but the forward loop touches
 
