@@ -12,11 +12,13 @@ from same import assert_same, state
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.affine import Axis, of
-from chainrule.compiler.kernels import Buffer, Kernel, Store, Value, elementwise, load, reduce, verify
+from chainrule.compiler.kernels import Buffer, Kernel, Store, Value, elementwise, load, reduce
 from chainrule.compiler.siblings import MOST_SUMS, with_siblings
+from chainrule.compiler.verify import verify
 
 F4 = np.dtype(np.float32)
-X, G, N = (Buffer(name, (6, 5, 4), F4) for name in "xgn")
+X = Buffer("x", (6, 5, 4), F4)
+G, N = (Buffer(name, (6, 5, 4), F4, "input") for name in "gn")
 
 
 def total(reads: Sequence[Buffer], out: str = "out", turned: bool = False, space: str = "scratch") -> Kernel:

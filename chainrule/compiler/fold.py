@@ -39,7 +39,7 @@ def parts(
     ends, which fewer windows reach, are parts of their own, so that all others are reached by as many.
 
     >>> parts(4, 2, 2, 1, 2)
-    [Part(first=0, step=2, count=2, spread=2, terms=1, offset=0, between=2, shift=0, reach=1)]
+    [Part(first=0, step=2, count=2, spread=2, terms=1, offset=0, between=2, shift=0, reach=1, bounded=False)]
     >>> [(p.first, p.step, p.count, p.terms) for p in parts(5, 1, 2, 1, 3)]
     [(0, 2, 3, 1), (1, 2, 2, 0)]
     """

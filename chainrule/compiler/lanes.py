@@ -225,9 +225,10 @@ def _has_rows(buffer: Buffer, place: int) -> bool:
 
 def _fits(kernel: Kernel, a: Access, place: int) -> bool:
     """Whether the dimension of the rows is seen as such, all rows, one after the other."""
-    rows = a.index[place]
+    if a.view[: place + 1] != a.buffer.shape[: place + 1]:
+        return False
     axes = (*kernel.domain[kernel.sequential :], *kernel.reduced)
-    return a.view[: place + 1] == a.buffer.shape[: place + 1] and any(rows == of(x) and x.extent == a.view[place] for x in axes)
+    return any(a.index[place] == of(x) and x.extent == a.view[place] for x in axes)
 
 
 def _is_window(i: Affine | Value) -> bool:
