@@ -12,7 +12,7 @@ from same import assert_same, state
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.affine import Axis, of
-from chainrule.compiler.kernels import Buffer, Kernel, Store, Value, elementwise, load, reduce
+from chainrule.compiler.kernels import Buffer, Kernel, Space, Store, Value, elementwise, load, reduce
 from chainrule.compiler.siblings import MOST_SUMS, with_siblings
 from chainrule.compiler.verify import verify
 
@@ -21,7 +21,7 @@ X = Buffer("x", (6, 5, 4), F4)
 G, N = (Buffer(name, (6, 5, 4), F4, "input") for name in "gn")
 
 
-def total(reads: Sequence[Buffer], out: str = "out", turned: bool = False, space: str = "scratch") -> Kernel:
+def total(reads: Sequence[Buffer], out: str = "out", turned: bool = False, space: Space = "scratch") -> Kernel:
     """For each value of the last axis, the sum over the others of the product of these arrays. turned: the other way round."""
     i, r, s = (Axis(n, e) for n, e in (("i", 4), ("r", 6), ("s", 5)))
     value: Value | None = None
@@ -30,7 +30,7 @@ def total(reads: Sequence[Buffer], out: str = "out", turned: bool = False, space
         value = one if value is None else elementwise("multiply", F4, [value, one])
     assert value is not None
     over = (s, r) if turned else (r, s)
-    result = Buffer(out, (4,), F4, space)  # type: ignore[arg-type]
+    result = Buffer(out, (4,), F4, space)
     return Kernel(f"k_{out}", (i,), over, [Store(result, (of(i),), reduce("sum", value, over))], i)
 
 

@@ -36,7 +36,7 @@ class Last(nn.Module):  # type: ignore[misc]  # torch is not typed where it is n
         return state[0][-1] if isinstance(state, tuple) else state[-1]
 
 
-class Permuted(nn.Module):  # type: ignore[misc]
+class Permuted(nn.Module):  # type: ignore[misc]  # as above
     """A layer for sequences with the channels first, given some with the channels last: views, no copies."""
 
     def __init__(self, layer: Any) -> None:
@@ -48,7 +48,7 @@ class Permuted(nn.Module):  # type: ignore[misc]
         return self.layer(x.movedim(-1, 1)).movedim(1, -1)
 
 
-class ChannelsLast(nn.Module):  # type: ignore[misc]
+class ChannelsLast(nn.Module):  # type: ignore[misc]  # as above
     """Images with the channels last, as a Flatten after them takes them everywhere."""
 
     def forward(self, x: Any) -> Any:
@@ -56,7 +56,7 @@ class ChannelsLast(nn.Module):  # type: ignore[misc]
         return x.movedim(1, -1)
 
 
-class Added(nn.Module):  # type: ignore[misc]
+class Added(nn.Module):  # type: ignore[misc]  # as above
     """Layers side by side, whose outputs are added up; a way around them is an identity."""
 
     def __init__(self, layer: Any, around: Any) -> None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Index, Item, Kernel, Loop, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Index, Item, Kernel, Loop, Value, kernels_of, load, rebuilt, reindexed, roots
 from .phases import Access, accesses
 from .schedule import Schedule, cut
 
@@ -72,7 +72,7 @@ def _rewritten(kernel: Kernel, where: Mapping[Axis, Affine]) -> Kernel:
     table = rebuilt([*roots(kernel.stores), *kernel.limits()], {}, where, loaded)
     stores = []
     for s in kernel.stores:
-        index: Index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+        index: Index = reindexed(s.index, table, where)
         shape = s.shape
         if s.buffer.apart is not None:
             index, shape = _by_parts(index, s.view, s.buffer.apart)

@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
-LEAST_INSIDE = (
-    4  # places that all windows reach, from which on they are a part of their own: a tile of registers has as many columns
-)
+LEAST_INSIDE = 4  # places that all windows reach, from which on they are a part of their own: a tile has as many columns
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from .kernels import (
     load,
     rebuilt,
     reduce,
+    reindexed,
     roots,
 )
 from .schedule import CHUNK, LEAST_PART, MOST_HALVED, PARTS, together, units
@@ -316,7 +317,7 @@ class _Chunks:
         table = rebuilt(roots(kernel.stores), {}, where, lambda v: self._loaded(v, step))
         stores = []
         for s in kernel.stores:
-            index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+            index = reindexed(s.index, table, where)
             kept = self.kept.get(s.buffer)
             shape = (self.length, *s.view) if kept is not None else s.shape
             stores.append(

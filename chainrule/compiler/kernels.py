@@ -240,6 +240,11 @@ def plain(index: Index) -> tuple[Affine, ...]:
     return tuple(i for i in index if isinstance(i, Affine))
 
 
+def reindexed(index: Index, table: Mapping[Value, Value], where: Mapping[Axis, Affine]) -> Index:
+    """An index whose values and axes stand for others."""
+    return tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in index)
+
+
 def rebuilt(
     roots: Sequence[Value], table: dict[Value, Value], where: Mapping[Axis, Affine] | None = None,
     change: Callable[[Value], Value] | None = None,
@@ -251,7 +256,7 @@ def rebuilt(
         if v in table:
             continue
         args = tuple(table[a] for a in v.args)
-        index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in v.index)
+        index = reindexed(v.index, table, where)
         axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
         new = v
         if args != v.args or index != v.index or "within" in v.attrs:

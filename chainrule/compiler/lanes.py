@@ -23,9 +23,10 @@ from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import EXPENSIVE, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
 from .phases import Access, accesses
 from .ragged import is_masked
+from .schedule import COSTLY
 from .share import in_parts
 from .target import Target
 
@@ -36,7 +37,6 @@ EVEN = 16  # rows; what lies between two vectors is a multiple
 LEAST_PART = 64  # terms of a part of a sum
 GAIN = 1.1  # times as many instructions with channels in lanes as with rows, from which on rows lie there
 GAIN_OVER_TIME = 1.25  # the same where steps of a loop decide, which have little else to do
-COSTLY = 15  # instructions of an expensive operator
 ACROSS = 1.4  # times as many instructions of a sum over lanes
 
 
@@ -145,8 +145,8 @@ def _fitting(every: Sequence[tuple[Kernel, Access]], places: Mapping[Buffer, int
 
 
 def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
-    """The items; in graphs with windows, sums over rows and positions in parts of one block of rows each, and blocks as what threads share
-    out where they would not get as many rows each."""
+    """The items; in graphs with windows, or with loops whose rows lie in lanes, sums over rows and positions in parts of one block of rows
+    each, and blocks as what threads share out where they would not get as many rows each."""
     kernels = list(kernels_of(items))
     if any(isinstance(i, Loop) for i in items):
         apart = any(k.inner is not None for k in kernels)
@@ -169,10 +169,7 @@ def _cut(kernel: Kernel, names: Names) -> Kernel:
     outer, inner = Axis(names("b"), rows.extent // block(rows.extent)), Axis(rows.name, block(rows.extent))
     where = {rows: of(outer) * inner.extent + of(inner)}
     table = rebuilt(roots(kernel.stores), {}, where)
-    stores = [
-        replace(s, value=table[s.value], index=tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index))
-        for s in kernel.stores
-    ]
+    stores = [replace(s, value=table[s.value], index=reindexed(s.index, table, where)) for s in kernel.stores]
     domain = tuple(x for axis in kernel.domain for x in ((outer, inner) if axis is rows else (axis,)))
     return replace(kernel, domain=domain, stores=stores, unit=outer)
 
@@ -300,7 +297,7 @@ class _Rewriter:
         table = rebuilt(roots(kernel.stores), {}, where, self._loaded)
         stores = []
         for s in kernel.stores:
-            index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+            index = reindexed(s.index, table, where)
             if s.buffer in self.chosen:
                 place = self.places[s.buffer]
                 index, shape = _index(index, s.view[place], place), _shape(s.view, place)

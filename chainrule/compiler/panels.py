@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
 from .layout import panel, physical
 from .phases import Access, accesses
 from .schedule import FEW_PANELS
@@ -105,7 +105,7 @@ class _Panels:
         table = rebuilt(roots(kernel.stores), {}, where, self._loaded)
         stores = []
         for s in kernel.stores:
-            index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+            index = reindexed(s.index, table, where)
             buffer, shape, index = self._place(s.buffer, s.view, index)
             stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
         parts = self.split

@@ -29,7 +29,7 @@ from .affine import Affine, Axis, of
 from .carry import doubled
 from .fuse import Names
 from .gather import chunk, gathered
-from .kernels import Buffer, Index, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, roots
+from .kernels import Buffer, Index, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
 
 SAVE, RESTORE, ADVANCE, BACK = range(4)
 
@@ -308,7 +308,7 @@ class _Replay:
         table = rebuilt(roots(item.stores), {}, where, lambda v: self._loaded(v, step))
         stores = []
         for s in item.stores:
-            index = tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index)
+            index = reindexed(s.index, table, where)
             new = replace(s, index=index, value=table[s.value], buffer=self.states.get(s.buffer, s.buffer))
             if s.buffer in self.tape:
                 new = replace(new, buffer=self.tape[s.buffer], index=(step, *index[1:]), shape=())

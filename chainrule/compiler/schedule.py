@@ -1,9 +1,10 @@
 """How each kernel runs: which axis lies in vector lanes, how large a tile of registers is, in what order the loops stand.
 
 In: a kernel and the target. Out: a `Schedule`. All tuning numbers of how a kernel runs, and of what threads share out, are in this file
-(what decides which kernels there are stands in simplify.py, fuse.py and flatten.py); they follow from the number of registers, the
-width of a vector and the sizes of the caches. Lanes, chains and parts of sums settle the order of sums, so they may depend neither on
-the number of threads nor on the caches: those two only say what is packed, and in how many pieces work is cut.
+(what decides which kernels there are stands in simplify.py, fuse.py and flatten.py, how arrays of rows lie in lanes.py); they follow
+from the number of registers, the width of a vector and the sizes of the caches. Lanes, chains and parts of sums settle the order of
+sums, so they may depend neither on the number of threads nor on the caches: those two only say what is packed, and in how many pieces
+work is cut.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MOST_ROWS = {32: 12, 16: 6}
 SAME_SET = 4096  # bytes, and multiples of it, between lines of memory that share a set of the first cache
 MOST_IN_SET = 6  # rows of a tile whose lines do: a set holds 8 lines, and the other operand wants some
 COLUMNS = (2, 3, 4)  # of a tile with a second axis beside its rows
+COSTLY = 15  # instructions of an expensive operator, about
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
 PACKED_REUSE = 4  # tiles of rows that read a packed operand at least
@@ -274,7 +276,7 @@ def _instructions(v: Value, lane: Axis | None, width: int) -> float:
         return 1.0 if step in (0, 1) else 2.0 * width
     if v.op == "philox":
         return 100.0
-    return 15.0 if v.op in EXPENSIVE else 0.0 if v.op in ("constant", "iota") else 1.0
+    return COSTLY if v.op in EXPENSIVE else 0.0 if v.op in ("constant", "iota") else 1.0
 
 
 def len_tiles(extent: int, most: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from .affine import of
-from .kernels import Buffer, Item, Kernel, Value, bounds, plain, rebuilt, roots
+from .kernels import Buffer, Item, Kernel, Value, bounds, plain, rebuilt, reindexed, roots
 from .phases import accesses
 
 MOST_SUMS = 4  # of a kernel: each has registers of its own
@@ -83,10 +83,7 @@ def _joined(a: Kernel, b: Kernel) -> Kernel:
     where = {y: of(x) for x, y in zip((*a.domain, *a.reduced), (*b.domain, *b.reduced), strict=True)}
     known: dict[Any, Value] = {_key(v): v for v in a.values()}
     table = rebuilt(roots(b.stores), {}, where, lambda v: known.setdefault(_key(v), v))
-    stores = [
-        replace(s, value=table[s.value], index=tuple(table[i] if isinstance(i, Value) else i.replaced(where) for i in s.index))
-        for s in b.stores
-    ]
+    stores = [replace(s, value=table[s.value], index=reindexed(s.index, table, where)) for s in b.stores]
     origin = tuple(dict.fromkeys((*a.origin, *b.origin)))
     return replace(a, stores=[*a.stores, *stores], origin=origin)
 
