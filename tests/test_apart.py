@@ -103,3 +103,33 @@ def test_rows_of_small_recurrent_layers_fill_lanes(options: dict[str, bool], so:
     lengths = {"lengths": r.integers(1, 13, 100)} if options else {}
     net.fit(x, y, epochs=1, batch_size=100, verbose=False, **lengths)
     assert bool(re.search(r"\[b\d+<4\*? i\d+<6 i\d+<25\]", net.compiled.text("kernels"))) == so
+
+
+def test_results_are_computed_in_lanes_and_handed_over_row_by_row() -> None:
+    """What a loss makes of scores reads them where they were computed; the caller's array is written once, by a copy."""
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(100, 12, 1)).astype("f4"), r.integers(0, 10, (100, 12))
+    net = nn.Sequential(nn.GRU(6, return_sequences=True), nn.Dense(10))
+    net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=100, verbose=False)
+    seen = [line.strip() for line in net.compiled.text("kernels").splitlines() if "out/scores" in line]
+    assert len(seen) == 1
+    assert re.fullmatch(r"out/scores\[25\*i\d+ \+ i\d+, i\d+\] = v0", seen[0])
+    np.testing.assert_allclose(net.predict(x), net.predict(x, backend="reference"), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 33, 50])
+@pytest.mark.parametrize("features", [1, 3, 9])
+def test_results_of_loops_lie_as_they_are_meant_to(rows: int, features: int) -> None:
+    """Stacked, the rows on their second axis; and the last state, the rows on its first."""
+    r = np.random.default_rng(rows)
+    w, x = r.normal(size=(features, features)) * 0.3, r.normal(size=(7, rows, features))
+
+    def f(w: Any, x: Any) -> Any:
+        return cr.scan(lambda h, x: (np.tanh(h @ w + x), np.exp(h)), np.zeros((rows, features)), x)
+
+    h, outputs = np.zeros((rows, features)), []
+    for step in x:
+        outputs.append(np.exp(h))
+        h = np.tanh(h @ w + step)
+    for got, want in zip(cr.compile(f)(w, x), (h, np.stack(outputs)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)

@@ -7,7 +7,8 @@ lanes, a window is an offset of whole vectors, and weights are broadcast. Whethe
   stay as they are, row by row.
 - In a graph with loops over time, whose steps would do so (six units fill six of sixteen lanes): all arrays.
 
-Where kernels see an array that stays as more than it is, or rows are gathered, a copy is transposed block by block.
+Where kernels see an array that stays as more than it is, or rows are gathered, a copy is transposed block by block; and a result, which the
+caller gets row by row, is copied out at the end.
 
 Sums over rows and positions, such as the gradient of a convolution's weight, are made in parts, one for each block, wherever rows lie: so
 they too are made by the thread that has the block.
@@ -61,23 +62,24 @@ def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
     if found is None:
         return list(items)
     gathered = {a.buffer for k, a in found.fitting if a.write and _looks_up(k)}
-    chosen = {a.buffer for _, a in found.fitting if len(a.buffer.shape) >= found.axes} - gathered
+    chosen = [b for b in dict.fromkeys(a.buffer for _, a in found.fitting) if len(b.shape) >= found.axes and b not in gathered]
+    homes = {b: b if b.space == "scratch" else Buffer(names("t"), b.shape, b.dtype, row=b.row) for b in chosen}
     copied = gathered | {a.buffer for _, a in found.fitting if len(a.buffer.shape) < found.axes <= len(a.view)}
     copies = {
         b: Buffer(names("t"), (b.shape[0], prod(b.shape[1:])), b.dtype)
         for b in dict.fromkeys(a.buffer for _, a in found.fitting)
         if b in copied and found.places[b] == 0
     }
-    rewriter = _Rewriter(found.places, chosen, copies, found.axes, names)
+    rewriter = _Rewriter(found.places, homes, copies, found.axes, names)
     made: list[Item] = []
     for item in items:
         made.append(rewriter.item(item))
         written = dict.fromkeys(a.buffer for a in accesses(item) if a.write and a.buffer in copies)
         made += [_transposed(b, copies[b], names) for b in written]
-    for buffer in (*chosen, *copies.values()):
-        place = found.places.get(buffer, 0)
-        buffer.lanes, buffer.shape = block(buffer.shape[place]), _shape(buffer.shape, place)
-    return made
+    for buffer, home in (*homes.items(), *copies.items()):
+        place = found.places[buffer]
+        home.lanes, home.shape = block(home.shape[place]), _shape(home.shape, place)
+    return made + [_handed_over(home, b, found.places[b], names) for b, home in homes.items() if home is not b]
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ def _effort(kernel: Kernel, rows: int, target: Target, in_lanes: bool) -> float:
     if in_lanes:
         over_rows = 1 if any(a.extent == rows for a in kernel.domain) else ACROSS
         return effort * over_rows / _filled(block(rows), width)
-    return effort / max((_filled(a.extent, width) for a in kernel.domain if a.extent != rows), default=1 / width)
+    beside = [a.extent for a in kernel.domain]
+    if rows in beside:
+        beside.remove(rows)
+    return effort / max((_filled(n, width) for n in beside), default=1 / width)
 
 
 def _fitting(every: Sequence[tuple[Kernel, Access]], places: Mapping[Buffer, int]) -> list[tuple[Kernel, Access]]:
@@ -217,7 +222,7 @@ def _has_rows_first(buffer: Buffer) -> bool:
 
 
 def _has_rows(buffer: Buffer, place: int) -> bool:
-    return buffer.space == "scratch" and len(buffer.shape) > 1 and buffer.size > 0 and block(buffer.shape[place]) > 0
+    return buffer.space in ("scratch", "result") and len(buffer.shape) > 1 and buffer.size > 0 and block(buffer.shape[place]) > 0
 
 
 def _fits(kernel: Kernel, a: Access, place: int) -> bool:
@@ -260,23 +265,40 @@ def _transposed(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
     return Kernel(names("k"), (outer, across, inner), (), stores, outer, inner=inner)
 
 
+def _handed_over(home: Buffer, result: Buffer, place: int, names: Names) -> Kernel:
+    """A result row by row, from where it was computed."""
+    before, rows, after = result.shape[:place], result.shape[place], prod(result.shape[place + 1 :])
+    first = tuple(Axis(names("i"), n) for n in before)
+    outer, inner, across = (Axis(names("i"), n) for n in (rows // block(rows), block(rows), after))
+    read = load(home, (*map(of, first), of(outer), of(across), of(inner)), (*before, outer.extent, after, _pitch(inner.extent)))
+    index = (*map(of, first), of(outer) * inner.extent + of(inner), of(across))
+    stores = [Store(result, index, read, shape=(*before, rows, after))]
+    return Kernel(names("k"), (*first, outer, inner, across), (), stores, outer, inner=inner)
+
+
 class _Rewriter:
-    """Kernels rewritten, the axes of rows in two: that of blocks, and last of all that inside a block."""
+    """Kernels rewritten, the axes of rows in two: that of blocks, and last of all that inside a block. homes: arrays that lie so, and
+    where."""
 
     def __init__(
-        self, places: Mapping[Buffer, int], chosen: Iterable[Buffer], copies: Mapping[Buffer, Buffer], axes: int, names: Names
+        self,
+        places: Mapping[Buffer, int],
+        homes: Mapping[Buffer, Buffer],
+        copies: Mapping[Buffer, Buffer],
+        axes: int,
+        names: Names,
     ) -> None:
-        self.places, self.chosen, self.copies, self.axes, self.names = places, set(chosen), copies, axes, names
+        self.places, self.homes, self.copies, self.axes, self.names = places, homes, copies, axes, names
 
     def item(self, item: Item) -> Item:
         if isinstance(item, Loop):
-            return replace(item, items=[self.item(i) for i in item.items])
+            return replace(item, items=[self.item(i) for i in item.items], states=[self.homes.get(b, b) for b in item.states])
         return self._kernel(item)
 
     def _placed(self, a: Access) -> Buffer | None:
         if a.buffer in self.copies and not a.write and max(len(a.view), len(a.buffer.shape)) >= self.axes:
             return self.copies[a.buffer]
-        return a.buffer if a.buffer in self.chosen else None
+        return self.homes.get(a.buffer)
 
     def _loaded(self, v: Value) -> Value:
         if v.op != "load" or v.buffer is None:
@@ -298,10 +320,10 @@ class _Rewriter:
         stores = []
         for s in kernel.stores:
             index = reindexed(s.index, table, where)
-            if s.buffer in self.chosen:
+            if s.buffer in self.homes:
                 place = self.places[s.buffer]
                 index, shape = _index(index, s.view[place], place), _shape(s.view, place)
-                stores.append(replace(s, index=index, value=table[s.value], shape=shape))
+                stores.append(replace(s, buffer=self.homes[s.buffer], index=index, value=table[s.value], shape=shape))
             else:
                 stores.append(replace(s, index=index, value=table[s.value]))
         unit = both[kernel.unit][0] if kernel.unit in both and kernel.unit is not None else kernel.unit
