@@ -159,6 +159,11 @@ class _Lowering:
         made = scope.known["splat", r, width] = self.let("splat", r.dtype, width, (r,), scope)
         return made
 
+    def _width(self, valid: int) -> int:
+        """Lanes of a register of which so many count: half as many where they do, since some processors take wide vectors in halves."""
+        half = self.s.width // 2
+        return half if 0 < valid <= half and self.lanes in self.domain else self.s.width
+
     # ---- loops ---------------------------------------------------------------------------------------------------------------
 
     def run(self) -> list[Statement]:
@@ -254,7 +259,7 @@ class _Lowering:
         current: dict[Any, Register] = {}
         for v, r, n in cells:
             for c in range(self.s.chains):
-                current[v, r, n, c] = target = self.register(v.dtype, self._sum_width(v))
+                current[v, r, n, c] = target = self.register(v.dtype, self._sum_width(v, cells[v, r, n][2]))
                 self.scopes[-1].body.append(Read(target, self._sum_place(cells, (v, r, n, c))))
         return current
 
@@ -267,13 +272,13 @@ class _Lowering:
         number = (self.sums.index(v) * self.s.vectors + n) * self.s.chains + c
         line = len(self.sums) * self.s.vectors * self.s.chains * width
         at = (self.positions[self.tile] + r) * line + number * width + self.unit * buffer.shape[1]
-        return Place(buffer, at, (), 1, self._sum_width(v))
+        return Place(buffer, at, (), 1, self._sum_width(v, cells[v, r, n][2]))
 
     def _pack(self, v: Value, buffer: Buffer, vectors: list[tuple[int, int]]) -> None:
         scope = self.scopes[-1]
         for n, valid in vectors:
             self.vector, self.valid = n, valid
-            target = self.register(v.dtype, self.s.width)
+            target = self.register(v.dtype, self._width(valid))
             scope.body.append(Read(target, self._where(v.buffer, v.index, v.shape)))
             scope.body.append(Write(self._pack_place(v, buffer), target))
 
@@ -448,7 +453,7 @@ class _Lowering:
         return next(i for i, s in enumerate(self.scopes) if not s.variables and i)
 
     def _make(self, v: Value, axes: frozenset[Axis], scope: _Scope) -> Register:
-        width = self.s.width if self.lanes in axes else 1
+        width = self._width(self.valid) if self.lanes in axes else 1
         if v.op == "load":
             return self._load(v, width, scope)
         if v.op == "constant":
@@ -501,11 +506,11 @@ class _Lowering:
         for i in store.index:
             if isinstance(i, Value):
                 self.value(i)
-        return self.splat(self.value(store.value), self.s.width if self.lanes in self.domain else 1)
+        return self.splat(self.value(store.value), self._width(self.valid) if self.lanes in self.domain else 1)
 
     def _store(self, store: Store, value: Register) -> None:
         scope = self.scopes[-1]
-        width = self.s.width if self.lanes in self.domain else 1
+        width = value.width
         place = self._where(store.buffer, store.index, store.view)
         if width == 1:
             place = Place(place.buffer, place.address, place.looked_up)
@@ -550,13 +555,13 @@ class _Lowering:
     def _neutral(self, cells: Mapping[Any, Any]) -> dict[Any, Register]:
         scope = self.scopes[-1]
         return {
-            (v, r, n, c): self.let("neutral", v.dtype, self._sum_width(v), (), scope, how=v.attrs["how"])
-            for v, r, n in cells
+            (v, r, n, c): self.let("neutral", v.dtype, self._sum_width(v, valid), (), scope, how=v.attrs["how"])
+            for (v, r, n), (_, _, valid) in cells.items()
             for c in range(self.s.chains)
         }
 
-    def _sum_width(self, v: Value) -> int:
-        return self.s.width if self.lanes in self._own(v.axes | frozenset(v.attrs["over"])) else 1
+    def _sum_width(self, v: Value, valid: int) -> int:
+        return self._width(valid) if self.lanes in self._own(v.axes | frozenset(v.attrs["over"])) else 1
 
     def _combine(self, v: Value, a: Register, b: Register, scope: _Scope) -> Register:
         return self.let("combine", v.dtype, a.width, (a, b), scope, how=v.attrs["how"])
