@@ -7,10 +7,10 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import count
+from itertools import count, groupby
 from math import ceil, prod
 from typing import Any
 
@@ -176,6 +176,8 @@ def _arranged(
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
+    for kernel in kernels_of([i for items in planned.phases for i in items if isinstance(i, Kernel)]):
+        kernel.length = 1 if _goes_by_blocks(kernel) else 0
     set_apart(every, threads)
     size = arena(planned.phases, planned.late).bytes
     loops = [p.forward for p in pairs]
@@ -319,6 +321,15 @@ def _set_lengths(loop: Loop, ends: Ends, threads: int) -> None:
         kernel.length = length if length % size else size
 
 
+def _goes_by_blocks(kernel: Kernel) -> bool:
+    """Whether what threads share out are blocks of rows in lanes: then each goes through all kernels that stand side by side before
+    the next, while what they write is still in the cache."""
+    unit, inner = kernel.unit, kernel.inner
+    if unit is None or inner is None or kernel.sequential:
+        return False
+    return any(of(unit) in a.index and a.index[-1] == of(inner) for a in accesses(kernel))
+
+
 class _Lets:
     """Statements that compute single integers."""
 
@@ -387,11 +398,12 @@ class _Entry:
         self.pointers: dict[Buffer | str, str] = {}
         self.label = "entry"
         self.heads: dict[int, tuple[str, int]] = {}
+        self.of_blocks: dict[int, tuple[str, str]] = {}
+        self.inside = dict.fromkeys(i for turn in planned.meeting.values() for items in turn for i in items)
 
     def text(self, name: str) -> str:
         phases = self.planned.phases
-        inside = [i for turn in self.planned.meeting.values() for items in turn for i in items]
-        called = [i for i in [*(i for items in phases for i in items), *inside] if i not in self.planned.meeting]
+        called = [i for i in [*(i for items in phases for i in items), *self.inside] if i not in self.planned.meeting]
         for item in called:
             for buffer in self.module.known[item.name].buffers:
                 self.module.pointer(buffer, self._line, self.pointers)
@@ -404,17 +416,49 @@ class _Entry:
             if not tested and writes:
                 self._test_report()
                 tested = True
-            for item in items:
-                number = next(self.clock)
-                timed = self.timed and number < MOST_CLOCKS
-                before = self._clock() if timed else ""
-                self._item(item)
-                if timed:
-                    self._clocked(before, number)
+            for blocks, together in groupby(items, self._blocks):
+                self._together(blocks, list(together))
         if not tested:
             self._test_report()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
         return "\n".join([head, "entry:", *self.lines, "  ret i32 0", "}"])
+
+    def _blocks(self, item: Item) -> int:
+        """How many blocks of rows threads share out, if each is a unit of its own; else 0."""
+        if not isinstance(item, Kernel) or not item.length or item.unit is None or item in self.inside:
+            return 0
+        return item.unit.extent if item.unit.extent > 1 else 0
+
+    def _together(self, blocks: int, items: Sequence[Item]) -> None:
+        """Kernels one after the other, or all of them block by block."""
+        if not blocks or len(items) == 1:
+            for item in items:
+                self._timed(partial(self._item, item), next(self.clock))
+            return
+        number = next(self.numbers)
+        lo, hi = self._share(items[0])
+        self.lines.append(f"  br label %turn{number}")
+        before = self.label
+        self._start(f"turn{number}")
+        head = len(self.lines)
+        self.lines += ["", f"  %more{number} = icmp slt i64 %count{number}, {hi}"]
+        self.lines.append(f"  br i1 %more{number}, label %block{number}, label %done{number}")
+        self._start(f"block{number}")
+        self.lines.append(f"  %next{number} = add nuw nsw i64 %count{number}, 1")
+        for item in items:
+            share = (f"%count{number}", f"%next{number}")
+            self._timed(partial(self._call, item, (), share), next(self.clock))
+        self.lines[head] = f"  %count{number} = phi i64 [ {lo}, %{before} ], [ %next{number}, %{self.label} ]"
+        self.lines.append(f"  br label %turn{number}")
+        self._start(f"done{number}")
+
+    def _timed(self, inside: Callable[[], None], number: int) -> None:
+        """Code whose cycles are counted, if any are."""
+        timed = self.timed and number < MOST_CLOCKS
+        before = self._clock() if timed else ""
+        inside()
+        if timed:
+            self._clocked(before, number)
 
     def _line(self, text: str) -> str:
         register = f"%p{next(self.numbers)}"
@@ -449,9 +493,22 @@ class _Entry:
         elif isinstance(item, Loop):
             self._loop(item, variables)
 
-    def _call(self, item: Item, variables: tuple[str, ...]) -> None:
-        n = _count(item, self.planned, self.threads)
-        lo, hi = self.shares.get(n, ("0", str(n)))
+    def _share(self, item: Item) -> tuple[str, str]:
+        """From which unit to which (exclusive) is this thread's part of an item."""
+        n, blocks = _count(item, self.planned, self.threads), self._blocks(item)
+        if not blocks:
+            return self.shares.get(n, ("0", str(n)))
+        if n not in self.shares:
+            return "0", str(blocks)
+        if blocks not in self.of_blocks:
+            length = units(blocks, self.threads)[1]
+            lo, hi = (self._line(f"mul nuw nsw i64 {end}, {length}") for end in self.shares[n])
+            within = self._line(f"icmp slt i64 {hi}, {blocks}")
+            self.of_blocks[blocks] = lo, self._line(f"select i1 {within}, i64 {hi}, i64 {blocks}")
+        return self.of_blocks[blocks]
+
+    def _call(self, item: Item, variables: tuple[str, ...], share: tuple[str, str] | None = None) -> None:
+        lo, hi = share or self._share(item)
         callee = self.module.known[item.name]
         more = "".join([f", i64 {v}" for v in variables] + [f", ptr {self.pointers[b]}" for b in callee.buffers])
         self.lines.append(f"  call void @{callee.name}(ptr %table, i64 {lo}, i64 {hi}{more})")
