@@ -108,17 +108,19 @@ def write_text(path: Path, content: str) -> None:
 
 def write_report(folder: Path, settings: Mapping[str, Any], report: Report) -> None:
     """Writes settings.json, history.csv and report.html into `folder`."""
-    write_text(folder / "settings.json", json.dumps(_finite(settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "settings.json", json.dumps(_storable(settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "history.csv", history_csv(report.history))
     write_text(folder / "report.html", page(report))
 
 
-def _finite(value: Any) -> Any:
-    """Plain data with null for NaN and infinity, which JSON does not have."""
+def _storable(value: Any) -> Any:
+    """Plain data with null for NaN and infinity, which JSON does not have, and with names of files that are no Unicode escaped."""
     if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: _storable(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_storable(v) for v in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -312,6 +312,10 @@ def test_the_square_lies_anywhere() -> None:
         ({"scale": 1}, "scale is at least 0, in a share below 1"),
         ({"noise": float("nan")}, "noise is at least 0"),
         ({"noise": "much"}, "noise is at least 0"),
+        ({"noise": float("inf")}, "noise is at least 0, in a deviation, up to 1e30"),
+        ({"noise": 1e308}, "noise is at least 0, in a deviation, up to 1e30"),
+        ({"shift": 10**30}, "shift is at least 0, in whole pixels, up to a million"),
+        ({"cutout": 10**30}, "cutout is at least 0, in whole pixels, up to a million"),
     ],
 )
 def test_what_augment_refuses(options: dict[str, Any], message: str) -> None:

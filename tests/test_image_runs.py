@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from test_report import checked
 
 import chainrule as cr
 from chainrule import nn
-from chainrule.data import Images
-from chainrule.images import ImageOutcome, ImageRecipe, Seen, brightness, galleries, network, score, train_images
+from chainrule.data import Images, read_images
+from chainrule.images import ImageOutcome, ImageRecipe, Seen, brightness, galleries, network, predict_images, score, train_images
 from chainrule.pictures import Gallery, png, signed, strip
 from chainrule.runs import read_run
 
@@ -513,6 +514,20 @@ def test_names_from_files_cannot_write_html(tmp_path: Path) -> None:
     html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "<b>" not in html
     assert "b" not in checked(html).tags
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    """A folder of such a name, with a class of such a name: the run is read again, and classes are the same as in training."""
+    data = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.rename(write_folder(tmp_path, 30), data)
+    os.rename(os.path.join(data, b"class1"), os.path.join(data, b"th\xe9"))
+    assert call("train", os.fsdecode(data), "--out", "run", *QUICK) == 0
+    run = read_run("run")
+    assert run.seen.classes == ("class0", "class2", "th\\udce9")
+    assert run.settings["data"] == "caf\\udce9"
+    assert call("predict", "run", os.fsdecode(data), "--out", "p.csv") == 0
+    assert {r["prediction"] for r in table_of(tmp_path / "p.csv")} <= set(run.seen.classes)
+    assert predict_images(run, read_images(os.fsdecode(data)))[2] is not None
 
 
 def test_seen_is_restored() -> None:

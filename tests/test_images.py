@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import gzip
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_idx_with_labels_that_are_named(tmp_path: Path) -> None:
         (idx(np.zeros((2, 3, 3), np.uint8)) + b"x", "a.idx is cut off or damaged"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "a.idx is cut off or damaged"),
         (b"\0\0\x08\x03\0\0", "a.idx is cut off or damaged"),
+        (b"\0\0\x08\x04" + b"\xff" * 8 + bytes(4) + b"\xff" * 4, "a.idx is damaged: its header promises 4294967295 x"),
         (b"\0\0\x08\x00", "a.idx is no IDX file"),
         (idx(np.zeros((0, 3, 3), np.uint8)), "a.idx has no pictures"),
         (idx(np.zeros((2, 0, 3), np.uint8)), "a.idx has no pictures"),
@@ -132,6 +134,14 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     assert np.array_equal(alone.pixels, read.pixels[2:])
     one = read_images(tmp_path / "pets" / "dog" / "1.png")
     assert np.array_equal(one.pixels, read.pixels[2:3])
+
+
+def test_folders_within_classes_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/more/2.png", "dog/1.png"):
+        save(tmp_path / name, picture())
+    read = read_images(tmp_path)
+    assert read.names == ("cat/1.png", "dog/1.png")
+    assert read.notes == ("1 folder within those of the classes left out",)
 
 
 def test_sizes_are_brought_to_the_one_that_most_have(tmp_path: Path) -> None:
@@ -207,6 +217,16 @@ def test_a_photo_that_is_to_be_turned(tmp_path: Path) -> None:
     assert read.pixels[0, -1].max() < 50
 
 
+@pytest.mark.parametrize("orientation", [0, *range(1, 11)])
+def test_pictures_that_are_to_be_turned_have_the_size_that_they_are_shown_with(tmp_path: Path, orientation: int) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = orientation  # 5 to 8 lie on their side; what is not known is shown as it is
+    save(tmp_path / "photo.jpg", np.full((8, 16), 250, np.uint8), exif=turned)
+    read = read_images(tmp_path / "photo.jpg")
+    assert read.size == ((16, 8) if orientation in range(5, 9) else (8, 16))
+    assert read.pixels.min() > 200, "nothing is black that was not"
+
+
 # --------------------------------------------------------------------------------------------------------------- bad files
 
 
@@ -262,6 +282,13 @@ def test_every_way_to_cut_a_picture_off_is_refused_or_read(tmp_path: Path, endin
         file.write_bytes(bytes(broken))
         with contextlib.suppress(DataError):
             assert read_images(file).pixels.dtype == np.uint8
+
+
+def test_a_pipe_with_the_name_of_a_picture_is_refused_at_once(tmp_path: Path) -> None:
+    save(tmp_path / "c" / "good.png", picture())
+    os.mkfifo(tmp_path / "c" / "pipe.png")
+    with pytest.raises(DataError, match=r"c/pipe.png is no file but a pipe or a device"):
+        read_images(tmp_path)
 
 
 def test_a_file_that_is_too_large_and_a_set_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -496,6 +496,13 @@ def kept(net: nn.Module, x: Array, seed: int = 0) -> Array:
     return output(net, x, training=True, seed=seed) > 0
 
 
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2D])
+def test_a_rate_may_be_a_number_of_numpy(kind: Any) -> None:
+    assert kind(np.float32(0.5)).rate == 0.5
+    with pytest.raises(cr.UsageError, match="less than 1"):
+        kind(np.float32(1))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_dropout_scales_what_it_keeps(rate: float) -> None:
     x = np.random.default_rng(0).uniform(1.0, 2.0, (20, 30))

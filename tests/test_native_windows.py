@@ -85,6 +85,28 @@ def test_places_near_the_ends_are_apart() -> None:
     assert [(p.count, p.bounded) for p in parts(12, 5, 1, 1, 8)] == [(12, True)]
 
 
+@given(st.integers(1, 6), st.integers(7, 40), st.integers(0, 90), st.integers(0, 7), st.integers(0, 7))
+def test_a_large_stride_has_few_parts(size: int, stride: int, more: int, before: int, after: int) -> None:
+    """Places that are reached alike are one part, not one for each remainder: for images there are so many kernels squared."""
+    length, low = size + more, min(before, size)
+    windows, high = count(length, size, stride, 1), max(low, length - after)
+    found = parts(length, size, stride, 1, windows, low, high)
+    assert len(found) <= 7
+    reached = {w * stride + k: (w, k) for w in range(windows) for k in range(size)}
+    places = {}
+    for p in found:
+        for q in range(p.count):
+            for r in range(p.spread):
+                places[p.first + p.step * q + r] = (p.shift + q, p.offset + r) if p.terms else None
+    assert places == {y: reached.get(y) for y in range(low, high)}
+    assert sum(p.count * p.spread for p in found) == high - low
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gradients_with_strides_that_are_larger_than_the_kernel(width: str) -> None:
+    check(width, 3, (2, 3), Geometry(50, 3, 24, 1), Geometry(45, 2, 20, 5), np.float64)
+
+
 def _layers(x: Any, w: Any, v: Any, g: Geometry, h: Geometry) -> Any:
     """Pads, convolves by g along one axis and h along the other, takes the largest of windows, and convolves again with 1x1 windows."""
     y = contract("bhwcij,ijco->bhwo", windows(x, [1, 2], [g.size, h.size], [g.stride, h.stride], [g.dilation, h.dilation]), w)

@@ -59,6 +59,18 @@ def there_and_back(net: nn.Module, folder: Path, layers: Any = ()) -> nn.Module:
     return cr.load(path, layers=layers)
 
 
+def test_arguments_that_are_arrays_come_back(tmp_path: Path) -> None:
+    """Means and deviations by channel, as NumPy computes them."""
+    x = np.random.default_rng(0).integers(0, 256, (6, 4, 3, 2), dtype=np.uint8)
+    mean, std = x.mean(axis=(0, 1, 2)) / 255, (x.std(axis=(0, 1, 2)) / 255).astype(np.float32)
+    net = nn.Sequential(nn.Rescale(mean=mean, std=std), nn.Flatten(), Scaled(nn.Dense(2), np.arange(2)))
+    net.fit(x, np.ones((6, 2)), epochs=1)
+    again = there_and_back(net, tmp_path, [Scaled])
+    assert (again[0].mean, again[0].std) == (net[0].mean, net[0].std)
+    assert again[2].factor.dtype == np.arange(2).dtype
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+
+
 # ------------------------------------------------------------------------------------------------------------- there and back
 
 EXAMPLES = [(name, example) for name, layer in nn.layers.items() for example in layer.examples]

@@ -69,7 +69,29 @@ def parts(
             windows,
             apart,
         )
-    return found
+    return _joined(found)
+
+
+def _joined(found: list[Part]) -> list[Part]:
+    """The parts, those as one that no window reaches, or one, and that lie beside each other: a stride has as many classes as it is
+    long, which for images would be that many kernels squared.
+
+    >>> [(p.first, p.spread, p.count, p.terms) for p in parts(20, 3, 8, 1, 3)]
+    [(0, 3, 3, 1), (3, 1, 3, 0), (4, 4, 2, 0)]
+    """
+    made: list[Part] = []
+    awaited: dict[Part, int] = {}  # the neighbour that a part could take in -> its place
+    for part in found:
+        part = part if part.terms else Part(part.first, part.step, part.count)
+        at = awaited.pop(part, len(made))
+        if at == len(made):
+            made.append(part)
+        else:
+            made[at] = replace(made[at], spread=made[at].spread + 1)
+        n = made[at].spread
+        if part.terms <= 1 and n < part.step:
+            awaited[replace(made[at], first=made[at].first + n, spread=1, offset=made[at].offset + n * part.terms)] = at
+    return made
 
 
 def _covered(part: Part, windows: int, apart: bool) -> list[Part]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import stat
 import warnings
 import zlib
 from collections import Counter
@@ -184,7 +185,14 @@ def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
     files += [(file, code) for code, name in enumerate(classes) for file in inside[name][0]]
     strange = len(others) + sum(len(inside[name][1]) for name in classes)
     notes = [f"{strange:,} {'file that is' if strange == 1 else 'files that are'} neither PNG nor JPEG left out"] * bool(strange)
-    return _pictures(source, files, classes, size, colour, notes)
+    below = sum(len(inside[name][2]) for name in classes)
+    notes += [f"{below:,} {'folder' if below == 1 else 'folders'} within those of the classes left out"] * bool(below)
+    return _pictures(source, files, tuple(map(_text, classes)), size, colour, notes)
+
+
+def _text(name: str) -> str:
+    """A name of the file system as text: of one that is no Unicode, the odd bytes are written as escapes, for no file can hold them."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -267,17 +275,19 @@ def _opened(file: Path) -> Iterator[Image]:
     reader, _ = _pillow()
     name = f"{file.parent.name}/{file.name}"
     try:
-        bytes_ = file.stat().st_size
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{name} is no file but a pipe or a device")  # to open it could wait forever
         with file.open("rb") as opened:
             start = opened.read(8)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
-    if not bytes_:
+    if not about.st_size:
         raise DataError(f"{name} is empty: remove it, or copy it again")
     if not start.startswith(SIGNATURES):
         raise DataError(f"{name} is neither PNG nor JPEG, whatever its ending says: its first bytes are {start[:4]!r}")
-    if bytes_ > LARGEST_FILE:
-        raise DataError(f"{name} has {bytes_ >> 20:,} MiB, and {LARGEST_FILE >> 20} are the most for a picture")
+    if about.st_size > LARGEST_FILE:
+        raise DataError(f"{name} has {about.st_size >> 20:,} MiB, and {LARGEST_FILE >> 20} are the most for a picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of size, which is looked at here, and of odd but harmless parts
@@ -300,7 +310,7 @@ def _bomb(name: str, size: str) -> str:
 
 def _size(image: Image) -> Size:
     """(height, width) as it is to be shown: cameras write lying pictures and say that they are to be turned."""
-    turned = image.getexif().get(0x0112, 1) >= 5
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

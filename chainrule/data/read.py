@@ -294,7 +294,10 @@ def idx_array(source: str, data: bytes) -> Values:
             f"{source} is cut off or damaged: after its header {promised} values should follow, {size:,} bytes, "
             f"and {len(data) - start:,} do"
         )
-    array: Values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    try:
+        array: Values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    except ValueError:  # no values, but lengths whose product no array can have
+        raise DataError(f"{source} is damaged: its header promises {' x '.join(map(str, shape))} values") from None
     return array.astype(dtype.newbyteorder("="))
 
 

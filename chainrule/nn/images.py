@@ -73,12 +73,12 @@ class Augment(Module):
         self, shift: int = 0, flip: bool = False, rotate: float = 0, scale: float = 0, noise: float = 0, cutout: int = 0
     ) -> None:
         self.shift, self.cutout = (
-            _amount(value, f"Augment: {name}", "whole pixels", whole=True)
+            _amount(value, f"Augment: {name}", "whole pixels, up to a million", most=1_000_000, whole=True)
             for name, value in (("shift", shift), ("cutout", cutout))
         )
         self.rotate = _amount(rotate, "Augment: rotate", "degrees, up to 180", most=180)
         self.scale = _amount(scale, "Augment: scale", "a share below 1", most=0.99)
-        self.noise = _amount(noise, "Augment: noise", "a deviation")
+        self.noise = _amount(noise, "Augment: noise", "a deviation, up to 1e30", most=1e30)
         self.flip = bool(flip)
 
     def __call__(self, x: Any) -> Any:
@@ -154,10 +154,10 @@ def _pixels(x: Any, i: Any, j: Any, first: Any) -> Any:
     return np.where(_beside(inside, x), found, np.zeros((), x.dtype))
 
 
-def _amount(value: Any, what: str, unit: str, most: float = np.inf, whole: bool = False) -> Any:
-    """A number of at least 0."""
+def _amount(value: Any, what: str, unit: str, most: float, whole: bool = False) -> Any:
+    """A number of at least 0. None is so large that it, or what is drawn by it, would be infinite in float32."""
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
         raise UsageError(f"{what} is at least 0, in {unit}, not {value!r}")
     return int(value) if whole else float(value)
 

@@ -355,6 +355,6 @@ def layer_of(part: Any, where: str) -> Module:
 
 def rate_of(value: Any, what: str) -> float:
     """A share of elements to be dropped."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < 1:
         raise UsageError(f"{what} must be at least 0 and less than 1, not {value!r}")
     return float(value)
