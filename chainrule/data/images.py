@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import stat
 import warnings
 import zlib
 from collections import Counter
@@ -265,13 +266,16 @@ def _pillow() -> Any:
 def _opened(file: Path) -> Iterator[Image]:
     """A picture of which the head has been read. Whatever fails while it is used is an error that names the file."""
     reader, _ = _pillow()
-    name = f"{file.parent.name}/{file.name}"
+    name = str(file)
     try:
-        bytes_ = file.stat().st_size
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{name} is no regular file: remove it")  # before a pipe is opened, which would wait for its writer
         with file.open("rb") as opened:
             start = opened.read(8)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+    bytes_ = about.st_size
     if not bytes_:
         raise DataError(f"{name} is empty: remove it, or copy it again")
     if not start.startswith(SIGNATURES):
