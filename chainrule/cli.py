@@ -350,6 +350,10 @@ def _show_outcome(
 def _run_folder(out: Path | None, data: Path, overwrite: bool) -> Iterator[Path]:
     """The folder for a run, made at once so that nothing is learnt in vain; what was made is removed again if nothing gets into it."""
     folder = _free(Path("runs") / _stem(data)) if out is None else out
+    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"the run folder {folder} would lie in {data}, where each folder is a class: name another place with --out"
+        )
     made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         yield run_folder(folder, overwrite=overwrite)

@@ -51,7 +51,7 @@ class Recipe:
     """
 
     UNUSED: ClassVar[frozenset[str]] = frozenset()  # fields that say nothing, of kinds of recipes with more than these
-    SETTING: ClassVar[str] = "without --sequence or --characters"
+    SETTING: ClassVar[str] = "for a table without --sequence or --characters"
     hidden: tuple[int, ...] = (128, 64)
     activation: str = "silu"
     dropout: float = 0.1

@@ -168,9 +168,8 @@ def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None
             "of IDX images with --labels"
         )
     if len(images.classes) < 2 or images.rows < FEWEST:
-        raise DataError(
-            f"{images.source} has {images.rows:,} pictures of {len(images.classes)} classes: at least {FEWEST} of two are needed"
-        )
+        found = f"{images.rows:,} pictures of {len(images.classes)} classes"
+        raise DataError(f"{images.source} has {found}: two classes and {FEWEST} pictures are needed at least")
     if test is None:
         training, testing = hold_out(images.codes, images.classes, recipe.test, recipe.split_seed)
         learn, held = images.take(training), images.take(testing)
@@ -277,7 +276,7 @@ def _samples(learn: Images) -> Gallery:
         if len(own):
             rows.append(Picture(strip(list(learn.pixels[own[:EACH]])), f"{short(name, 40)}: {len(own):,}"))
     more = f" The first {CLASSES} of {len(learn.classes):,} classes." if len(learn.classes) > CLASSES else ""
-    return Gallery("What was learnt from", f"Some pictures of each class, and how many there are.{more}", rows, learn.size[0])
+    return Gallery("Samples", f"Some pictures of each class, and how many there are.{more}", rows, learn.size[0])
 
 
 def _mistakes(outcome: ImageOutcome) -> Gallery:

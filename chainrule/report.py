@@ -206,7 +206,7 @@ def page(report: Report) -> str:
     if losses:
         parts.append("<h2>Loss by epoch</h2>" + line_chart(losses, x_label="epoch", y_label="loss", mark=report.best_epoch))
     if len(report.true) and report.classes:
-        parts.append(f"<h2>Which class was taken for which ({_html(report.judged)})</h2>")
+        parts.append(f"<h2>Which class was taken for which: the confusion matrix ({_html(report.judged)})</h2>")
         parts.append(confusion_table(report.true, report.predicted, report.classes))
     elif len(report.true):
         if report.first_row:

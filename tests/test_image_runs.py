@@ -173,17 +173,17 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         (["bars-images-idx3-ubyte", "--target", "label"], "--target means nothing for images"),
         (["bars-images-idx3-ubyte", "--sequence", "3"], "--sequence means nothing for images"),
         (["bars-images-idx3-ubyte", "--size", "5", "5"], "IDX is never resized"),
-        (["table.csv", "--target", "b", "--size", "5", "5"], "--size means nothing without"),
+        (["table.csv", "--target", "b", "--size", "5", "5"], "--size means nothing for a table without"),
         (["bars-images-idx3-ubyte", "--test", "none.png"], 'there is no file "none.png"'),
         (["bars-images-idx3-ubyte", "--test", "alone"], "alone says of no picture what it shows"),
         (["bars-images-idx3-ubyte", "--test", "other"], "other has pictures of 5 x 5; 9 x 8 are needed"),
         (["bars-images-idx3-ubyte", "--test", "strange"], 'strange has the class "class9", which training did not have'),
         (["bars-images-idx3-ubyte", "--test", "1.5"], "1.5 is not in the range 0<x<1"),
         (["table.csv", "--target", "b", "--test", "other"], "--test is the share of rows to hold out"),
-        (["table.csv", "--target", "b", "--filters", "none"], "--filters means nothing without"),
+        (["table.csv", "--target", "b", "--filters", "none"], "--filters means nothing for a table without"),
         (["alone"], "says of no picture what it shows"),
         (["flat"], "says of no picture what it shows"),
-        (["one"], "1 pictures of 1 classes"),
+        (["one"], "1 pictures of 1 classes: two classes and 5 pictures are needed at least"),
         (["broken"], "x/1.png is empty"),
     ],
 )
@@ -199,6 +199,18 @@ def test_what_train_refuses(tmp_path: Path, arguments: list[str], words: str, ca
     (tmp_path / "broken" / "x" / "1.png").write_bytes(b"")
     assert words in refused(capsys, "train", *arguments, "--epochs", "1")
     assert not (tmp_path / "runs").exists(), "what was made for a run that never was is gone"
+
+
+def test_a_run_does_not_lie_among_the_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run folder there would itself be taken for a class without pictures."""
+    bars = write_folder(tmp_path)
+    assert "would lie in" in refused(capsys, "train", bars, "--out", bars / "run", *QUICK)
+    monkeypatch.chdir(bars)
+    assert "name another place with --out" in refused(capsys, "train", ".", *QUICK)
+    assert {f.name for f in bars.iterdir()} == {"class0", "class1", "class2"}
+    assert call("train", ".", "--out", "../run", *QUICK) == 0
 
 
 def test_what_predict_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,12 +414,12 @@ def test_a_strip_of_grey_and_colour() -> None:
 def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     found = {gallery.heading: gallery for gallery in galleries(outcome)}
     assert list(found) == [
-        "What was learnt from", "The worst mistakes", "What the score hangs on", "The first layer's filters",
+        "Samples", "The worst mistakes", "What the score hangs on", "The first layer's filters",
         "What layer 3 responds to", "What layer 5 responds to", "What layer 7 responds to",
     ]  # fmt: skip
     held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
 
-    samples = found["What was learnt from"]
+    samples = found["Samples"]
     assert [p.caption for p in samples.pictures] == [
         f"{name}: {np.sum(outcome.learn.codes == code)}" for code, name in enumerate(held.classes)
     ]

@@ -416,8 +416,8 @@ class _Entry:
             if not tested and writes:
                 self._test_report()
                 tested = True
-            for blocks, together in groupby(items, self._blocks):
-                self._together(blocks, list(together))
+            for blocks, run in groupby(items, self._blocks):
+                self._together(blocks, list(run))
         if not tested:
             self._test_report()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"

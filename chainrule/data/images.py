@@ -273,15 +273,15 @@ def _pillow() -> Any:
 def _opened(file: Path) -> Iterator[Image]:
     """A picture of which the head has been read. Whatever fails while it is used is an error that names the file."""
     reader, _ = _pillow()
-    name = f"{file.parent.name}/{file.name}"
+    name = str(file)
     try:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{name} is no file but a pipe or a device")  # to open it could wait forever
+            raise DataError(f"{name} is no regular file: remove it")  # before a pipe is opened, which would wait for its writer
         with file.open("rb") as opened:
             start = opened.read(8)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
     if not about.st_size:
         raise DataError(f"{name} is empty: remove it, or copy it again")
     if not start.startswith(SIGNATURES):

@@ -284,6 +284,8 @@ def idx_array(source: str, data: bytes) -> Values:
         raise DataError(f"{source} is no IDX file: its first bytes are {data[:4]!r}")
     dtype, axes = np.dtype(IDX_DTYPES[data[2]]), data[3]
     start = 4 + 4 * axes
+    if len(data) < start:
+        raise DataError(f"{source} is cut off or damaged: its header of {axes} axes takes {start} bytes, and it has {len(data)}")
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     size = dtype.itemsize
     for length in shape:
