@@ -18,6 +18,7 @@ import numpy as np
 
 from ..derive.checkpoint import Checkpoints
 from ..graph.node import Graph, Node, Rows
+from .absorb import absorbed
 from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .apart import moved, set_apart
@@ -163,7 +164,7 @@ def _arranged(
     items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
     items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
-    items = with_siblings(in_blocks(in_lanes(items, target, names), names))
+    items = absorbed(with_siblings(in_blocks(in_lanes(items, target, names), names)))
     items, panels = in_panels(split(items, target, names), set(kept), target, names)
     items = parted(ragged(items, names), names)
     pairs = pairs_of(items)

@@ -1,7 +1,7 @@
 """Graph -> graph, for machine code: what has no kernel of its own is written in terms of what has.
 
-In, out: a graph in normal form. argmax becomes the first index among those whose element is the largest, or NaN. A product gets its
-operands in the order in which lanes read them: next to each other along the last axis of the result.
+In, out: a graph in normal form. argmax becomes the first index among those whose element is the largest, or NaN. A derivative that is 1
+or 0 chooses. A product gets its operands in the order in which lanes read them: next to each other along the last axis of the result.
 """
 
 from __future__ import annotations
@@ -119,4 +119,13 @@ def _add(node: Node, filled: tuple[int, int] | None) -> Node:
     return make("concatenate", tuple(piece for _, piece in pieces), {"axis": axis}, node.source, node.scope)
 
 
-RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax}
+def _gated(node: Node) -> Node:
+    """What is multiplied by 1 or 0 is chosen: 0 · ∞ is 0 in such a product. Only the sign of that 0 may be another."""
+    for x, gate in (node.args, node.args[::-1]):
+        if gate.op == "cast" and gate.args[0].dtype.kind == "b":
+            zero = make("broadcast", (constant_node(0, node.dtype),), {"shape": node.shape})
+            return make("where", (gate.args[0], x, zero), {}, node.source, node.scope)
+    return node
+
+
+RULES: dict[str, Callable[[Node], Node]] = {"argmax": _argmax, "strong_multiply": _gated}
