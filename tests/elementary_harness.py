@@ -7,6 +7,7 @@ import numpy as np
 
 from chainrule.compiler.builder import Builder
 from chainrule.compiler.elementary import emit
+from chainrule.compiler.gates import GATES, times_gate
 
 llvm.initialize_all_targets()
 llvm.initialize_all_asmprinters()
@@ -22,6 +23,7 @@ LEVELS = {  # features switched off from the host's
     "sse2": ("+sse2,-sse4.1,-avx,-fma", False, False),
 }
 ARITY = {"power": 2, "maximum": 2, "minimum": 2}
+PRODUCTS = {"silu": "logistic", "mish": "tanh_softplus", "gelu": "normal_cdf"}  # x times the gate of x
 _keep = []
 
 
@@ -33,7 +35,10 @@ def text(name, bits, width, fma=True, rounding=True, repeat=None):
     for k in range(n_in):
         b.lines.append(f"  %a{k} = getelementptr {s}, ptr %p{k}, i64 %i")
         b.lines.append(f"  %x{k} = load {b.type}, ptr %a{k}, align {size}")
-    y = emit(b, name, *[f"%x{k}" for k in range(n_in)])
+    if name in PRODUCTS:
+        y = times_gate(b, "%x0", GATES[PRODUCTS[name]](b, "%x0"))
+    else:
+        y = emit(b, name, *[f"%x{k}" for k in range(n_in)])
     end = b.block
     args = ", ".join([f"ptr %p{k}" for k in range(n_in)] + ["ptr noalias %out", "i64 %n"])
     body = "\n".join(b.lines)

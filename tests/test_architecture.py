@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "5 compiler",
         (
-            "compiler/coefficients compiler/builder compiler/reduction compiler/exponential compiler/power "
+            "compiler/coefficients compiler/builder compiler/reduction compiler/exponential compiler/gates compiler/power "
             "compiler/trigonometric compiler/elementary compiler/code compiler/target compiler/simplify compiler/affine "
             "compiler/regions compiler/kernels compiler/verify "
             "compiler/fold compiler/fuse compiler/scans compiler/flatten compiler/schedule compiler/phases compiler/layout "

@@ -167,14 +167,14 @@ def cdf_tail(t):
 
 # (Phi(x) - 1/2) / x in z = x^2
 cdf_ratio = series(lambda z: mp.erf(mp.sqrt(z / 2)) / mp.sqrt(z) / 2)
-for bits, near, far, end in ((24, 4, 9, "14.5"), (53, 9, 21, "39")):
+for bits, near, far, end in ((24, 4, 9, "15"), (53, 9, 21, "39.5")):
     t = "32" if bits == 24 else "64"
     JOBS["CDF" + t] = lambda b=bits, d=near, t=t: fit(
-        "CDF" + t, lambda z: cdf_ratio(z) - mpf("0.375"), lambda z: one, 0, CDF_MIDDLE**2, d, b
+        "CDF" + t, lambda z: cdf_ratio(z) - mpf("0.5"), lambda z: one, 0, CDF_MIDDLE**2, d, b
     )
     JOBS["CDF_TAIL" + t] = lambda b=bits, d=far, t=t, e=mpf(end): fit(
         "CDF_TAIL" + t,
-        lambda x: cdf_tail(x) - mpf("0.625"),
+        lambda x: cdf_tail(x) - (mpf("1.25") - x) / 2,
         lambda x: 1 / cdf_tail(x),
         *(mpf("0.75") - 8 / (a + 4) for a in (CDF_MIDDLE, e)),
         d,

@@ -19,6 +19,7 @@ import numpy as np
 
 from .builder import Builder
 from .elementary import emit
+from .gates import GATES, Gate, shrunk, times_gate
 
 Dtype = np.dtype[Any]
 Attrs = Mapping[str, Any]
@@ -131,6 +132,9 @@ class Block:
         self.lines: list[str] = []
         self.declarations: set[str] = set()
         self.helpers: dict[str, str] = {}
+        self.gates: dict[
+            str, tuple[Reg, Gate]
+        ] = {}  # by the register of a gate: what it is the gate of, and the gate times a power of two
         self._count = [0]
 
     # ---- text ----
@@ -444,13 +448,28 @@ def _zero(b: Block, like: Reg) -> Reg:
 
 def _elementary(b: Block, op: str, *args: Reg) -> Reg:
     """By elementary.py, whose registers are vectors at width 1 too."""
-    dtype, width = args[0].dtype, args[0].width
     cheap = _cheap_power(b, *args) if op == "power" else None
     if cheap is not None:
         return cheap
+    if op not in GATES:
+        return _by_builder(b, args, lambda builder, *texts: emit(builder, op, *texts))
+    grown: list[Gate] = []
+
+    def gate(builder: Builder, x: str) -> str:
+        grown.append(GATES[op](builder, x))
+        return shrunk(builder, grown[0])
+
+    result = _by_builder(b, args, gate)
+    b.gates[result.text] = args[0], grown[0]
+    return result
+
+
+def _by_builder(b: Block, args: Sequence[Reg], write: Callable[..., str]) -> Reg:
+    """What `write` makes of a builder and the registers, as vectors."""
+    dtype, width = args[0].dtype, args[0].width
     builder, single = b.builder(dtype, width), f"<1 x {args[0].scalar}>"
     texts = [b.line(f"bitcast {a} to {single}") if width == 1 else a.text for a in args]
-    text = emit(builder, op, *texts)
+    text = write(builder, *texts)
     if width == 1:
         text = b.line(f"bitcast {single} {text} to {args[0].scalar}")
     b.label = builder.block
@@ -489,7 +508,16 @@ def _arithmetic(on_floats: str, on_integers: str = "", on_booleans: str = "") ->
     return form
 
 
-_multiply = _arithmetic("fmul", "mul", "and")
+_product = _arithmetic("fmul", "mul", "and")
+
+
+def _multiply(b: Block, dtype: Dtype, x: Reg, y: Reg) -> Reg:
+    """The product. Of a number and its gate (silu, mish, gelu) it keeps the digits that the gate alone has lost where it is denormal."""
+    for number, gate in ((x, y), (y, x)):
+        argument, grown = b.gates.get(gate.text, (None, None))
+        if grown is not None and argument == number:
+            return _by_builder(b, (number,), lambda builder, text, g=grown: times_gate(builder, text, g))
+    return _product(b, dtype, x, y)
 
 
 def _is_zero(b: Block, x: Reg) -> Reg:

@@ -15,14 +15,13 @@ import math
 from collections.abc import Callable
 
 from .builder import Builder
-from .exponential import exp, exp_normal, expm1, logistic, tanh, tanh_softplus
+from .exponential import exp, exp_normal, expm1, tanh
+from .gates import GATES, gate_of
 from .power import power
 from .reduction import (
     fast_two_sum,
     log_ends,
-    reduce_exp,
     residual,
-    scale,
     split_exponent,
     split_normal,
     table,
@@ -30,9 +29,6 @@ from .reduction import (
     two_sum,
 )
 from .trigonometric import cos, sin, tan
-
-CDF_MIDDLE = 0.8
-
 
 # ---- logarithms --------------------------------------------------------------------------------------------------------------
 
@@ -102,35 +98,6 @@ def erf(b: Builder, x: str) -> str:
     e = exp_normal(b, b.fneg(b.fmul(a, a)))
     far = b.fsub(b.const(1.0), b.fmul(e, b.polynomial(b.fsub(a, b.const(2.0)), t["erfc"])))
     return b.copysign(b.select(b.fcmp("olt", a, b.const(t["erf_middle"][0])), near, far), x)
-
-
-def normal_cdf(b: Builder, x: str) -> str:
-    """(1/2 + 3/8 x) + x P(x^2) for small |x| = a; below, exp(-a^2/2) S(3/4 - 8u) u with u = 1 / (a + 4), and above, 1 less that.
-
-    The square is taken exactly, as the sum of two numbers: its rounding would be up to 700 times as large in the result. What u has
-    lost is made good, since S varies.
-    """
-    t = table(b)
-    a = b.fabs(x)
-    near = b.fma(x, b.polynomial(b.fmul(x, x), t["cdf"]), b.fma(x, b.const(0.375), b.const(0.5)))
-    end = b.const(t["cdf_end"][0])
-    limited = b.select(b.fcmp("ogt", a, end), end, a)
-    square, rest = two_product(b, b.fmul(limited, b.const(-0.5)), limited)
-    d = b.fadd(limited, b.const(4.0))
-    u = b.fdiv(b.const(1.0), d)
-    product, lost = two_product(b, u, d)
-    left = b.fsub(limited, b.fsub(d, b.const(4.0)))  # what rounding took from d
-    off = b.fsub(b.fsub(b.fsub(b.const(1.0), product), lost), b.fmul(left, u))  # of u, relative
-    s = b.fma(b.fmul(u, b.const(-8.0)), off, b.fma(u, b.const(-8.0), b.const(0.75)))
-    total, rounded = fast_two_sum(b, b.const(0.625), b.polynomial(s, t["cdf_tail"]))
-    tail, lost = two_product(b, total, u)
-    lost = b.fma(rounded, u, lost)
-    bits, n, r, low = reduce_exp(b, square)
-    r = b.fadd(b.fma(n, low, rest), r)
-    more = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, t["exp"]), r), off)
-    below = scale(b, b.fadd(b.fma(tail, more, lost), tail), bits)
-    far = b.select(b.fcmp("olt", x, b.const(0.0)), below, b.fsub(b.const(1.0), below))
-    return b.select(b.fcmp("olt", a, b.const(CDF_MIDDLE)), near, far)
 
 
 def arctan(b: Builder, x: str) -> str:
@@ -225,10 +192,8 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "cos": cos,
     "tan": tan,
     "tanh": tanh,
-    "logistic": logistic,
-    "tanh_softplus": tanh_softplus,
+    **{name: gate_of(grown) for name, grown in GATES.items()},
     "erf": erf,
-    "normal_cdf": normal_cdf,
     "arctan": arctan,
     "arcsin": arcsin,
     "arccos": arccos,

@@ -1,13 +1,9 @@
-"""Exponentials and their quotients on vector registers. In and out as in elementary.py.
-
-In float64 logistic and tanh_softplus keep the exponential and the denominator as two numbers each: they are hardly farther off than their
-own rounding, so that x times them is within 2 ulp too. Their power of two comes last.
-"""
+"""exp, expm1 and tanh on vector registers. In and out as in elementary.py."""
 
 from __future__ import annotations
 
 from .builder import Builder
-from .reduction import clamp, factors, fast_two_sum, power_of_two, quotient, reduce_exp, scale, table, two_product, two_sum
+from .reduction import clamp, fast_two_sum, power_of_two, reduce_exp, scale, table
 
 TANH32_END = 9.0  # the formula gives exactly 1 here, with FMA and without; tanh 9 is half an ulp below
 
@@ -18,10 +14,15 @@ def exp(b: Builder, x: str) -> str:
     if b.bits == 64:
         bits, y, _ = exp_parts(b, x)
         return scale(b, y, bits)
+    bits, y = exp_near_one(b, x)
+    return scale(b, y, bits)
+
+
+def exp_near_one(b: Builder, x: str) -> tuple[str, str]:
+    """e^x = 2^n y: bits of n for `scale`, y."""
     bits, n, rest, low = reduce_exp(b, x)
     r = b.fma(n, low, rest)
-    y = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, table(b)["exp"]), r), b.const(1.0))
-    return scale(b, y, bits)
+    return bits, b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, table(b)["exp"]), r), b.const(1.0))
 
 
 def exp_parts(b: Builder, x: str) -> tuple[str, str, str]:
@@ -36,9 +37,7 @@ def exp_parts(b: Builder, x: str) -> tuple[str, str, str]:
 
 def exp_normal(b: Builder, x: str) -> str:
     """e^x where it is a normal number; the caller limits x."""
-    bits, n, rest, low = reduce_exp(b, x)
-    r = b.fma(n, low, rest)
-    y = b.fadd(b.fma(b.fmul(r, r), b.polynomial(r, table(b)["exp"]), r), b.const(1.0))
+    bits, y = exp_near_one(b, x)
     return b.fmul(y, power_of_two(b, bits, 0))
 
 
@@ -89,39 +88,3 @@ def tanh(b: Builder, x: str) -> str:
     e = exp_normal(b, b.fadd(limited, limited))
     far = b.fsub(b.const(1.0), b.fdiv(b.const(2.0), b.fadd(e, b.const(1.0))))
     return b.copysign(b.select(b.fcmp("olt", a, b.const(0.55)), near, far), x)
-
-
-def logistic(b: Builder, x: str) -> str:
-    """1 / (1 + e) for x >= 0, e / (1 + e) below, e = exp(-|x|)."""
-    one, zero = b.const(1.0), b.const(0.0)
-    below = b.fcmp("olt", x, zero)
-    y = b.fneg(b.fabs(x))
-    if b.bits == 32:
-        e = exp(b, y)
-        return b.fdiv(b.select(below, e, one), b.fadd(e, one))
-    bits, e, low = exp_parts(b, clamp(b, y, *table(b)["exp_range"]))
-    first, second = factors(b, bits)
-    power = b.fmul(first, second)
-    d, lost = fast_two_sum(b, one, b.fmul(power, e))
-    q = quotient(b, b.select(below, e, one), b.select(below, low, zero), d, b.fma(power, low, lost))
-    return b.select(below, b.fmul(b.fmul(q, first), second), q)
-
-
-def tanh_softplus(b: Builder, x: str) -> str:
-    """tanh(log(1 + e^x)) = n / (n + 2), n = e^x (e^x + 2); 1 from 20 on."""
-    two, end = b.const(2.0), b.const(20.0)
-    x = b.select(b.fcmp("ogt", x, end), end, x)
-    if b.bits == 32:
-        e = exp(b, x)
-        n = b.fma(e, e, b.fadd(e, e))
-        return b.fdiv(n, b.fadd(n, two))
-    bits, e, low = exp_parts(b, clamp(b, x, *table(b)["exp_range"]))
-    first, second = factors(b, bits)
-    power = b.fmul(first, second)
-    a, a_low = two_sum(b, b.fmul(power, e), two)
-    a_low = b.fma(power, low, a_low)
-    n, n_low = two_product(b, e, a)
-    n_low = b.fma(e, a_low, b.fma(low, a, n_low))
-    d, d_low = two_sum(b, b.fmul(power, n), two)
-    q = quotient(b, n, n_low, d, b.fma(power, n_low, d_low))
-    return b.fmul(b.fmul(q, first), second)

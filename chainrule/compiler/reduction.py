@@ -35,20 +35,14 @@ def reduce_exp(b: Builder, x: str) -> tuple[str, str, str, str]:
 
 
 def power_of_two(b: Builder, n: str, offset: int) -> str:
-    """2^(n - offset), n from reduce_exp; the result must be normal."""
+    """2^(n - offset), n from reduce_exp; the result must be normal, or 2^-bias, which becomes 0."""
     return b.to_float(b.integer("shl", b.integer("sub", n, b.bias + offset), b.mantissa))
-
-
-def factors(b: Builder, bits: str) -> tuple[str, str]:
-    """Two normal numbers whose product is 2^n, n from reduce_exp."""
-    half = b.integer("lshr", bits, 1)
-    first, second = (b.to_float(b.integer("shl", part, b.mantissa)) for part in (half, b.integer("sub", bits, half)))
-    return first, second
 
 
 def scale(b: Builder, y: str, bits: str) -> str:
     """y 2^n, n from reduce_exp, by two factors: one rounding makes a denormal, and overflow makes inf."""
-    first, second = factors(b, bits)
+    half = b.integer("lshr", bits, 1)
+    first, second = (b.to_float(b.integer("shl", part, b.mantissa)) for part in (half, b.integer("sub", bits, half)))
     return b.fmul(b.fmul(y, first), second)
 
 
