@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "initializers losses metrics schedules optim health train/sequences train/data train/windows train/scope train/history "
             "train/objective train/progress train/epochs train/fit train/fullbatch train/state train/recipe train/compiled "
             "train/model train/ "
-            "nn/saving nn/module nn/layers nn/convolution nn/images nn/recurrent nn/from_torch nn/"
+            "nn/saving nn/names nn/module nn/layers nn/convolution nn/images nn/recurrent nn/from_torch nn/"
         ),
     ),
     (

@@ -46,6 +46,7 @@ from chainrule.graph.node import Type
 from chainrule.graph.trace import build, type_of
 from chainrule.losses import losses
 from chainrule.normalize import normalize
+from chainrule.ops.loop import apply_iota
 from chainrule.ops.window import windows
 from chainrule.run.backend import backends
 from chainrule.train.objective import initial_slots, make_program
@@ -68,11 +69,13 @@ AVX2 = fixed("avx2")
 
 def compiled(
     f: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: Sequence[str], *, state: Sequence[str] = (),
-    rows: Sequence[str] = (), threads: int = 1, target: Target = AVX2,
+    rows: Sequence[str] = (), whole: Sequence[str] = (), threads: int = 1, target: Target = AVX2,
 ) -> Code:  # fmt: skip
-    """A function of arrays of these shapes through all passes. rows: inputs of which a step takes some rows."""
-    graph = normalize(build(f, [Type(s, F4) for s in shapes.values()]))
-    given = {n: Buffer(n, s, F4, "state" if n in state else "input") for n, s in shapes.items()}
+    """A function of arrays of these shapes through all passes. rows: inputs of which a step takes some rows; whole: those that are whole
+    numbers."""
+    types = {n: Type(s, np.dtype(np.int32) if n in whole else F4) for n, s in shapes.items()}
+    graph = normalize(build(f, list(types.values())))
+    given = {n: Buffer(n, t.shape, t.dtype, "state" if n in state else "input") for n, t in types.items()}
     results = [Buffer(n, o.shape, o.dtype, "result") for n, o in zip(outputs, graph.outputs, strict=True)]
     places = [given[n] if n in state else r for n, r in zip(outputs, results, strict=True)]
     slots = {n: i for i, n in enumerate(dict.fromkeys([pipeline.ORDER, *shapes, *outputs]), 2)}
@@ -113,6 +116,20 @@ def convolution(w: Any, v: Any, x: Any, rate: Any) -> Any:
     return [value, w - rate * dw, v - rate * dv]
 
 
+def ragged(w: Any, h: Any, x: Any, lengths: Any, rate: Any) -> Any:
+    """h ← max(h w + x_t, 0) as long as t < lengths."""
+
+    def loss(w: Any) -> Any:
+        def step(h: Any, now: Any) -> Any:
+            inside = np.less(now[1], lengths)[:, None]
+            return np.where(inside, np.maximum(h @ w + now[0], 0), h), None
+
+        return np.mean(cr.scan(step, h, (np.moveaxis(x, 1, 0), apply_iota(x.shape[1])))[0] ** 2)
+
+    value, dw = cr.value_and_grad(loss)(w)
+    return [value, w - rate * dw]
+
+
 @cache
 def example(name: str) -> Code:
     if name == "dense":
@@ -123,10 +140,13 @@ def example(name: str) -> Code:
     if name == "convolution":
         shapes = {"w": (2, 1, 3), "v": (2, 3, 2), "x": (32, 5, 1), "rate": ()}
         return compiled(convolution, shapes, ["loss", "w", "v"], state=["w", "v"], rows=["x"], threads=2)
+    if name == "ragged":
+        shapes = {"w": (2, 2), "h": (3, 2), "x": (3, 8, 2), "lengths": (3,), "rate": ()}
+        return compiled(ragged, shapes, ["loss", "w"], state=["w"], rows=["x", "lengths"], whole=["lengths"], threads=2)
     return compiled(scanned, {"h": (2, 3), "w": (3, 3), "xs": (6, 2, 3)}, ["last", "states"])
 
 
-EXAMPLES = ("dense", "sgd", "scan", "convolution")
+EXAMPLES = ("dense", "sgd", "scan", "ragged", "convolution")
 
 
 @pytest.mark.parametrize("stage", ["kernels", "loops", "llvm"])

@@ -19,6 +19,7 @@ from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.cost import work
 from chainrule.compiler.kernels import Buffer, Kernel, Loop, Store, kernels_of, load
 from chainrule.compiler.scans import improve
+from chainrule.compiler.simplify import simplify
 from chainrule.compiler.verify import verify
 from chainrule.errors import BudgetError, GraphError
 from chainrule.graph.interpret import evaluate
@@ -128,6 +129,12 @@ def entered(w: Any) -> Any:
     return lambda h, y: (np.tanh(h @ w + y), h)
 
 
+def split_step(p: Any) -> Callable[[Any, Any], Any]:
+    """A step that reads halves of a vector apart: the vector's gradient is two sums over rows, side by side."""
+    n = p.shape[0] // 2
+    return lambda s, y: (np.tanh(s * p[:n] + y * p[n:]), None)
+
+
 LOOPS: dict[str, Made] = {  # of h (rows, n), x (length, rows, n), w (n, n)
     "plain": gradients_of(lambda m, h, x, w: scan(tanh_step(w), h, x, m)),
     "only the last state": gradients_of(lambda m, h, x, w: scan(tanh_step(w), h, x, m)[0]),
@@ -214,6 +221,15 @@ LOOPS: dict[str, Made] = {  # of h (rows, n), x (length, rows, n), w (n, n)
     ),
     "forward again over what a reversed loop stacked": only(
         lambda m, h, x, w: scan(lambda s, y: ((s[0] + y.T @ s[1], np.tanh(s[1] + y)), None), (w, h), scan(entered(w), h, x, m, True)[1])
+    ),
+    "sums side by side": gradients_of(lambda m, h, x, w: scan(split_step(np.concatenate([w[0], w[-1]])), h, x, m)),
+    "sums side by side that are given": gradients_of(
+        lambda m, h, x, w: scan(
+            lambda s, y: (s + np.concatenate([np.sum(y, axis=0), np.sum(y * w[0], axis=0)]), s), np.concatenate([w[0], w[-1]]), x, m
+        )
+    ),
+    "products side by side": gradients_of(
+        lambda m, h, x, w: scan(lambda s, y: (np.concatenate([np.tanh(s @ w[:, :1]), (y * s) @ w[:, 1:]], axis=1), None), h, x, m)
     ),
     "second derivatives": only(
         lambda m, h, x, w: cr.hvp(lambda v: np.sum(np.cos(scan(tanh_step(v), h, x, m)[1])), w, np.cos(w))
@@ -394,6 +410,14 @@ def test_sums_are_gathered_over_chunks() -> None:
     assert not loop.meets
     sums = [k for k in loop.items if isinstance(k, Kernel)]
     assert any({a.extent for a in k.reduced} == {8, 32} and k.domain[0].extent == 2 for k in sums), "half of the rows at a time"
+
+
+def test_sums_side_by_side_have_states_of_their_own_and_are_gathered() -> None:
+    loss = lambda p, h, x: np.sum(scan(split_step(p), h, x)[0])
+    _, backward = loops_of(improve(simplify(graph_of(cr.grad(loss), [numbers(4), *SEQUENCE[:2]])[0])))
+    assert [t.shape for t in backward.types[: backward.attrs["states"]]] == [(3, 2), (2,), (2,)]
+    (loop,) = sum_loops(cr.grad(loss), numbers(32), *LONG[:2])
+    assert not loop.meets
 
 
 @pytest.mark.parametrize("reverse", [False, True])

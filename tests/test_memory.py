@@ -316,8 +316,43 @@ def test_a_plan_in_words() -> None:
     assert isinstance(plan, MemoryPlan)
     (loop,) = plan.loops
     assert loop.layer == "0"
-    assert f"0: {loop.kind}: {loop.states} states and the inner values of {loop.segment} step" in str(plan)
-    assert f"{loop.extra} of 7 steps computed again" in str(plan)
+    assert str(loop).startswith('RNN "0" goes from the first step to the last and keeps ')
+    assert f" keeps {loop.states} states and the inner values of {loop.segment} step ({loop.kind}); " in str(plan)
+    assert f"{loop.extra} of 7 steps are computed again" in str(plan)
+
+
+class Siamese(nn.Module):
+    """One recurrent layer used twice, and a loop in the network's own code."""
+
+    def __init__(self) -> None:
+        self.reader = nn.GRU(3)
+
+    def __call__(self, x: Any) -> Any:
+        steps = np.swapaxes(x, 0, 1) * self.parameter("gain", (2,), "ones")
+        mean, _ = cr.scan(lambda h, x: (np.tanh(0.5 * h + x), None), np.zeros((x.shape[0], 2), x.dtype), steps, reverse=True)
+        return np.concatenate([self.reader(x), self.reader(-x), mean], axis=1)
+
+
+def test_a_plan_says_which_loop_is_which() -> None:
+    def words(net: nn.Module) -> list[str]:
+        net.fit(np.ones((4, 30, 2)), np.ones((4, 8)), epochs=1)
+        return [str(loop).partition(" and keeps ")[0] for loop in net.compiled.plan().loops]
+
+    forward, backward = "goes from the first step to the last", "goes from the last step to the first"
+    stack = nn.Sequential(nn.Bidirectional(nn.LSTM(3, True)), nn.GRU(2, True, reverse=True), nn.Bidirectional(nn.RNN(4)))
+    assert words(stack) == [
+        f'LSTM "0.forward" {forward}',
+        f'LSTM "0.backward" {backward}',
+        f'GRU "1" {backward}',
+        f'RNN "2.forward" {forward}',
+        f'RNN "2.backward" {backward}',
+    ]
+    assert sorted(words(Siamese())) == [
+        f'GRU "reader", loop 1 of 2, {forward}',
+        f'GRU "reader", loop 2 of 2, {forward}',
+        f"Siamese, the network itself, {backward}",
+    ]
+    assert words(nn.Recurrent(nn.LSTM(8))) == [f"Recurrent, the network itself, {forward}"]
 
 
 # ---- threads and widths ------------------------------------------------------------------------------------------------------

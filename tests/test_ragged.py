@@ -44,9 +44,7 @@ def network(name: str, rows: int, dtype: str = "float64") -> tuple[nn.Module, An
     return net, x, y, n
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LAYERS if n != "peephole"]
-)  # whose gradient is three sums side by side: not gathered
+@pytest.mark.parametrize("name", list(LAYERS))
 def test_loops_end_with_their_rows(name: str) -> None:
     net, x, y, n = network(name, 16)
     net.fit(x, y, lengths=n, epochs=1, verbose=False)

@@ -623,7 +623,8 @@ class _Fusion:
         sources += [partial(former.at, x) for x in node.args[states + sequences :]]
         sinks = [[Sink(b, carried=True)] for b in carried] + [[Sink(r, (of(time),))] for r in results[states:]]
         made = fuse(body, sources, sinks, self._rows_inside(node), self.names)
-        return Loop(self.names("loop"), time, node.attrs["reverse"], made, carried, memory=node.attrs.get("memory"))
+        reverse, memory = node.attrs["reverse"], node.attrs.get("memory")
+        return Loop(self.names("loop"), time, reverse, made, carried, memory=memory, layer=node.scope)
 
     def _rows_inside(self, node: Node) -> list[Rows]:
         """The row axis of each input of a loop's step. A state that begins with the same number in all rows has none before the loop, but

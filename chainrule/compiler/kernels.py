@@ -157,7 +157,8 @@ class Loop:
     of the items, which are loops, once: (which, the value of its axis). memory: bytes
     that may be kept of its steps for a backward loop. gathers: its sums may be added for many steps at a time (gather.py). ends: when
     each row has taken its last step, if that is known only while running (ragged.py). between: the axis takes no value below the first
-    of these, which are affine in the axes of loops around, nor the second or one above (gather.py)."""
+    of these, which are affine in the axes of loops around, nor the second or one above (gather.py). layer: the dotted name of the one
+    that the loop was recorded in, for reports."""
 
     name: str
     axis: Axis
@@ -170,6 +171,7 @@ class Loop:
     gathers: bool = True
     ends: Ends | None = None
     between: tuple[Affine, Affine] | None = None
+    layer: str = ""
 
     def limits(self) -> tuple[Value, Value]:
         """From where to where (exclusive) its axis goes."""

@@ -1,8 +1,10 @@
 """Loops of a graph: what is the same in every step goes out of them, and what one loop has computed another does not compute again.
 
-In, out: a graph in normal form. A backward loop computes the inner values of each step again from the state that the step began with
-(ops/loop.py). Here the forward loop is made to stack those of them that cost much, as far as the backward loop reads them; what follows
-from these by a few operators is still computed again, so that less has to go to memory and back.
+In, out: a graph in normal form. A state to which sums that lie side by side are added (the gradient of an array whose parts are used
+apart) becomes a state for each of them, which can be gathered over many steps (gather.py). A backward loop computes the inner values of
+each step again from the state that the step began with (ops/loop.py). Here the forward loop is made to stack those of them that cost
+much, as far as the backward loop reads them; what follows from these by a few operators is still computed again, so that less has to go
+to memory and back.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..graph.node import OPS, Graph, Node, Type, input_node, output_node, rebuilt
+from ..graph.node import OPS, Graph, Node, Type, input_node, make, output_node, rebuilt
 from ..normalize import node_key, normalize
 from .fuse import EXPENSIVE, VIRTUAL
 
@@ -19,17 +21,24 @@ COSTLY = 12.0  # of an expensive function
 
 
 def improve(graph: Graph) -> Graph:
-    """Both for all loops of the graph, those inside loops first."""
+    """All of this for all loops of the graph, those inside loops first."""
     if not any(n.op == "scan" for n in graph.nodes()):
         return graph
     table: dict[Node, Node] = {i: i for i in graph.inputs}
+    results: dict[Node, list[Node]] = {}  # of loops that have got more states
     for node in graph.nodes():
         if node in table:
+            continue
+        if node.op == "output" and node.args[0] in results:
+            table[node] = results[node.args[0]][node.attrs["index"]]
             continue
         args = tuple(table[a] for a in node.args)
         attrs = {k: improve(v) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
         new = rebuilt(node, args, attrs)
         table[node] = _hoisted(new) if new.op == "scan" else new
+        if (apart := _sums_apart(table[node])) is not None:
+            results[node] = apart
+            table[node] = apart[0]  # who reads it without saying which reads a loop of one result
     graph = normalize(Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name))
     return _kept(graph)
 
@@ -75,6 +84,64 @@ def _is_worth_it(node: Node, nodes: Sequence[Node], fixed: set[Node]) -> bool:
 
 def _below(roots: Iterable[Node]) -> list[Node]:
     return Graph((), tuple(roots)).nodes()
+
+
+# ---- sums side by side -------------------------------------------------------------------------------------------------------
+
+
+def _sums_apart(loop: Node) -> list[Node] | None:
+    """The results of a loop with a state for each of the sums that are added side by side to one; None where there are none."""
+    if loop.op != "scan":
+        return None
+    body: Graph = loop.attrs["body"]
+    states = loop.attrs["states"]
+    found = {k: joined for k in range(states) if (joined := _joined_sums(body, k)) is not None}
+    if not found:
+        return None
+    first, inputs, outputs = list[Node](), list[Node](), list[Node]()
+    for k in range(states):
+        if k not in found:
+            first.append(loop.args[k])
+            inputs.append(body.inputs[k])
+            outputs.append(body.outputs[k])
+            continue
+        at, axis = 0, found[k].attrs["axis"]
+        for part in found[k].args:
+            first.append(_slice(loop.args[k], axis, at, at + part.shape[axis]))
+            inputs.append(input_node(part.type))
+            outputs.append(make("add", (inputs[-1], part), {}, part.source, part.scope))
+            at += part.shape[axis]
+    new = Graph((*inputs, *body.inputs[states:]), (*outputs, *body.outputs[states:]))
+    types = (*(o.type for o in outputs), *loop.types[states:])
+    attrs = {**loop.attrs, "states": len(inputs), "body": new}
+    made = Node("scan", (*first, *loop.args[states:]), attrs, types, loop.source, loop.scope)
+    each = iter([output_node(made, i) for i in range(len(types))])
+    return [_joined(found[k], [next(each) for _ in found[k].args]) if k in found else next(each) for k in range(len(loop.types))]
+
+
+def _joined_sums(body: Graph, k: int) -> Node | None:
+    """The sums, one after the other, that a step adds to a state which nothing else in it reads."""
+    state, new = body.inputs[k], body.outputs[k]
+    if (
+        new.op != "add"
+        or state not in new.args
+        or [n for n in body.nodes() if state in n.args] != [new]
+        or body.outputs.count(state)
+    ):
+        return None
+    joined = new.args[0] if new.args[1] is state else new.args[1]
+    return joined if joined.op == "concatenate" and all(p.op in ("sum", "contract") for p in joined.args) else None
+
+
+def _joined(like: Node, parts: Sequence[Node]) -> Node:
+    return make("concatenate", tuple(parts), dict(like.attrs), like.source, like.scope)
+
+
+def _slice(node: Node, axis: int, start: int, stop: int) -> Node:
+    ends = [(start, stop) if d == axis else (0, n) for d, n in enumerate(node.shape)]
+    return make(
+        "slice", (node,), {"start": tuple(a for a, _ in ends), "stop": tuple(b for _, b in ends), "step": (1,) * len(ends)}
+    )
 
 
 # ---- what another loop has computed ------------------------------------------------------------------------------------------

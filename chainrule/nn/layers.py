@@ -305,7 +305,7 @@ def _projection(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 @layers.declare("Sequential")
-class Sequential(Module):
+class Sequential(Module, overrides=["_children"]):
     """Layers one after the other. A function of one array may stand among them. Parameters are named by position: "2.weight".
 
     >>> net = Sequential(Dense(8, "relu"), Dense(1))

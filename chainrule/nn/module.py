@@ -10,8 +10,8 @@ import functools
 import inspect
 import os
 from abc import ABCMeta
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..train.model import Model
 from ..train.scope import Scope
 from ..train.state import OWN
 from . import saving
+from .names import check_attribute, closed_names, methods
 
 
 class _Made(ABCMeta):
@@ -52,6 +53,9 @@ class Module(Model, metaclass=_Made):
     keeps its first name. `trainable=False`,
     given when a layer is made or set later, freezes it and all in it: parameters and statistics stay as they are.
 
+    Methods and attributes of your own may have any name that is not taken; one that is, be it private, is refused when the class is
+    made or the attribute set. To replace a method on purpose, name it: `class Net(Module, overrides=["summary"])`.
+
     >>> import numpy as np
     >>> class Scale(Module):
     ...     def __call__(self, x):
@@ -63,6 +67,7 @@ class Module(Model, metaclass=_Made):
     """
 
     trainable: bool = True
+    _closed: ClassVar[frozenset[str]]  # names that a subclass may not take by chance
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Module:
         self = super().__new__(cls)
@@ -70,10 +75,17 @@ class Module(Model, metaclass=_Made):
         self._init_state()
         return self
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, overrides: Collection[str] = (), free: Collection[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        inherited: frozenset[str] = frozenset().union(*(base._closed for base in cls.__bases__ if issubclass(base, Module)))
+        cls._closed = closed_names(cls, Module, inherited, overrides).difference(free)
         if "__call__" in vars(cls):
             cls.__call__ = _traced_call(vars(cls)["__call__"])  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._closed:
+            check_attribute(type(self), name)
+        super().__setattr__(name, value)
 
     def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {}
@@ -156,6 +168,9 @@ class Module(Model, metaclass=_Made):
         words = [*(_word(a) for a in args), *(f"{k}={_word(v)}" for k, v in kwargs.items())]
         frozen = "" if self.trainable else ", trainable=False"
         return f"{type(self).__name__}({', '.join(words)}{frozen})"
+
+
+Module._closed = frozenset({*OWN, "_closed", *(n for base in Module.__mro__[:-1] for n in methods(base))})
 
 
 def _modules(name: str, value: Any) -> Iterator[tuple[str, Module]]:

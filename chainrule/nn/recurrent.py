@@ -29,7 +29,7 @@ from .saving import layers
 
 
 @layers.declare("Recurrent")
-class Recurrent(Module):
+class Recurrent(Module, free=["step"]):
     """A loop over time: (h_t, y_t) = step(h_{t-1}, x_t).
 
     A cell of your own is a subclass that defines `step`, which may use `self.parameter`, or a function or an object with a method

@@ -120,12 +120,18 @@ class Cost:
 class LoopPlan:
     """What is kept of one loop over time until its backward pass.
 
-    Attributes: layer: the layer's name; kind: "all" (the inner values of all steps), "segments" (the state that each segment of
+    Attributes: layer: the dotted name of the layer it belongs to, "" for the network itself; cell: that layer's class; number, of: it is
+    the first, second, ... of so many loops of this layer, which is used more than once or has several in its code; reverse: whether it
+    goes from the last step to the first; kind: "all" (the inner values of all steps), "segments" (the state that each segment of
     steps begins with) or "recursive" (fewer states, some of them computed again several times); steps: T; segment: the inner values of so
     many steps are kept at a time; states: kept at a time; extra: forward steps that are computed again; bytes: what all this takes.
     """
 
     layer: str
+    cell: str
+    number: int
+    of: int
+    reverse: bool
     kind: str
     steps: int
     segment: int
@@ -134,10 +140,16 @@ class LoopPlan:
     bytes: int
 
     def __str__(self) -> str:
-        again = f"{self.extra:,} of {self.steps:,} steps computed again ({self.extra / self.steps:.2f} forward passes)"
-        kept = f"{self.states:,} states and the inner values of {self.segment:,} steps"
-        what = f"the inner values of all {self.steps:,} steps" if self.kind == "all" else f"{self.kind}: {kept}; {again}"
-        return f"{self.layer or 'loop'}: {what}; {said(self.bytes)}"
+        which = f'{self.cell} "{self.layer}"' if self.layer else f"{self.cell}, the network itself,"
+        several = f"{'' if which.endswith(',') else ','} loop {self.number} of {self.of}," if self.of > 1 else ""
+        way = "from the last step to the first" if self.reverse else "from the first step to the last"
+        kept = f"the inner values of all {self.steps:,} steps"
+        if self.kind != "all":
+            kept = (
+                f"{_many(self.states, 'state')} and the inner values of {_many(self.segment, 'step')} ({self.kind}); {self.extra:,} of "
+                f"{_many(self.steps, 'step')} are computed again ({self.extra / self.steps:.2f} forward passes)"
+            )
+        return f"{which}{several} goes {way} and keeps {kept}: {said(self.bytes)}"
 
 
 @record(frozen=True)
@@ -248,6 +260,8 @@ class Compiled:
         >>> net = nn.Sequential(nn.RNN(32), nn.Dense(1))
         >>> _ = net.fit(np.ones((4, 2000, 2)), np.ones((4, 1)), epochs=1, memory="500kB")
         >>> (loop,) = net.compiled.plan().loops
+        >>> print(loop)
+        RNN "0" goes from the first step to the last and keeps 4 states and the inner values of 512 steps (segments); ...
         >>> loop.layer, loop.kind, loop.steps, loop.segment, loop.states
         ('0', 'segments', 2000, 512, 4)
         """
@@ -255,10 +269,15 @@ class Compiled:
 
         request = self._request(entry, rows)
         code = request.code(units=1)
+        names = [loop.layer for loop, _ in code.plans]
+        cells = {n: type(layer).__name__ for n, layer in self._network._layers().items()}
         loops = [
-            LoopPlan(", ".join(cost.layers(loop)), p.kind, p.steps, p.segment, p.states, p.advances, p.bytes)
-            for loop, p in code.plans
-        ]
+            LoopPlan(
+                name, cells.get(name, "a layer"), names[: at + 1].count(name), names.count(name), loop.reverse, p.kind, p.steps,
+                p.segment, p.states, p.advances, p.bytes,
+            )
+            for at, (name, (loop, p)) in enumerate(zip(names, code.plans, strict=True))
+        ]  # fmt: skip
         data = sum(b.bytes for b in cost.copies_of_data(i for items in code.plan.phases for i in items))
         return MemoryPlan(tuple(loops), code.arena.bytes, data, request.program.memory)
 
@@ -430,6 +449,10 @@ def _cells(line: KernelCost) -> tuple[str, ...]:
 def _set(cell: str, width: int, column: int) -> str:
     """Words to the left, numbers to the right."""
     return cell.ljust(width) if column < 4 else cell.rjust(width)
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _short(text: str, most: int) -> str:
