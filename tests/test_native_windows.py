@@ -3,6 +3,7 @@ of vectors, in both precisions, with the same bits for every number of threads."
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -166,7 +167,7 @@ def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm:
 @pytest.mark.parametrize("width", WIDTHS)
 @settings(max_examples=20)
 @given(
-    rows=st.sampled_from([16, 32, 37, 48, 50, 64, 67]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
+    rows=st.sampled_from([16, 32, 37, 48, 50, 64, 65, 67, 79]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
     g=geometries(9), h=geometries(9), pool=st.sampled_from([(2, 2), (3, 2), (2, 1)]), norm=st.booleans(),
     dtype=st.sampled_from(["float32", "float64"]),
 )  # fmt: skip
@@ -218,7 +219,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], list[nn.Module]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [16, 48, 50])
+@pytest.mark.parametrize("rows", [16, 48, 50, 65, 74])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_many_layers(name: str, rows: int) -> None:
     """Gradients, with dropout and batch statistics; and what a run with a short last batch leads to."""
@@ -252,7 +253,7 @@ def _grouped() -> nn.Module:
     return nn.Sequential(first, nn.Conv2D(12, 3, 2, "same", "relu", groups=12), nn.BatchNorm(), nn.GlobalAvgPool(), nn.Dense(3))
 
 
-@pytest.mark.parametrize("rows", [32, 50, 64, 37])
+@pytest.mark.parametrize("rows", [32, 50, 64, 37, 65, 74])
 @pytest.mark.parametrize("make", [_plain, _grouped])
 def test_threads_give_the_same_bits(make: Callable[[], nn.Module], rows: int) -> None:
     """A run over images with a short last batch."""
@@ -296,6 +297,21 @@ def test_a_tile_may_have_columns_inside_a_gradient() -> None:
     assert [a.extent for a in largest.domain] == [4, 16, 12, 8]
     assert {a for i in bounds(largest.values()) for a in i.axes} & {*largest.domain} == {largest.domain[1]}
     assert schedule(largest, narrowed("avx512")).tile is largest.domain[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks"), [(64, [(4, 16)]), (100, [(6, 16), (1, 4)]), (67, [(4, 16), (1, 3)]), (50, [(2, 25)])]
+)
+def test_rows_that_are_left_lie_beside_whole_blocks(rows: int, blocks: list[tuple[int, int]]) -> None:
+    """The rows of a batch that no number from 16 to 64 divides, or none that fills vectors, are in lanes too."""
+    x, y = np.ones((rows, 8, 7, 1), "f4"), np.zeros(rows, int)
+    net = nn.Sequential(nn.Conv2D(3, 3, activation="relu"), nn.Flatten(), nn.Dense(2))
+    net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=rows, verbose=False)
+    text = net.compiled.text("kernels")
+    products = re.findall(r"kernel \w+ \[\w+<(\d+)\*? \w+<6 \w+<5 \w+<3 \w+<(\d+)\] over \[\w+<3 \w+<3\]", text)
+    lanes = [(int(count), int(inside)) for count, inside in products]
+    assert lanes == blocks
+    assert sum(n * inside for n, inside in lanes) == rows
 
 
 def _by_groups(w: Any, weight: Any) -> Any:
