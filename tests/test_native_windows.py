@@ -3,6 +3,7 @@ of vectors, in both precisions, with the same bits for every number of threads."
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +189,7 @@ def network(filters: int, g: Geometry, h: Geometry, pool: tuple[int, int], norm:
 @pytest.mark.parametrize("width", WIDTHS)
 @settings(max_examples=20)
 @given(
-    rows=st.sampled_from([16, 32, 37, 48, 50, 64, 67]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
+    rows=st.sampled_from([16, 32, 37, 48, 50, 64, 65, 67, 79]), channels=st.sampled_from([(1, 6), (3, 4), (5, 17)]),
     g=geometries(9), h=geometries(9), pool=st.sampled_from([(2, 2), (3, 2), (2, 1)]), norm=st.booleans(),
     dtype=st.sampled_from(["float32", "float64"]),
 )  # fmt: skip
@@ -220,6 +221,17 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], list[nn.Module]]]] = {
     "residual": ((7, 6, 3), lambda: [nn.Conv2D(6, 3, padding="same"), _residual(5, 2), nn.Activation("relu"), nn.GlobalAvgPool()]),
     "drops": ((8, 8, 2), lambda: [nn.Conv2D(6, 3), nn.Dropout2D(0.3), nn.AvgPool2D(2), nn.Dropout(0.2), nn.Flatten()]),
     "groups": ((6, 6, 4), lambda: [nn.Conv2D(6, 3, groups=2, padding="same"), nn.LayerNorm(), nn.Conv2D(6, 3, groups=6), nn.Flatten()]),
+    "groups with norm": ((7, 6, 8), lambda: [
+        nn.Conv2D(8, 3, 2, "same", "relu", groups=4), nn.Conv2D(16, 3, padding="same", groups=2, bias=False), nn.BatchNorm(),
+        nn.Activation("relu"), nn.MaxPool2D(2), nn.Flatten(),
+    ]),
+    "depthwise": ((6, 7, 3), lambda: [
+        nn.Conv2D(6, 3, padding="same", activation="relu", groups=3), nn.Conv2D(6, 3, padding="same", activation="tanh", groups=6),
+        nn.Conv2D(4, 1), nn.GlobalAvgPool(),
+    ]),
+    "groups in time": ((15, 6), lambda: [
+        nn.Conv1D(12, 3, 2, "causal", "relu", groups=3), nn.Conv1D(12, 2, dilation=2, activation="relu", groups=4), nn.GRU(4),
+    ]),
     "dilated": ((20, 3), lambda: [nn.Conv1D(5, 3, padding="causal", dilation=2), nn.Conv1D(5, 2, 3, 2, "tanh"), nn.Flatten()]),
     "padded pool": ((9, 9, 2), lambda: [nn.MaxPool2D(3, 2, "same"), nn.Conv2D(7, 2), nn.AvgPool2D(3, 1, "same"), nn.GlobalAvgPool()]),
     "recurrent": ((15, 3), lambda: [nn.Conv1D(5, 3, activation="relu"), nn.MaxPool1D(2), nn.LSTM(4)]),
@@ -229,7 +241,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], list[nn.Module]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [16, 48, 50])
+@pytest.mark.parametrize("rows", [16, 48, 50, 65, 74])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_many_layers(name: str, rows: int) -> None:
     """Gradients, with dropout and batch statistics; and what a run with a short last batch leads to."""
@@ -254,15 +266,24 @@ def test_networks_of_many_layers(name: str, rows: int) -> None:
         np.testing.assert_allclose(a, ends[1][key], rtol=1e-7, atol=1e-9, err_msg=key)
 
 
-@pytest.mark.parametrize("rows", [32, 50, 64, 37])
-def test_threads_give_the_same_bits(rows: int) -> None:
+def _plain() -> nn.Module:
+    return network(6, Geometry(9, 3, 2, 1), Geometry(8, 2, 1, 1), (2, 2), True)
+
+
+def _grouped() -> nn.Module:
+    first = nn.Conv2D(12, 3, padding="same", activation="relu", groups=3)
+    return nn.Sequential(first, nn.Conv2D(12, 3, 2, "same", "relu", groups=12), nn.BatchNorm(), nn.GlobalAvgPool(), nn.Dense(3))
+
+
+@pytest.mark.parametrize("rows", [32, 50, 64, 37, 65, 74])
+@pytest.mark.parametrize("make", [_plain, _grouped])
+def test_threads_give_the_same_bits(make: Callable[[], nn.Module], rows: int) -> None:
     """A run over images with a short last batch."""
-    g, h = Geometry(9, 3, 2, 1), Geometry(8, 2, 1, 1)
     r = np.random.default_rng(2)
     x, y = r.normal(size=(rows * 2 + 19, 9, 8, 3)).astype("f4"), r.integers(0, 3, rows * 2 + 19)
     states = []
     for threads in (1, 2, 3):
-        net = network(6, g, h, (2, 2), True)
+        net = make()
         with registered(Threaded(threads)) as name:
             net.fit(x, y, loss="cross_entropy", epochs=2, batch_size=rows, seed=0, backend=name, verbose=False)
         states.append(state(net))
@@ -270,17 +291,21 @@ def test_threads_give_the_same_bits(rows: int) -> None:
         assert_same(states[0], other)
 
 
+def _kernels(f: Callable[..., Any], arrays: list[Array]) -> list[Kernel]:
+    """Those of a function without captures."""
+    graph = normalize(trace_function(f, arrays)[0])
+    inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
+    outputs = [Buffer(f"out{i}", n.shape, n.dtype, "result") for i, n in enumerate(graph.outputs)]
+    slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), *outputs], 2)}
+    code = compile_graph("f", graph, inputs, outputs, [], slots, [0, *[None] * (len(inputs) - 1)], host())
+    return list(kernels_of([i for items in code.plan.phases for i in items]))
+
+
 def _gradient_by_the_input(rows: int, side: int, channels: int, filters: int) -> list[Kernel]:
     """Its kernels: of a convolution with windows of 3 x 3."""
     x, w = np.zeros((rows, side, side, channels)), np.zeros((3, 3, channels, filters))
     f = lambda x, w: contract("bhwcij,ijco->bhwo", windows(x, [1, 2], [3, 3]), w)
-    g = np.zeros((rows, side - 2, side - 2, filters))
-    graph = normalize(trace_function(lambda x, w, g: cr.vjp(f, x, w)[1](g)[0], [x, w, g])[0])
-    inputs = [Given(Buffer(f"in{i}", n.shape, n.dtype, "input")) for i, n in enumerate(graph.inputs)]
-    out = Buffer("out", x.shape, np.dtype(np.float64), "result")
-    slots = {b.name: i for i, b in enumerate([*(g.buffer for g in inputs), out], 2)}
-    code = compile_graph("f", graph, inputs, [out], [], slots, [None] * len(inputs), host())
-    return list(kernels_of([i for items in code.plan.phases for i in items]))
+    return _kernels(lambda x, w, g: cr.vjp(f, x, w)[1](g)[0], [x, w, np.zeros((rows, side - 2, side - 2, filters))])
 
 
 def test_cost_counts_the_terms_that_there_are() -> None:
@@ -294,3 +319,71 @@ def test_a_tile_may_have_columns_inside_a_gradient() -> None:
     assert [a.extent for a in largest.domain] == [4, 16, 12, 8]
     assert {a for i in bounds(largest.values()) for a in i.axes} & {*largest.domain} == {largest.domain[1]}
     assert schedule(largest, narrowed("avx512")).tile is largest.domain[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks"), [(64, [(4, 16)]), (100, [(6, 16), (1, 4)]), (67, [(4, 16), (1, 3)]), (50, [(2, 25)])]
+)
+def test_rows_that_are_left_lie_beside_whole_blocks(rows: int, blocks: list[tuple[int, int]]) -> None:
+    """The rows of a batch that no number from 16 to 64 divides, or none that fills vectors, are in lanes too."""
+    x, y = np.ones((rows, 8, 7, 1), "f4"), np.zeros(rows, int)
+    net = nn.Sequential(nn.Conv2D(3, 3, activation="relu"), nn.Flatten(), nn.Dense(2))
+    net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=rows, verbose=False)
+    text = net.compiled.text("kernels")
+    products = re.findall(r"kernel \w+ \[\w+<(\d+)\*? \w+<6 \w+<5 \w+<3 \w+<(\d+)\] over \[\w+<3 \w+<3\]", text)
+    lanes = [(int(count), int(inside)) for count, inside in products]
+    assert lanes == blocks
+    assert sum(n * inside for n, inside in lanes) == rows
+
+
+def _by_groups(w: Any, weight: Any) -> Any:
+    y = np.einsum("bhwgcij,ijcgf->bhwgf", np.reshape(w, (*w.shape[:3], 3, 4, 3, 3)), np.reshape(weight, (3, 3, 4, 3, 4)))
+    return np.reshape(y, (*w.shape[:3], 12))
+
+
+def _groups_first(w: Any, weight: Any) -> Any:
+    w = np.reshape(np.transpose(w, (0, 3, 1, 2, 4, 5)), (w.shape[0], 3, 4, *w.shape[1:3], 3, 3))
+    return np.reshape(
+        np.einsum("bgchwij,gfcij->bghwf", w, np.reshape(weight, (3, 4, 4, 3, 3))), (w.shape[0], 3, *w.shape[3:5], 4)
+    )
+
+
+def _filters_first(w: Any, weight: Any) -> Any:
+    return np.einsum("bhwcij,fijc->bhwf", w, np.reshape(weight, (4, 3, 3, 12)))
+
+
+def _each_channel(w: Any, weight: Any) -> Any:
+    return np.einsum("bhwcij,ijcf->bhwcf", w, np.reshape(weight, (3, 3, 12, 4)))
+
+
+@pytest.mark.parametrize("rows", [5, 32])
+@pytest.mark.parametrize("product", [_by_groups, _groups_first, _filters_first, _each_channel])
+def test_products_read_windows_where_they_are(product: Callable[[Any, Any], Any], rows: int) -> None:
+    """Values and gradients of windows of a padded array, seen otherwise and multiplied; no array is as large as they are."""
+    r = np.random.default_rng(0)
+    arrays = [r.normal(size=(rows, 6, 7, 12)), r.normal(size=3 * 3 * 12 * 4)]
+
+    def f(x: Any, weight: Any) -> Any:
+        w = windows(np.pad(np.tanh(x), ((0, 0), (1, 1), (1, 1), (0, 0))), [1, 2], [3, 3])
+        return np.sum(np.maximum(product(w, weight), 0) ** 2)
+
+    both = lambda *a: cr.value_and_grad(f, (0, 1))(*a)
+    graph = normalize(trace_function(both, arrays)[0])
+    for a, b in zip(backend_of().function(graph)(arrays), evaluate(graph, arrays), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+    largest = max(s.buffer.size for k in _kernels(both, arrays) for s in k.stores)
+    assert largest < rows * 6 * 7 * 12 * 9
+
+
+@pytest.mark.parametrize("rows", [15, 16])
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_take_as_much_memory_as_one(groups: int, rows: int) -> None:
+    """Of a step: activations, and none of the windows."""
+    x, y = np.ones((rows, 8, 8, 8), "f4"), np.zeros(rows, int)
+    bytes_ = []
+    for g in (1, groups):
+        convolutions = [nn.Conv2D(8, 3, padding="same", activation="relu", groups=g) for _ in range(3)]
+        net = nn.Sequential(*convolutions, nn.GlobalAvgPool(), nn.Dense(2))
+        net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=rows, verbose=False)
+        bytes_.append(net.compiled.plan().bytes)
+    assert bytes_[1] < 1.2 * bytes_[0]

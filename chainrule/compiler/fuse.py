@@ -26,9 +26,10 @@ import numpy as np
 from ..graph.node import OPS, Graph, Node, Rows
 from ..graph.rows import propagate_rows, rows_of_nodes
 from ..ops.contract import parse
-from .affine import Affine, Axis, of
+from .affine import Affine, Axis, flat, of
 from .fold import Part, parts
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, elementwise, iota, kernels_of, load, reduce
+from .views import added_up, extents, is_windows, joined, joins_groups, parted, runs
 
 Index = tuple[Any, ...]  # of Affine, or Value where an entry is looked up
 Source = Callable[[Index], Value]
@@ -165,20 +166,18 @@ class _Fusion:
     # ---- kinds ---------------------------------------------------------------------------------------------------------------
 
     def _within(self) -> set[Node]:
-        """Products that only a fold reads: their sum and that over windows are one. Folds of which only a part is read: no more is made."""
+        """Products that only a fold reads, and how it sees them: their sum and that over windows are one. Folds of which only a part is
+        read: no more is made."""
         users: dict[Node, list[Node]] = {}
         for n in self.order:
             for a in n.args:
                 users.setdefault(a, []).append(n)
         found = set()
-        for n in self.order:
-            readers = users.get(n, ())
-            if n in self.sinks or len(readers) != 1:
-                continue
-            (reader,) = readers
-            if n.op == "contract" and reader.op == "fold":
-                found.add(n)
-            if n.op == "fold" and reader.op == "slice" and set(reader.attrs["step"]) == {1}:
+        alone = {n: readers[0] for n, readers in users.items() if len(readers) == 1 and n not in self.sinks}
+        for n, reader in alone.items():
+            if reader.op == "fold" and all(a in alone for a in added_up(reader)):
+                found.update(added_up(reader))
+            if n.op == "fold" and reader.op == "slice" and _crops(reader, n.attrs["axes"]):
                 found.add(n)
                 self.crops.add(reader)
         return found
@@ -190,7 +189,8 @@ class _Fusion:
             if n.op in ("contract", "scan", "take", "scatter_add"):
                 must |= {b for a in n.args if (b := self._beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
-                must |= {a for a in n.args if a.op == "transpose"}  # in memory in the order in which it is read
+                turned = {a for a in n.args if a.op == "transpose" and not is_windows(a)}
+                must |= turned  # in memory in the order in which it is read
             if n.op == "concatenate":
                 must |= {a for a in n.args if a.op not in {*VIRTUAL, "input"} and OPS[a.op].elementwise}
             if n.op == "scan":
@@ -201,7 +201,7 @@ class _Fusion:
                 must |= {a for a, i in inputs if i in whole and a.op in VIRTUAL and a.op not in ("constant", "iota", "output")}
             if n.op == "take":
                 must |= {b for a in n.args[:1] if (b := _viewed(a)).op != "input"}
-            if n.op == "reshape" and not _plain_reshape(n):
+            if n.op == "reshape" and not (_plain_reshape(n) or is_windows(n) or joins_groups(n)):
                 must |= {b for b in (_viewed(n),) if b.op not in ("input", "constant", "output")}
         depth: dict[Node, int] = {}
         weight: dict[Node, int] = {}
@@ -235,7 +235,9 @@ class _Fusion:
             feeds = nothing.union(*(self.feeds.get(a, nothing) for a in n.args))
             same = nothing
             other = nothing.union(*(self.other.get(a, nothing) for a in n.args))
-            if (n.op in VIRTUAL and n not in self.crops) or n in self.within:
+            if joins_groups(n) and n not in self.must:
+                same = self.same[n.args[0]]
+            elif (n.op in VIRTUAL and n not in self.crops) or n in self.within:
                 other = feeds
                 if n in self.must:
                     same = feeds = self._copied(n, feeds, free)
@@ -420,14 +422,15 @@ class _Fusion:
         """The kernel that computes these nodes at `index`."""
         former = Former(self, group, domain, folded)
         stores: list[Store] = []
+        row: int | None = None
         for node in sorted(asked, key=self.position.__getitem__):
-            value = former.at(node, index)
+            own = joined(index, group.shape, node.shape)
+            row = row if row is not None else _place_of(own, self.rows.get(node), domain)
+            value = former.at(node, own)
             places = [Sink(self.stored[node])] if node in self.stored else []
             places += [s for s in self.sinks.get(node, ()) if not places or s.buffer is not places[0].buffer]
-            stores += [Store(p.buffer, p.at(index), value) for p in places]
-        row = next((r for r in (self.rows.get(n) for n in asked) if isinstance(r, int)), None)
-        unit = _unit(domain, row) if not folded else _unit(domain, _place_of(index, row, domain))
-        return Kernel(self.names("k"), domain, former.reduced, stores, unit)
+            stores += [Store(p.buffer, p.at(own), value) for p in places]
+        return Kernel(self.names("k"), domain, former.reduced, stores, _unit(domain, row))
 
     def _folds(self, node: Node) -> Iterator[tuple[tuple[Axis, ...], Index, list[Folded]]]:
         """The parts of an array that windows are added back to, or of a part of one: domain, index, and what reaches it."""
@@ -437,6 +440,7 @@ class _Fusion:
         (w,) = fold.args
         geometry = zip(a["axes"], a["size"], a["stride"], a["dilation"], strict=True)
         last = a["axes"][-1]
+        lengths = extents(added_up(fold)) if w in self.within else [(n,) for n in w.shape]
         cuts = [
             parts(fold.shape[x], k, s, d, w.shape[x], starts[x], starts[x] + node.shape[x], x == last) for x, k, s, d in geometry
         ]
@@ -445,12 +449,14 @@ class _Fusion:
             domain: list[Axis] = []
             index: list[Affine] = []
             folded: dict[int, Folded] = {}
-            for d, n in enumerate(node.shape):
+            for d in range(len(node.shape)):
                 part = by_axis.get(d)
-                (q,) = self._axes((n if part is None else part.count,))
-                domain.append(q)
-                index.append(of(q))
+                own = (part.count,) if part is not None else lengths[d]
+                axes = self._axes(own)
+                domain += axes
+                index.append(flat((of(a) for a in axes), own))
                 if part is not None:
+                    (q,) = axes
                     (r,) = self._axes((part.spread,))
                     domain += [r] if part.spread > 1 else []
                     index[d] = of(q) * part.step + (part.first - starts[d]) + of(r)
@@ -495,7 +501,7 @@ class _Fusion:
         """Each part is stored in its place by the group that computes it; others are copied."""
         axis, at, kernels = node.attrs["axis"], 0, []
         for arg in node.args:
-            if arg in self.home and self.home[arg].open and self.home[arg].shape == arg.shape:
+            if self._can_store(arg):
                 self.sinks.setdefault(arg, []).append(
                     Sink(target, offsets=tuple(at * (d == axis) for d in range(len(node.shape))))
                 )
@@ -513,15 +519,17 @@ class _Fusion:
             at += arg.shape[axis]
         return kernels
 
+    def _can_store(self, node: Node) -> bool:
+        """Whether the kernel that computes a node can put it where others want it."""
+        group = self.home.get(node)
+        return group is not None and group.open and runs(group.shape, node.shape) is not None
+
     def _pad(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
         x, fill = node.args
         row = self.rows.get(node)
         amounts = node.attrs["amounts"]
-        if (
-            x in self.home
-            and self.home[x].open
-            and self.home[x].shape == x.shape
-            and all(min(low, high) >= 0 and not mid for low, high, mid in amounts)
+        if self._can_store(x) and all(
+            min(low, high) >= 0 and not mid for low, high, mid in amounts
         ):  # its group stores it inside
             self.sinks.setdefault(x, []).append(Sink(target, offsets=tuple(low for low, _, _ in amounts)))
             self._ask(x)
@@ -769,8 +777,13 @@ class Former:
         if _plain_reshape(node):
             rest = iter(i for i, n in zip(index, node.shape, strict=True) if n != 1)
             return node.args[0], tuple(Affine() if n == 1 else next(rest) for n in node.args[0].shape)
-        below = _viewed(node)
         f = self.fusion
+        (x,) = node.args
+        if is_windows(node):
+            return x, joined(index, node.shape, x.shape)
+        if x in f.within or (joins_groups(node) and f.home[x] is self.group):
+            return x, parted(index, x.shape, node.shape)
+        below = _viewed(node)
         if below.op == "constant":
             return self.at(below, ())
         if below.op == "input":
@@ -875,9 +888,15 @@ def _unit(domain: tuple[Axis, ...], row: int | None) -> Axis | None:
     return max(domain, key=lambda a: a.extent * (MUCH_LONGER if a is domain[0] else 1), default=None)
 
 
-def _place_of(index: Index, row: int | None, domain: Sequence[Axis]) -> int | None:
+def _place_of(index: Index, row: Rows, domain: Sequence[Axis]) -> int | None:
     """The place in the domain of the axis that is the index of the rows."""
-    return next((i for i, a in enumerate(domain) if row is not None and index[row] == of(a)), None)
+    return next((i for i, a in enumerate(domain) if isinstance(row, int) and index[row] == of(a)), None)
+
+
+def _crops(node: Node, axes: Sequence[int]) -> bool:
+    """Whether a slice is one piece of an array, and whole but for these axes."""
+    others = set(range(len(node.shape))).difference(axes)
+    return set(node.attrs["step"]) == {1} and all(node.shape[d] == node.args[0].shape[d] for d in others)
 
 
 def _plain_reshape(node: Node) -> bool:

@@ -7,6 +7,9 @@ lanes, a window is an offset of whole vectors, and weights are broadcast. Whethe
   stay as they are, row by row.
 - In a graph with loops over time, whose steps would do so (six units fill six of sixteen lanes): all arrays.
 
+Rows that are left beside whole blocks (67 are four blocks of 16 and three rows) lie in arrays of their own, which kernels of their own
+read and write: so nothing is computed of rows that there are not. Sums over rows are made of both.
+
 Where kernels see an array that stays as more than it is, or rows are gathered, a copy is transposed block by block; and a result, which the
 caller gets row by row, is copied out at the end.
 
@@ -17,19 +20,21 @@ they too are made by the thread that has the block.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import ceil, prod
 
 from .affine import Affine, Axis, of
 from .fuse import EXPENSIVE, Names
-from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
+from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reindexed, roots, terms
 from .phases import Access, accesses
 from .ragged import is_masked
 from .schedule import COSTLY
 from .share import in_parts
 from .target import Target
+
+Lying = Callable[[int], tuple[int, int]]  # rows -> rows of a block, and rows that are left beside whole blocks
 
 LEAST = 16  # rows: so many fill the widest vector, or several
 MOST = 16  # rows of a block, if that many divide a batch
@@ -39,6 +44,7 @@ LEAST_PART = 64  # terms of a part of a sum
 GAIN = 1.1  # times as many instructions with channels in lanes as with rows, from which on rows lie there
 GAIN_OVER_TIME = 1.25  # the same where steps of a loop decide, which have little else to do
 ACROSS = 1.4  # times as many instructions of a sum over lanes
+_COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
 
 
 @cache
@@ -50,6 +56,25 @@ def block(rows: int) -> int:
     """
     fitting = [n for n in range(LEAST, min(rows, LARGEST) + 1) if rows % n == 0]
     return min(fitting, key=lambda n: (-n / _pitch(n), abs(n - MOST)), default=0)
+
+
+def _divided(rows: int) -> tuple[int, int]:
+    """The same, and that no rows are left."""
+    return block(rows), 0
+
+
+@cache
+def lying(rows: int) -> tuple[int, int]:
+    """Rows of a block, and those that are left beside whole blocks, where that fills lanes much better than a divisor does.
+
+    >>> [lying(n) for n in (48, 50, 64, 67, 100, 128)]
+    [(16, 0), (25, 0), (16, 0), (16, 3), (16, 4), (16, 0)]
+    """
+    size = block(rows)
+    filled = size / _pitch(size) if size else 0.0
+    if rows > LARGEST and rows / _pitch(rows) > GAIN * filled:
+        return MOST, rows % MOST
+    return size, 0
 
 
 def _pitch(rows: int) -> int:
@@ -70,38 +95,58 @@ def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
         for b in dict.fromkeys(a.buffer for _, a in found.fitting)
         if b in copied and found.places[b] == 0
     }
-    rewriter = _Rewriter(found.places, homes, copies, found.axes, names)
+    rewriter = _Rewriter(found, homes, copies, names)
     made: list[Item] = []
     for item in items:
-        made.append(rewriter.item(item))
+        made += rewriter.item(item)
         written = dict.fromkeys(a.buffer for a in accesses(item) if a.write and a.buffer in copies)
-        made += [_transposed(b, copies[b], names) for b in written]
-    for buffer, home in (*homes.items(), *copies.items()):
-        place = found.places[buffer]
-        home.lanes, home.shape = block(home.shape[place]), _shape(home.shape, place)
-    return made + [_handed_over(home, b, found.places[b], names) for b, home in homes.items() if home is not b]
+        made += [k for b in written for k in rewriter.transposed(b)]
+    rewriter.shape_buffers()
+    return made + [k for b, home in homes.items() if home is not b for k in rewriter.handed_over(b)]
 
 
 @dataclass(frozen=True)
 class _Found:
     """Arrays that can lie so. places: of each the dimension of its rows; fitting: who looks at them; axes: those with fewer stay as they
-    are."""
+    are; lying: how many rows are a block, and how many are left."""
 
     places: Mapping[Buffer, int]
     fitting: Sequence[tuple[Kernel, Access]]
     axes: int
+    lying: Lying
 
 
 def _of_windows(items: Sequence[Item], target: Target) -> _Found | None:
     """The arrays outside loops, if windows are taken of some and that fills lanes better so."""
     kernels = [i for i in items if isinstance(i, Kernel)]
     inside = {a.buffer for i in items if isinstance(i, Loop) for a in accesses(i)}
-    every = [(k, a) for k in kernels for a in accesses(k) if _has_rows_first(a.buffer) and a.buffer not in inside]
-    fitting = _fitting(every, {a.buffer: 0 for _, a in every})
+
+    def fitting_of(lie: Lying) -> list[tuple[Kernel, Access]]:
+        every = [(k, a) for k in kernels for a in accesses(k) if _is_of_rows(a.buffer, lie) and a.buffer not in inside]
+        return _fitting(every, {a.buffer: 0 for _, a in every})
+
+    lie: Lying = lying
+    fitting = fitting_of(lie)
+    if not _can_be_two([(k, a) for k, a in fitting if lying(a.view[0])[1]]):
+        lie, fitting = _divided, fitting_of(_divided)
     seen = {k: a.view[0] for k, a in fitting if any(_is_window(i) for i in a.index[1:])}
-    if not _gains(seen, target):
+    if not _gains(seen, target, lie):
         return None
-    return _Found({a.buffer: 0 for _, a in fitting}, fitting, 3)
+    return _Found({a.buffer: 0 for _, a in fitting}, fitting, 3, lie)
+
+
+def _is_of_rows(buffer: Buffer, lie: Lying) -> bool:
+    large = len(buffer.shape) > 1 and buffer.size > 0
+    return buffer.row == 0 and buffer.space in ("scratch", "result") and large and lie(buffer.shape[0])[0] > 0
+
+
+def _can_be_two(fitting: Sequence[tuple[Kernel, Access]]) -> bool:
+    """Whether each of these can be a kernel for whole blocks and one for rows that are left: with one axis of rows, and no sums of sums."""
+    rows: dict[Kernel, set[Affine | Value]] = {}
+    for k, a in fitting:
+        rows.setdefault(k, set()).add(a.index[0])
+    nested = any(v.op == "reduce" for k in rows for v in terms(v for v in k.values() if v.op == "reduce"))
+    return not nested and all(len(r) == 1 and not k.sequential and not k.between for k, r in rows.items())
 
 
 def _over_time(items: Sequence[Item], target: Target) -> _Found | None:
@@ -123,7 +168,7 @@ def _over_time(items: Sequence[Item], target: Target) -> _Found | None:
             found.setdefault(s.buffer, set()).add(along[0] if len(along) == 1 else None)
     places = {b: d for b, (d, *more) in found.items() if not more and d is not None and _has_rows(b, d)}
     fitting = _fitting([(k, a) for k in kernels_of(items) for a in accesses(k) if a.buffer in places], places)
-    return _Found({a.buffer: places[a.buffer] for _, a in fitting}, fitting, 2)
+    return _Found({a.buffer: places[a.buffer] for _, a in fitting}, fitting, 2, _divided)
 
 
 def _effort(kernel: Kernel, rows: int, target: Target, in_lanes: bool) -> float:
@@ -162,7 +207,10 @@ def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
     made = [part for i in items for part in (_summed(i, names) if isinstance(i, Kernel) else [i])]
     plain = [k for k in made if isinstance(k, Kernel) and k.inner is None]  # the units of the others are blocks
     rows = {a.buffer.shape[0] for k in plain for a in accesses(k) if _has_rows_first(a.buffer)}
-    uneven = {n for n in rows if n % (2 * EVEN) and block(n) < n}
+    inside = {
+        k.inner.extent for k in made if isinstance(k, Kernel) and k.inner is not None
+    }  # where none are left, blocks are alike
+    uneven = {n for n in rows if n % (2 * EVEN) and block(n) < n and (not inside or block(n) in inside)}
     cut = {k: _cut(k, names) for k in plain if k.unit is not None and k.unit.extent in uneven}
     return [cut.get(i, i) if isinstance(i, Kernel) else i for i in made]
 
@@ -199,7 +247,7 @@ def _summed(kernel: Kernel, names: Names) -> list[Kernel]:
     return in_parts(kernel, rows, names)
 
 
-def _gains(seen: Mapping[Kernel, int], target: Target) -> bool:
+def _gains(seen: Mapping[Kernel, int], target: Target, lie: Lying) -> bool:
     """Whether sums over windows fill lanes better with rows than with channels. seen: kernels that look at windows, and the rows there."""
     rows = channels = 0.0
     for kernel, count in seen.items():
@@ -207,7 +255,8 @@ def _gains(seen: Mapping[Kernel, int], target: Target) -> bool:
         if sums and kernel.domain:
             width = target.vector_bytes // sums[0].dtype.itemsize
             terms = prod(a.extent for a in (*kernel.domain, *kernel.reduced))
-            rows += terms / _filled(block(count), width)
+            size, left = lie(count)
+            rows += terms / _filled(count if left else size, width)
             channels += terms / _filled(kernel.domain[-1].extent, width)
     return channels > GAIN * rows
 
@@ -241,94 +290,138 @@ def _looks_up(kernel: Kernel) -> bool:
     return any(isinstance(i, Value) for v in kernel.values() for i in v.index)
 
 
-def _shape(shape: Sequence[int], place: int) -> tuple[int, ...]:
-    rows = shape[place]
-    return (*shape[:place], rows // block(rows), *shape[place + 1 :], _pitch(block(rows)))
-
-
-def _index(index: Sequence[Affine | Value], rows: int, place: int) -> tuple[Affine | Value, ...]:
-    """(..., block, ..., row inside); index: in terms of the new axes."""
-    row = index[place]
-    assert isinstance(row, Affine)
-    where = row.divided(block(rows))
-    assert where is not None
-    return (*index[:place], where[0], *index[place + 1 :], where[1])
-
-
-def _transposed(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
-    """The copy of an array, seen as rows of numbers."""
-    rows, n = buffer.shape[0], prod(buffer.shape[1:])
-    size = block(rows)
-    outer, across, inner = (Axis(names("i"), extent) for extent in (rows // size, n, size))
-    read = load(buffer, (of(outer) * size + of(inner), of(across)), (rows, n))
-    stores = [Store(copy, (of(outer), of(across), of(inner)), read)]
-    return Kernel(names("k"), (outer, across, inner), (), stores, outer, inner=inner)
-
-
-def _handed_over(home: Buffer, result: Buffer, place: int, names: Names) -> Kernel:
-    """A result row by row, from where it was computed."""
-    before, rows, after = result.shape[:place], result.shape[place], prod(result.shape[place + 1 :])
-    first = tuple(Axis(names("i"), n) for n in before)
-    outer, inner, across = (Axis(names("i"), n) for n in (rows // block(rows), block(rows), after))
-    read = load(home, (*map(of, first), of(outer), of(across), of(inner)), (*before, outer.extent, after, _pitch(inner.extent)))
-    index = (*map(of, first), of(outer) * inner.extent + of(inner), of(across))
-    stores = [Store(result, index, read, shape=(*before, rows, after))]
-    return Kernel(names("k"), (*first, outer, inner, across), (), stores, outer, inner=inner)
-
-
 class _Rewriter:
-    """Kernels rewritten, the axes of rows in two: that of blocks, and last of all that inside a block. homes: arrays that lie so, and
-    where."""
+    """Kernels rewritten, the axes of rows in two: that of blocks, and last of all that inside a block. Rows that are left beside whole
+    blocks have arrays and kernels of their own, which one thread runs. homes: arrays that lie so, and where."""
 
-    def __init__(
-        self,
-        places: Mapping[Buffer, int],
-        homes: Mapping[Buffer, Buffer],
-        copies: Mapping[Buffer, Buffer],
-        axes: int,
-        names: Names,
-    ) -> None:
-        self.places, self.homes, self.copies, self.axes, self.names = places, homes, copies, axes, names
+    def __init__(self, found: _Found, homes: Mapping[Buffer, Buffer], copies: Mapping[Buffer, Buffer], names: Names) -> None:
+        self.places, self.axes, self.lying, self.names = found.places, found.axes, found.lying, names
+        self.homes, self.copies = homes, copies
+        self.lies = {homes[b]: (b.shape, self.places[b]) for b in homes}
+        self.lies.update({c: ((b.shape[0], prod(b.shape[1:])), 0) for b, c in copies.items()})
+        left = [b for b, (shape, place) in self.lies.items() if self.lying(shape[place])[1]]
+        self.rests = {b: Buffer(names("t"), b.shape, b.dtype, row=b.row) for b in left}
 
-    def item(self, item: Item) -> Item:
+    def item(self, item: Item) -> list[Item]:
         if isinstance(item, Loop):
-            return replace(item, items=[self.item(i) for i in item.items], states=[self.homes.get(b, b) for b in item.states])
-        return self._kernel(item)
+            states = [self.homes.get(b, b) for b in item.states]
+            return [replace(item, items=[k for i in item.items for k in self.item(i)], states=states)]
+        return [*self._kernels(item)]
+
+    def shape_buffers(self) -> None:
+        """The arrays get the shapes that they have now."""
+        for b, (shape, place) in self.lies.items():
+            size, left = self.lying(shape[place])
+            b.lanes, b.shape = size, self._shape(shape, place, False)
+            if b in self.rests:
+                self.rests[b].lanes, self.rests[b].shape = left, self._shape(shape, place, True)
+
+    def transposed(self, buffer: Buffer) -> Iterator[Kernel]:
+        """The copy of an array, seen as rows of numbers."""
+        rows, copy, across = buffer.shape[0], self.copies[buffer], Axis(self.names("i"), prod(buffer.shape[1:]))
+        for rest in (False, True) if copy in self.rests else (False,):
+            (outer, inner), where = self._split(Axis(self.names("i"), rows), rest)
+            read = load(buffer, (where, of(across)), (rows, across.extent))
+            stores = [Store(self.rests[copy] if rest else copy, (of(outer), of(across), of(inner)), read)]
+            yield Kernel(self.names("k"), (outer, across, inner), (), stores, outer, inner=inner)
+
+    def handed_over(self, result: Buffer) -> Iterator[Kernel]:
+        """A result row by row, from where it was computed."""
+        place, home = self.places[result], self.homes[result]
+        before, rows, after = result.shape[:place], result.shape[place], prod(result.shape[place + 1 :])
+        first, across = tuple(Axis(self.names("i"), n) for n in before), Axis(self.names("i"), after)
+        for rest in (False, True) if home in self.rests else (False,):
+            (outer, inner), where = self._split(Axis(self.names("i"), rows), rest)
+            shape = self._shape((*before, rows, after), place, rest)
+            read = load(self.rests[home] if rest else home, (*map(of, first), of(outer), of(across), of(inner)), shape)
+            stores = [Store(result, (*map(of, first), where, of(across)), read, shape=(*before, rows, after))]
+            yield Kernel(self.names("k"), (*first, outer, inner, across), (), stores, outer, inner=inner)
+
+    def _split(self, axis: Axis, rest: bool) -> tuple[tuple[Axis, Axis], Affine]:
+        """That of blocks and that inside a block, and where they are on the axis. rest: of rows that are left."""
+        size, left = self.lying(axis.extent)
+        start = axis.extent - left if rest else 0
+        outer = Axis(self.names("b"), 1 if rest else axis.extent // size)
+        inner = Axis(axis.name, left if rest else size)
+        return (outer, inner), of(outer) * size + of(inner) + start
+
+    def _shape(self, shape: Sequence[int], place: int, rest: bool) -> tuple[int, ...]:
+        rows = shape[place]
+        size, left = self.lying(rows)
+        count, inside = (1, left) if rest else (rows // size, size)
+        return (*shape[:place], count, *shape[place + 1 :], _pitch(inside))
+
+    def _index(self, index: Sequence[Affine | Value], rows: int, place: int, rest: bool) -> tuple[Affine | Value, ...]:
+        """(..., block, ..., row inside); index: in terms of the new axes."""
+        row, (size, left) = index[place], self.lying(rows)
+        assert isinstance(row, Affine)
+        where = (row + (left - rows if rest else 0)).divided(size)
+        assert where is not None
+        return (*index[:place], where[0], *index[place + 1 :], where[1])
 
     def _placed(self, a: Access) -> Buffer | None:
         if a.buffer in self.copies and not a.write and max(len(a.view), len(a.buffer.shape)) >= self.axes:
             return self.copies[a.buffer]
         return self.homes.get(a.buffer)
 
-    def _loaded(self, v: Value) -> Value:
+    def _loaded(self, rest: bool, v: Value) -> Value:
+        if v.op == "reduce" and not v.attrs["over"]:
+            return v.args[0]  # over a single row that is left
         if v.op != "load" or v.buffer is None:
             return v
         buffer = self._placed(Access(v.buffer, v.index, v.shape, None, False))
         if buffer is None:
             return v
         place = self.places[v.buffer]
-        return load(buffer, _index(v.index, v.shape[place], place), _shape(v.shape, place))
+        index, shape = self._index(v.index, v.shape[place], place, rest), self._shape(v.shape, place, rest)
+        return load(self.rests[buffer] if rest else buffer, index, shape)
 
-    def _kernel(self, kernel: Kernel) -> Kernel:
+    def _kernels(self, kernel: Kernel) -> Iterator[Kernel]:
         rows = [a.index[self.places[a.buffer]] for a in accesses(kernel) if self._placed(a) is not None]
         axes = list(dict.fromkeys(x for i in rows for x in i.axes))
-        if not axes:
-            return kernel
-        both = {x: (Axis(self.names("b"), x.extent // block(x.extent)), Axis(x.name, block(x.extent))) for x in axes}
-        where = {x: of(outer) * inner.extent + of(inner) for x, (outer, inner) in both.items()}
-        table = rebuilt(roots(kernel.stores), {}, where, self._loaded)
+        if not any(self.lying(x.extent)[1] for x in axes):
+            yield self._kernel(kernel, axes, False) if axes else kernel
+        elif axes[0] in kernel.domain:
+            yield self._kernel(kernel, axes, False)
+            yield replace(self._kernel(kernel, axes, True), name=self.names("k"))
+        else:
+            yield from self._sums(kernel, axes)
+
+    def _sums(self, kernel: Kernel, axes: Sequence[Axis]) -> Iterator[Kernel]:
+        """Sums over all rows: one over those in blocks and one over those that are left, and what is made of both."""
+        index = tuple(of(a) for a in kernel.domain)
+        sums = [v for v in kernel.values() if v.op == "reduce"]
+        loads: dict[Value, list[Value]] = {v: [] for v in sums}
+        for rest in (False, True):
+            buffers = {v: Buffer(self.names("t"), tuple(a.extent for a in kernel.domain), v.dtype) for v in sums}
+            stores = [Store(b, index, v) for v, b in buffers.items()]
+            part = replace(kernel, name=self.names("k"), stores=stores, origin=kernel.origin[:1])
+            yield self._kernel(part, axes, rest)
+            for v, b in buffers.items():
+                loads[v].append(load(b, index))
+        both = {v: elementwise(_COMBINE[v.attrs["how"]], v.dtype, two) for v, two in loads.items()}
+        table = rebuilt(roots(kernel.stores), dict(both))
+        made = [replace(s, value=table[s.value], index=reindexed(s.index, table, {})) for s in kernel.stores]
+        yield replace(kernel, reduced=(), stores=made)
+
+    def _kernel(self, kernel: Kernel, axes: Sequence[Axis], rest: bool) -> Kernel:
+        splits = {x: self._split(x, rest) for x in axes}
+        both, where = {x: pair for x, (pair, _) in splits.items()}, {x: i for x, (_, i) in splits.items()}
+        table = rebuilt(roots(kernel.stores), {}, where, partial(self._loaded, rest))
         stores = []
         for s in kernel.stores:
             index = reindexed(s.index, table, where)
             if s.buffer in self.homes:
-                place = self.places[s.buffer]
-                index, shape = _index(index, s.view[place], place), _shape(s.view, place)
-                stores.append(replace(s, buffer=self.homes[s.buffer], index=index, value=table[s.value], shape=shape))
+                place, home = self.places[s.buffer], self.homes[s.buffer]
+                index, shape = self._index(index, s.view[place], place, rest), self._shape(s.view, place, rest)
+                buffer = self.rests[home] if rest else home
+                stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
             else:
                 stores.append(replace(s, index=index, value=table[s.value]))
         unit = both[kernel.unit][0] if kernel.unit in both and kernel.unit is not None else kernel.unit
         reduced = tuple(x for x in _last(kernel.reduced, both) if x.extent != 1)
-        inner = both[axes[0]][1]
+        inner = both[axes[0]][1] if both[axes[0]][1].extent > 1 else None
+        unit = None if rest else unit
         return replace(kernel, domain=_last(kernel.domain, both), reduced=reduced, stores=stores, unit=unit, inner=inner)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..graph.node import Graph, Node, constant_node, make, rebuilt
 from ..normalize import normalize
 from ..ops.contract import parse
+from .views import added_up
 
 LEAST_LANES = 4  # an axis as short as that is not worth a copy of the operand
 LEAST_REUSE = 4  # how often a copied element is read at least
@@ -25,7 +26,8 @@ def simplify(graph: Graph) -> Graph:
         return graph
     table: dict[Node, Node] = {i: i for i in graph.inputs}
     filled: dict[Node, tuple[int, int]] = {}
-    last = {n.args[0]: len(n.shape) - 1 for n in graph.nodes() if n.op == "fold" and n.args[0].op == "contract"}
+    folds = [(seen[-1], n) for n in graph.nodes() if n.op == "fold" and (seen := added_up(n))]
+    last = {product: len(product.shape) - len(n.attrs["size"]) - 1 for product, n in folds}
     for node in graph.nodes():
         if node in table:
             continue
