@@ -322,7 +322,7 @@ def test_a_tile_may_have_columns_inside_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "blocks"), [(64, [(4, 16)]), (100, [(6, 16), (1, 4)]), (67, [(4, 16), (1, 3)]), (50, [(2, 25)])]
+    ("rows", "blocks"), [(64, [(4, 16)]), (100, [(4, 25)]), (130, [(8, 16), (1, 2)]), (67, [(4, 16), (1, 3)]), (50, [(2, 25)])]
 )
 def test_rows_that_are_left_lie_beside_whole_blocks(rows: int, blocks: list[tuple[int, int]]) -> None:
     """The rows of a batch that no number from 16 to 64 divides, or none that fills vectors, are in lanes too."""

@@ -65,16 +65,22 @@ def _divided(rows: int) -> tuple[int, int]:
 
 @cache
 def lying(rows: int) -> tuple[int, int]:
-    """Rows of a block, and those that are left beside whole blocks, where that fills lanes much better than a divisor does.
+    """Rows of a block, and those that are left beside whole blocks, where the busier of two threads then has much less to do than with a
+    divisor.
 
-    >>> [lying(n) for n in (48, 50, 64, 67, 100, 128)]
-    [(16, 0), (25, 0), (16, 0), (16, 3), (16, 4), (16, 0)]
+    >>> [lying(n) for n in (48, 50, 64, 67, 100, 128, 130)]
+    [(16, 0), (25, 0), (16, 0), (16, 3), (25, 0), (16, 0), (16, 2)]
     """
     size = block(rows)
-    filled = size / _pitch(size) if size else 0.0
-    if rows > LARGEST and rows / _pitch(rows) > GAIN * filled:
+    if rows > LARGEST and (not size or GAIN * _busiest(rows, MOST) < _busiest(rows, size)):
         return MOST, rows % MOST
     return size, 0
+
+
+def _busiest(rows: int, size: int) -> int:
+    """Lanes of the thread that has half of the blocks, and all rows that are left."""
+    count, left = divmod(rows, size)
+    return ceil(count / 2) * _pitch(size) + _pitch(left)
 
 
 def _pitch(rows: int) -> int:
