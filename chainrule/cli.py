@@ -29,7 +29,7 @@ except ImportError as error:
 
 
 from .data import Table, read_images, read_table
-from .data.images import holds_images
+from .data.images import ENDINGS, holds_images
 from .data.read import file_bytes, original_rows
 from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
@@ -350,7 +350,8 @@ def _show_outcome(
 def _run_folder(out: Path | None, data: Path, overwrite: bool) -> Iterator[Path]:
     """The folder for a run, made at once so that nothing is learnt in vain; what was made is removed again if nothing gets into it."""
     folder = _free(Path("runs") / _stem(data)) if out is None else out
-    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+    holds_pictures = data.is_dir() and any(f.is_dir() or f.suffix.lower() in ENDINGS for f in data.iterdir())
+    if holds_pictures and folder.resolve().is_relative_to(data.resolve()):
         raise UsageError(
             f"the run folder {folder} would lie in {data}, where each folder is a class: name another place with --out"
         )

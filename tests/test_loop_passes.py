@@ -228,6 +228,17 @@ LOOPS: dict[str, Made] = {  # of h (rows, n), x (length, rows, n), w (n, n)
             lambda s, y: (s + np.concatenate([np.sum(y, axis=0), np.sum(y * w[0], axis=0)]), s), np.concatenate([w[0], w[-1]]), x, m
         )
     ),
+    "sums side by side that the step gives anew": only(
+        lambda m, h, x, w: scan(
+            lambda s, y: ((n := s + np.concatenate([np.sum(y, axis=0), np.sum(y * w[0], axis=0)])), n), np.concatenate([w[0], w[-1]]), x, m
+        )
+    ),
+    "sums side by side that another state takes": only(
+        lambda m, h, x, w: scan(
+            lambda s, y: (((n := s[0] + np.concatenate([np.sum(y, axis=0), np.sum(y * w[0], axis=0)])), n * s[1]), None),
+            (np.concatenate([w[0], w[-1]]), np.concatenate([w[0], w[0]])), x, m
+        )
+    ),
     "products side by side": gradients_of(
         lambda m, h, x, w: scan(lambda s, y: (np.concatenate([np.tanh(s @ w[:, :1]), (y * s) @ w[:, 1:]], axis=1), None), h, x, m)
     ),

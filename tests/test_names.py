@@ -162,3 +162,29 @@ def test_layers_of_the_package_hide_nothing_of_their_own(name: str, example: dic
         assert not set(vars(part)) & (part._closed - OWN)
     again = pickle.loads(pickle.dumps(layer))
     assert vars(again).keys() == vars(layer).keys()
+
+
+# -------------------------------------------------------------------------------------------------------------- odd, but legal
+
+
+def test_a_layer_may_look_at_what_is_set() -> None:
+    """By a `__setattr__` of its own: what the package sets through it is the package's."""
+
+    class Watched(nn.Module):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.parameter("w", (x.shape[-1],), "ones")
+
+    net = Watched()
+    net.fit(np.ones((4, 2)), np.ones((4, 2)), epochs=1, verbose=False)
+    with pytest.raises(UsageError, match='sets the attribute "_loss"'):
+        net._loss = 3
+
+
+def test_how_overrides_are_named() -> None:
+    with pytest.raises(UsageError, match=r'overrides="summary" is to be a list of names: overrides=\["summary"\]'):
+        type(nn.Module)("Net", (nn.Module,), {}, overrides="summary")
+    with pytest.raises(UsageError, match="free= is for layers of chainrule itself"):
+        type(nn.Module)("Net", (nn.Module,), {}, free=["fit"])

@@ -387,3 +387,58 @@ def test_groups_take_as_much_memory_as_one(groups: int, rows: int) -> None:
         net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=rows, verbose=False)
         bytes_.append(net.compiled.plan().bytes)
     assert bytes_[1] < 1.2 * bytes_[0]
+
+
+class Last(nn.Module):
+    """Keeps what it saw last, if that was a whole batch."""
+
+    def __call__(self, x: Any) -> Any:
+        last = self.statistic("last", (67, *x.shape[1:]))
+        if x.shape[0] == 67:
+            self.update("last", np.tanh(x))
+        return x + np.mean(last)
+
+
+class Picture(nn.Module):
+    """One picture that is learnt, seen through a convolution."""
+
+    def __init__(self) -> None:
+        self.conv = nn.Conv2D(3, 3, padding="same", activation="tanh")
+
+    def __call__(self, x: Any) -> Any:
+        return x + np.mean(self.conv(self.parameter("image", (1, 8, 9, 2), "glorot_uniform")), axis=(1, 2))
+
+
+STATES: dict[str, tuple[tuple[int, ...], Callable[[], list[nn.Module]]]] = {
+    "rows that are left": ((6, 5, 1), lambda: [nn.Conv2D(3, 3), Last(), nn.Flatten(), nn.Dense(3)]),
+    "parts of a gradient": ((3,), lambda: [Picture(), nn.Dense(3)]),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state_that_several_kernels_write(name: str) -> None:
+    shape, make = STATES[name]
+    r = np.random.default_rng(5)
+    x, y = r.normal(size=(67, *shape)), r.integers(0, 3, 67)
+    ends = []
+    for backend in ("native", "reference"):
+        net = nn.Sequential(*make())
+        net.fit(x, y, loss="cross_entropy", epochs=3, batch_size=67, seed=1, dtype="float64", backend=backend, verbose=False)
+        ends.append(state(net))
+    for key, a in ends[0].items():
+        np.testing.assert_allclose(a, ends[1][key], rtol=1e-8, atol=1e-10, err_msg=key)
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(64, True), (67, False)])
+def test_blocks_go_through_kernels_side_by_side(rows: int, blocks: bool) -> None:
+    """The entry loops over them; kernels that share out features do not take blocks for their units."""
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(rows, 8, 7, 2)).astype("f4"), r.integers(0, 3, rows)
+    net = nn.Sequential(nn.Conv2D(6, 3), nn.BatchNorm(), nn.MaxPool2D(2), nn.Flatten(), nn.Dense(3))
+    net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=rows, verbose=False)
+    text = net.compiled.text("llvm")
+    called = re.findall(r"@(k\d+)\(ptr %table, i64 %count", text)
+    assert bool(called) == blocks
+    kernels = net.compiled.text("kernels")
+    for name in called:
+        assert re.search(rf"kernel {name} \[(\w+<\d+ )*\w+<{rows // 16}\*", kernels), name

@@ -132,9 +132,8 @@ class Block:
         self.lines: list[str] = []
         self.declarations: set[str] = set()
         self.helpers: dict[str, str] = {}
-        self.gates: dict[
-            str, tuple[Reg, Gate]
-        ] = {}  # by the register of a gate: what it is the gate of, and the gate times a power of two
+        # By the register of a gate: what it is the gate of, and the gate times a power of two.
+        self.gates: dict[str, tuple[Reg, Gate]] = {}
         self._count = [0]
 
     # ---- text ----

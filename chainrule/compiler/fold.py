@@ -73,8 +73,8 @@ def parts(
 
 
 def _joined(found: list[Part]) -> list[Part]:
-    """The parts, those as one that no window reaches, or one, and that lie beside each other: a stride has as many classes as it is
-    long, which for images would be that many kernels squared.
+    """The parts; neighbours that no window reaches, or one, are joined: a stride has as many classes as it is long, which for images would
+    be that many kernels squared.
 
     >>> [(p.first, p.spread, p.count, p.terms) for p in parts(20, 3, 8, 1, 3)]
     [(0, 3, 3, 1), (3, 1, 3, 0), (4, 4, 2, 0)]

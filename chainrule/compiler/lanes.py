@@ -213,9 +213,7 @@ def in_blocks(items: Sequence[Item], names: Names) -> list[Item]:
     made = [part for i in items for part in (_summed(i, names) if isinstance(i, Kernel) else [i])]
     plain = [k for k in made if isinstance(k, Kernel) and k.inner is None]  # the units of the others are blocks
     rows = {a.buffer.shape[0] for k in plain for a in accesses(k) if _has_rows_first(a.buffer)}
-    inside = {
-        k.inner.extent for k in made if isinstance(k, Kernel) and k.inner is not None
-    }  # where none are left, blocks are alike
+    inside = {k.inner.extent for k in made if isinstance(k, Kernel) and k.inner is not None}  # rows of the blocks that there are
     uneven = {n for n in rows if n % (2 * EVEN) and block(n) < n and (not inside or block(n) in inside)}
     cut = {k: _cut(k, names) for k in plain if k.unit is not None and k.unit.extent in uneven}
     return [cut.get(i, i) if isinstance(i, Kernel) else i for i in made]

@@ -11,7 +11,7 @@ that, it stores beside the state, and a last kernel copies.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .affine import Affine, Axis, of
 from .fuse import Names
@@ -71,6 +71,7 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
         if isinstance(item, Loop):
             inner[item] = item.items[:] = _arranged(item.items, item.states, names, inner)
     copies: list[Item] = []
+    beside: dict[Buffer, Buffer] = {}
     kept = set(state)
     order = _Order(items)
     touched = {i: list(accesses(i)) for i in items}
@@ -90,10 +91,12 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
             fits = isinstance(item, Kernel) and _in_place(item, buffer) and len(writers[buffer]) == 1
             if fits and not any(order.reaches(item, r) for r in others):
                 order.add(item, others)
-            else:
-                assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
-                copies.append(_beside(item, buffer, names))
-                del writers[buffer][item]
+                continue
+            assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
+            if buffer not in beside:
+                beside[buffer] = Buffer(names("t"), buffer.shape, buffer.dtype)
+                copies.append(_copied(beside[buffer], buffer, names))
+            item.stores[:] = [replace(s, buffer=beside[buffer]) if s.buffer is buffer else s for s in item.stores]
     return [*order.sorted(), *copies]
 
 
@@ -150,12 +153,8 @@ def _in_place(kernel: Kernel, buffer: Buffer) -> bool:
     return all(v.index == store.index and v.shape == store.view for v in kernel.loads() if v.buffer is buffer)
 
 
-def _beside(kernel: Kernel, buffer: Buffer, names: Names) -> Kernel:
-    """Let the kernel store elsewhere; returns the copy that follows at the end."""
-    other = Buffer(names("t"), buffer.shape, buffer.dtype)
-    for i, s in enumerate(kernel.stores):
-        if s.buffer is buffer:
-            kernel.stores[i] = Store(other, s.index, s.value, s.mode, s.shape)
+def _copied(other: Buffer, buffer: Buffer, names: Names) -> Kernel:
+    """The copy at the end of what all kernels that compute new state have stored elsewhere."""
     domain = tuple(Axis(names("i"), n) for n in buffer.shape)
     index = tuple(of(a) for a in domain)
     return Kernel(names("k"), domain, (), [Store(buffer, index, load(other, index))], domain[0] if domain else None)

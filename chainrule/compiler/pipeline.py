@@ -177,9 +177,10 @@ def _arranged(
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
-    for kernel in kernels_of([i for items in planned.phases for i in items if isinstance(i, Kernel)]):
-        kernel.length = 1 if _goes_by_blocks(kernel) else 0
     set_apart(every, threads)
+    if not any(isinstance(i, Loop) for i in every):  # what a loop shares out is not cut otherwise around it
+        for kernel in kernels_of(every):
+            kernel.length = 1 if _goes_by_blocks(kernel) else 0
     size = arena(planned.phases, planned.late).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
@@ -328,7 +329,7 @@ def _goes_by_blocks(kernel: Kernel) -> bool:
     unit, inner = kernel.unit, kernel.inner
     if unit is None or inner is None or kernel.sequential:
         return False
-    return any(of(unit) in a.index and a.index[-1] == of(inner) for a in accesses(kernel))
+    return any(a.buffer.lanes and a.index[0] == of(unit) and a.index[-1] == of(inner) for a in accesses(kernel))
 
 
 class _Lets:

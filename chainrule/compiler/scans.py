@@ -120,14 +120,11 @@ def _sums_apart(loop: Node) -> list[Node] | None:
 
 
 def _joined_sums(body: Graph, k: int) -> Node | None:
-    """The sums, one after the other, that a step adds to a state which nothing else in it reads."""
+    """The sums, one after the other, that a step adds to a state; nothing else in it reads the state, before or after."""
     state, new = body.inputs[k], body.outputs[k]
-    if (
-        new.op != "add"
-        or state not in new.args
-        or [n for n in body.nodes() if state in n.args] != [new]
-        or body.outputs.count(state)
-    ):
+    if new.op != "add" or state not in new.args or body.outputs.count(state) or body.outputs.count(new) > 1:
+        return None
+    if [n for n in body.nodes() if state in n.args or new in n.args] != [new]:
         return None
     joined = new.args[0] if new.args[1] is state else new.args[1]
     return joined if joined.op == "concatenate" and all(p.op in ("sum", "contract") for p in joined.args) else None

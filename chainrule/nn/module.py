@@ -24,7 +24,7 @@ from ..train.model import Model
 from ..train.scope import Scope
 from ..train.state import OWN
 from . import saving
-from .names import check_attribute, closed_names, methods
+from .names import check_attribute, closed_names, freed, methods
 
 
 class _Made(ABCMeta):
@@ -78,7 +78,7 @@ class Module(Model, metaclass=_Made):
     def __init_subclass__(cls, overrides: Collection[str] = (), free: Collection[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         inherited: frozenset[str] = frozenset().union(*(base._closed for base in cls.__bases__ if issubclass(base, Module)))
-        cls._closed = closed_names(cls, Module, inherited, overrides).difference(free)
+        cls._closed = closed_names(cls, Module, inherited, overrides).difference(freed(cls, free))
         if "__call__" in vars(cls):
             cls.__call__ = _traced_call(vars(cls)["__call__"])  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
+from types import FrameType
 
 from ..errors import UsageError
 from ..graph.trace import located
@@ -23,6 +24,8 @@ def closed_names(cls: type, module: type, inherited: frozenset[str], overrides: 
     module: `Module`; inherited: the closed names of the bases. A class of the package adds its own methods.
     Raises: `UsageError` for a closed name that `cls`, or a class that is mixed into it, defines.
     """
+    if isinstance(overrides, str):
+        raise UsageError(f'{cls.__name__}: overrides="{overrides}" is to be a list of names: overrides=["{overrides}"]')
     for name in overrides:
         if name not in inherited - OWN:
             raise UsageError(
@@ -39,6 +42,16 @@ def closed_names(cls: type, module: type, inherited: frozenset[str], overrides: 
     return closed.union(methods(cls)) if _is_ours(cls.__module__) else closed
 
 
+def freed(cls: type, free: Collection[str]) -> Collection[str]:
+    """The names that a class of the package leaves to those derived from it.
+
+    Raises: `UsageError` for another class: its own methods are not closed anyway.
+    """
+    if free and not _is_ours(cls.__module__):
+        raise UsageError(f"{cls.__name__}: free= is for layers of {_PACKAGE} itself; name what shall be replaced in overrides=")
+    return free
+
+
 def methods(cls: type) -> Iterator[str]:
     """The methods and properties that a class defines; those that Python itself calls apart."""
     return (n for n, v in vars(cls).items() if hasattr(v, "__get__") and not n.startswith("__"))
@@ -49,8 +62,10 @@ def check_attribute(cls: type, name: str) -> None:
 
     Raises: `UsageError`.
     """
-    setter = sys._getframe(2).f_globals.get("__name__", "")  # whoever called `__setattr__`
-    if not _is_ours(setter):
+    frame: FrameType | None = sys._getframe(2)  # whoever called `__setattr__`, be it by way of a layer's own
+    while frame is not None and frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    if frame is None or not _is_ours(frame.f_globals.get("__name__", "")):
         raise UsageError(located(
             f'{cls.__name__} sets the attribute "{name}", which would hide what {_owner(cls)} has under this name and needs for '
             "itself: give it another name"
