@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -740,3 +741,11 @@ def test_the_order_of_long_sums_does_not_depend_on_threads() -> None:
 
 def test_the_order_of_long_sums_does_not_depend_on_caches() -> None:
     assert trained(1, 16 * KIB) == trained(1, 8192 * KIB)
+
+
+@pytest.mark.parametrize(("columns", "widths"), [(12, {8, 4}), (16, {8}), (13, {8}), (3, {4}), (9, {8, 4})])
+def test_the_last_vector_is_half_as_wide_where_that_holds_the_rest(columns: int, widths: set[int]) -> None:
+    code = compiled(dense, {"x": (4, 3), "w": (3, columns), "b": (columns,)}, ["out"])  # for AVX2
+    assert {
+        int(n) for n in re.findall(r"float32x(\d+) = combine|float32x(\d+) = fma", code.stage("loops")) for n in n if n
+    } == widths

@@ -71,6 +71,23 @@ def test_arguments_that_are_arrays_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.predict(x), net.predict(x))
 
 
+class Noted(nn.Module):
+    """A layer with an array that it only keeps."""
+
+    def __init__(self, notes: Any) -> None:
+        self.notes = notes
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_an_array_without_elements_comes_back_in_its_shape(tmp_path: Path) -> None:
+    net = nn.Sequential(Noted(np.zeros((0, 3), np.int32)), nn.Dense(1))
+    net.fit(np.ones((4, 2)), np.ones((4, 1)), epochs=1)
+    notes = there_and_back(net, tmp_path, [Noted])[0].notes
+    assert (notes.shape, notes.dtype) == ((0, 3), np.int32)
+
+
 # ------------------------------------------------------------------------------------------------------------- there and back
 
 EXAMPLES = [(name, example) for name, layer in nn.layers.items() for example in layer.examples]

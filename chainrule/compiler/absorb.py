@@ -24,9 +24,12 @@ def absorbed(items: Sequence[Item]) -> list[Item]:
     """The items, such sums in the kernels that read them."""
     made = list(items)
     for item in items:
-        reader = _reader(made, item) if isinstance(item, Kernel) and _is_small_sum(item) else None
-        if reader is not None and isinstance(item, Kernel):
-            made[made.index(reader)] = _with(reader, item)
+        if not isinstance(item, Kernel) or not _is_small_sum(item):
+            continue
+        reader = _reader(made, item)
+        where = _where(reader, item) if reader is not None else None
+        if reader is not None and where is not None and _side_by_side(reader, where):
+            made[made.index(reader)] = _with(reader, item, where)
             made.remove(item)
     return made
 
@@ -41,8 +44,7 @@ def _is_small_sum(kernel: Kernel) -> bool:
 
 
 def _reader(items: Sequence[Item], kernel: Kernel) -> Kernel | None:
-    """The kernel that alone reads such sums, if it can make them itself: for a few places each, and nothing before it writes what they
-    are made of."""
+    """The kernel that alone reads such sums, if nothing up to it writes what they are made of."""
     (store,) = kernel.stores
     reads = {a.buffer for a in accesses(kernel) if not a.write}
     found: Kernel | None = None
@@ -56,8 +58,7 @@ def _reader(items: Sequence[Item], kernel: Kernel) -> Kernel | None:
             return None
     if found is None or any(a.write and a.buffer in (*reads, store.buffer) for a in accesses(found)):
         return None
-    where = _where(found, kernel)
-    return found if where is not None and _side_by_side(found, where) else None
+    return found
 
 
 def _where(reader: Kernel, kernel: Kernel) -> Mapping[Axis, Axis] | None:
@@ -73,8 +74,8 @@ def _where(reader: Kernel, kernel: Kernel) -> Mapping[Axis, Axis] | None:
         if other is None:
             return None
         where[axis] = other
-    same = where.get(kernel.unit) is reader.unit and where.get(kernel.inner) is reader.inner  # type: ignore[arg-type]
-    return where if same else None
+    roles = ((kernel.unit, reader.unit), (kernel.inner, reader.inner))
+    return where if all((where.get(a) if a is not None else None) is b for a, b in roles) else None
 
 
 def _side_by_side(reader: Kernel, where: Mapping[Axis, Axis]) -> bool:
@@ -89,10 +90,8 @@ def _side_by_side(reader: Kernel, where: Mapping[Axis, Axis]) -> bool:
     )
 
 
-def _with(reader: Kernel, kernel: Kernel) -> Kernel:
-    where = _where(reader, kernel)
+def _with(reader: Kernel, kernel: Kernel, where: Mapping[Axis, Axis]) -> Kernel:
     (store,) = kernel.stores
-    assert where is not None
     value = rebuilt([store.value], {}, {a: of(b) for a, b in where.items()})[store.value]
     table: dict[Value, Value] = {v: value for v in reader.loads() if v.buffer is store.buffer}
     rebuilt(roots(reader.stores), table)

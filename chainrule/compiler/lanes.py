@@ -34,7 +34,7 @@ from .schedule import COSTLY
 from .share import in_parts
 from .target import Target
 
-Lying = Callable[[int], tuple[int, int]]  # rows -> rows of a block, and rows that are left beside whole blocks
+Division = Callable[[int], tuple[int, int]]  # rows -> rows of a block, and rows that are left beside whole blocks
 
 LEAST = 16  # rows: so many fill the widest vector, or several
 MOST = 16  # rows of a block, if that many divide a batch
@@ -58,17 +58,17 @@ def block(rows: int) -> int:
     return min(fitting, key=lambda n: (-n / _pitch(n), abs(n - MOST)), default=0)
 
 
-def _divided(rows: int) -> tuple[int, int]:
-    """The same, and that no rows are left."""
+def _evenly(rows: int) -> tuple[int, int]:
+    """Blocks of a number of rows that divides them all."""
     return block(rows), 0
 
 
 @cache
-def lying(rows: int) -> tuple[int, int]:
+def division(rows: int) -> tuple[int, int]:
     """Rows of a block, and those that are left beside whole blocks, where the busier of two threads then has much less to do than with a
     divisor.
 
-    >>> [lying(n) for n in (48, 50, 64, 67, 100, 128, 130)]
+    >>> [division(n) for n in (48, 50, 64, 67, 100, 128, 130)]
     [(16, 0), (25, 0), (16, 0), (16, 3), (25, 0), (16, 0), (16, 2)]
     """
     size = block(rows)
@@ -114,12 +114,12 @@ def in_lanes(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
 @dataclass(frozen=True)
 class _Found:
     """Arrays that can lie so. places: of each the dimension of its rows; fitting: who looks at them; axes: those with fewer stay as they
-    are; lying: how many rows are a block, and how many are left."""
+    are; divide: how many rows are a block, and how many are left."""
 
     places: Mapping[Buffer, int]
     fitting: Sequence[tuple[Kernel, Access]]
     axes: int
-    lying: Lying
+    divide: Division
 
 
 def _of_windows(items: Sequence[Item], target: Target) -> _Found | None:
@@ -127,23 +127,18 @@ def _of_windows(items: Sequence[Item], target: Target) -> _Found | None:
     kernels = [i for i in items if isinstance(i, Kernel)]
     inside = {a.buffer for i in items if isinstance(i, Loop) for a in accesses(i)}
 
-    def fitting_of(lie: Lying) -> list[tuple[Kernel, Access]]:
-        every = [(k, a) for k in kernels for a in accesses(k) if _is_of_rows(a.buffer, lie) and a.buffer not in inside]
+    def fitting_of(divide: Division) -> list[tuple[Kernel, Access]]:
+        every = [(k, a) for k in kernels for a in accesses(k) if _has_rows_first(a.buffer, divide) and a.buffer not in inside]
         return _fitting(every, {a.buffer: 0 for _, a in every})
 
-    lie: Lying = lying
-    fitting = fitting_of(lie)
-    if not _can_be_two([(k, a) for k, a in fitting if lying(a.view[0])[1]]):
-        lie, fitting = _divided, fitting_of(_divided)
+    divide: Division = division
+    fitting = fitting_of(divide)
+    if not _can_be_two([(k, a) for k, a in fitting if division(a.view[0])[1]]):
+        divide, fitting = _evenly, fitting_of(_evenly)
     seen = {k: a.view[0] for k, a in fitting if any(_is_window(i) for i in a.index[1:])}
-    if not _gains(seen, target, lie):
+    if not _gains(seen, target, divide):
         return None
-    return _Found({a.buffer: 0 for _, a in fitting}, fitting, 3, lie)
-
-
-def _is_of_rows(buffer: Buffer, lie: Lying) -> bool:
-    large = len(buffer.shape) > 1 and buffer.size > 0
-    return buffer.row == 0 and buffer.space in ("scratch", "result") and large and lie(buffer.shape[0])[0] > 0
+    return _Found({a.buffer: 0 for _, a in fitting}, fitting, 3, divide)
 
 
 def _can_be_two(fitting: Sequence[tuple[Kernel, Access]]) -> bool:
@@ -174,7 +169,7 @@ def _over_time(items: Sequence[Item], target: Target) -> _Found | None:
             found.setdefault(s.buffer, set()).add(along[0] if len(along) == 1 else None)
     places = {b: d for b, (d, *more) in found.items() if not more and d is not None and _has_rows(b, d)}
     fitting = _fitting([(k, a) for k in kernels_of(items) for a in accesses(k) if a.buffer in places], places)
-    return _Found({a.buffer: places[a.buffer] for _, a in fitting}, fitting, 2, _divided)
+    return _Found({a.buffer: places[a.buffer] for _, a in fitting}, fitting, 2, _evenly)
 
 
 def _effort(kernel: Kernel, rows: int, target: Target, in_lanes: bool) -> float:
@@ -251,7 +246,7 @@ def _summed(kernel: Kernel, names: Names) -> list[Kernel]:
     return in_parts(kernel, rows, names)
 
 
-def _gains(seen: Mapping[Kernel, int], target: Target, lie: Lying) -> bool:
+def _gains(seen: Mapping[Kernel, int], target: Target, divide: Division) -> bool:
     """Whether sums over windows fill lanes better with rows than with channels. seen: kernels that look at windows, and the rows there."""
     rows = channels = 0.0
     for kernel, count in seen.items():
@@ -259,7 +254,7 @@ def _gains(seen: Mapping[Kernel, int], target: Target, lie: Lying) -> bool:
         if sums and kernel.domain:
             width = target.vector_bytes // sums[0].dtype.itemsize
             terms = prod(a.extent for a in (*kernel.domain, *kernel.reduced))
-            size, left = lie(count)
+            size, left = divide(count)
             rows += terms / _filled(count if left else size, width)
             channels += terms / _filled(kernel.domain[-1].extent, width)
     return channels > GAIN * rows
@@ -270,12 +265,13 @@ def _filled(extent: int, width: int) -> float:
     return max(extent, 1) / (max(ceil(extent / width), 1) * width)
 
 
-def _has_rows_first(buffer: Buffer) -> bool:
-    return buffer.row == 0 and _has_rows(buffer, 0)
+def _has_rows_first(buffer: Buffer, divide: Division = _evenly) -> bool:
+    return buffer.row == 0 and _has_rows(buffer, 0, divide)
 
 
-def _has_rows(buffer: Buffer, place: int) -> bool:
-    return buffer.space in ("scratch", "result") and len(buffer.shape) > 1 and buffer.size > 0 and block(buffer.shape[place]) > 0
+def _has_rows(buffer: Buffer, place: int, divide: Division = _evenly) -> bool:
+    large = len(buffer.shape) > 1 and buffer.size > 0
+    return buffer.space in ("scratch", "result") and large and divide(buffer.shape[place])[0] > 0
 
 
 def _fits(kernel: Kernel, a: Access, place: int) -> bool:
@@ -299,11 +295,11 @@ class _Rewriter:
     blocks have arrays and kernels of their own, which one thread runs. homes: arrays that lie so, and where."""
 
     def __init__(self, found: _Found, homes: Mapping[Buffer, Buffer], copies: Mapping[Buffer, Buffer], names: Names) -> None:
-        self.places, self.axes, self.lying, self.names = found.places, found.axes, found.lying, names
+        self.places, self.axes, self.divide, self.names = found.places, found.axes, found.divide, names
         self.homes, self.copies = homes, copies
         self.lies = {homes[b]: (b.shape, self.places[b]) for b in homes}
         self.lies.update({c: ((b.shape[0], prod(b.shape[1:])), 0) for b, c in copies.items()})
-        left = [b for b, (shape, place) in self.lies.items() if self.lying(shape[place])[1]]
+        left = [b for b, (shape, place) in self.lies.items() if self.divide(shape[place])[1]]
         self.rests = {b: Buffer(names("t"), b.shape, b.dtype, row=b.row) for b in left}
 
     def item(self, item: Item) -> list[Item]:
@@ -315,7 +311,7 @@ class _Rewriter:
     def shape_buffers(self) -> None:
         """The arrays get the shapes that they have now."""
         for b, (shape, place) in self.lies.items():
-            size, left = self.lying(shape[place])
+            size, left = self.divide(shape[place])
             b.lanes, b.shape = size, self._shape(shape, place, False)
             if b in self.rests:
                 self.rests[b].lanes, self.rests[b].shape = left, self._shape(shape, place, True)
@@ -343,7 +339,7 @@ class _Rewriter:
 
     def _split(self, axis: Axis, rest: bool) -> tuple[tuple[Axis, Axis], Affine]:
         """That of blocks and that inside a block, and where they are on the axis. rest: of rows that are left."""
-        size, left = self.lying(axis.extent)
+        size, left = self.divide(axis.extent)
         start = axis.extent - left if rest else 0
         outer = Axis(self.names("b"), 1 if rest else axis.extent // size)
         inner = Axis(axis.name, left if rest else size)
@@ -351,13 +347,13 @@ class _Rewriter:
 
     def _shape(self, shape: Sequence[int], place: int, rest: bool) -> tuple[int, ...]:
         rows = shape[place]
-        size, left = self.lying(rows)
+        size, left = self.divide(rows)
         count, inside = (1, left) if rest else (rows // size, size)
         return (*shape[:place], count, *shape[place + 1 :], _pitch(inside))
 
     def _index(self, index: Sequence[Affine | Value], rows: int, place: int, rest: bool) -> tuple[Affine | Value, ...]:
         """(..., block, ..., row inside); index: in terms of the new axes."""
-        row, (size, left) = index[place], self.lying(rows)
+        row, (size, left) = index[place], self.divide(rows)
         assert isinstance(row, Affine)
         where = (row + (left - rows if rest else 0)).divided(size)
         assert where is not None
@@ -383,7 +379,7 @@ class _Rewriter:
     def _kernels(self, kernel: Kernel) -> Iterator[Kernel]:
         rows = [a.index[self.places[a.buffer]] for a in accesses(kernel) if self._placed(a) is not None]
         axes = list(dict.fromkeys(x for i in rows for x in i.axes))
-        if not any(self.lying(x.extent)[1] for x in axes):
+        if not any(self.divide(x.extent)[1] for x in axes):
             yield self._kernel(kernel, axes, False) if axes else kernel
         elif axes[0] in kernel.domain:
             yield self._kernel(kernel, axes, False)
@@ -422,11 +418,15 @@ class _Rewriter:
                 stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
             else:
                 stores.append(replace(s, index=index, value=table[s.value]))
-        unit = both[kernel.unit][0] if kernel.unit in both and kernel.unit is not None else kernel.unit
+        unit = kernel.unit
+        if unit is not None and unit in both:
+            unit = both[unit][0]
         reduced = tuple(x for x in _last(kernel.reduced, both) if x.extent != 1)
-        inner = both[axes[0]][1] if both[axes[0]][1].extent > 1 else None
-        unit = None if rest else unit
-        return replace(kernel, domain=_last(kernel.domain, both), reduced=reduced, stores=stores, unit=unit, inner=inner)
+        inner = both[axes[0]][1]
+        return replace(
+            kernel, domain=_last(kernel.domain, both), reduced=reduced, stores=stores, unit=None if rest else unit,
+            inner=inner if inner.extent > 1 else None,
+        )  # fmt: skip
 
 
 def _last(axes: Sequence[Axis], both: Mapping[Axis, tuple[Axis, Axis]]) -> tuple[Axis, ...]:

@@ -437,22 +437,12 @@ class _Entry:
             for item in items:
                 self._timed(partial(self._item, item), next(self.clock))
             return
-        number = next(self.numbers)
-        lo, hi = self._share(items[0])
-        self.lines.append(f"  br label %turn{number}")
-        before = self.label
-        self._start(f"turn{number}")
-        head = len(self.lines)
-        self.lines += ["", f"  %more{number} = icmp slt i64 %count{number}, {hi}"]
-        self.lines.append(f"  br i1 %more{number}, label %block{number}, label %done{number}")
-        self._start(f"block{number}")
-        self.lines.append(f"  %next{number} = add nuw nsw i64 %count{number}, 1")
+        first, end = self._share(items[0])
+        number = self._turns(first, end)
+        after = self._line(f"add nuw nsw i64 %count{number}, 1")
         for item in items:
-            share = (f"%count{number}", f"%next{number}")
-            self._timed(partial(self._call, item, (), share), next(self.clock))
-        self.lines[head] = f"  %count{number} = phi i64 [ {lo}, %{before} ], [ %next{number}, %{self.label} ]"
-        self.lines.append(f"  br label %turn{number}")
-        self._start(f"done{number}")
+            self._timed(partial(self._call, item, (), (f"%count{number}", after)), next(self.clock))
+        self._next(number)
 
     def _timed(self, inside: Callable[[], None], number: int) -> None:
         """Code whose cycles are counted, if any are."""
@@ -517,12 +507,12 @@ class _Entry:
 
     def _loop(self, loop: Loop, variables: tuple[str, ...]) -> None:
         """A loop in which threads meet."""
-        number = self._turns()
+        number = self._turns("0", str(loop.axis.extent))
         variable = f"%count{number}"
         if loop.reverse:
             variable = self._line(f"sub nsw i64 {loop.axis.extent - 1}, {variable}")
         self._turn(loop, (*variables, variable))
-        self._next(number, loop.axis.extent)
+        self._next(number)
 
     def _turn(self, loop: Loop, variables: tuple[str, ...]) -> None:
         """Threads meet after each phase, and so before the next turn."""
@@ -533,7 +523,7 @@ class _Entry:
 
     def _replay(self, loop: Loop, variables: tuple[str, ...]) -> None:
         """A loop that runs one of its items in each turn: a table says which, and where."""
-        number = self._turns()
+        number = self._turns("0", str(len(loop.turns)))
         table, kind = f"@{loop.name}_turns", f"[{2 * len(loop.turns)} x i64]"
         words = ", ".join(f"i64 {word}" for turn in loop.turns for word in turn)
         self.module.declarations.add(f"{table} = internal constant {kind} [{words}]")
@@ -549,27 +539,28 @@ class _Entry:
             self._turn(item, (*variables, f"%count{number}", where))
             self.lines.append(f"  br label %after{number}")
         self._start(f"after{number}")
-        self._next(number, len(loop.turns))
+        self._next(number)
 
-    def _turns(self) -> int:
-        """The head of a loop; its number, by which its counter is called."""
+    def _turns(self, first: str, end: str) -> int:
+        """The head of a loop from one number to another (exclusive); its own number, by which its counter is called."""
         number = next(self.numbers)
         self.lines.append(f"  br label %turn{number}")
         before = self.label
         self._start(f"turn{number}")
-        self.heads[number] = before, len(self.lines)
-        self.lines.append("")
+        self.heads[number] = f"[ {first}, %{before} ]", len(self.lines)
+        self.lines += [
+            "",
+            f"  %more{number} = icmp slt i64 %count{number}, {end}",
+            f"  br i1 %more{number}, label %body{number}, label %done{number}",
+        ]
+        self._start(f"body{number}")
         return number
 
-    def _next(self, number: int, extent: int) -> None:
+    def _next(self, number: int) -> None:
         """The end of a loop."""
-        before, line = self.heads[number]
-        self.lines[line] = f"  %count{number} = phi i64 [ 0, %{before} ], [ %next{number}, %{self.label} ]"
-        self.lines += [
-            f"  %next{number} = add nuw nsw i64 %count{number}, 1",
-            f"  %again{number} = icmp slt i64 %next{number}, {extent}",
-            f"  br i1 %again{number}, label %turn{number}, label %done{number}",
-        ]
+        entered, line = self.heads[number]
+        self.lines[line] = f"  %count{number} = phi i64 {entered}, [ %next{number}, %{self.label} ]"
+        self.lines += [f"  %next{number} = add nuw nsw i64 %count{number}, 1", f"  br label %turn{number}"]
         self._start(f"done{number}")
 
     def _clock(self) -> str:

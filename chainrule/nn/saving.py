@@ -275,7 +275,7 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {"dict": {k: _describe(v, seen) for k, v in value.items()}}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
-        return {"array": [str(value.dtype), value.tolist()]}
+        return {"array": [str(value.dtype), list(value.shape), value.ravel().tolist()]}
     if isinstance(value, initializers.Initializer):
         return {"initializer": initializers.config(value)}
     for name, function in activations.items():
@@ -313,7 +313,8 @@ def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any]) 
     if kind == "dict":
         return {k: _make(v, own, made) for k, v in value.items()}
     if kind == "array" and np.dtype(value[0]).kind in "biuf":
-        return np.array(value[1], value[0])
+        dtype, shape, numbers = value
+        return np.array(numbers, dtype).reshape(shape)
     if kind == "initializer":
         return initializers.from_config(value)
     if kind == "activation":

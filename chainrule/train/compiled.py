@@ -121,10 +121,11 @@ class LoopPlan:
     """What is kept of one loop over time until its backward pass.
 
     Attributes: layer: the dotted name of the layer it belongs to, "" for the network itself; cell: that layer's class; number, of: it is
-    the first, second, ... of so many loops of this layer, which is used more than once or has several in its code; reverse: whether it
-    goes from the last step to the first; kind: "all" (the inner values of all steps), "segments" (the state that each segment of
-    steps begins with) or "recursive" (fewer states, some of them computed again several times); steps: T; segment: the inner values of so
-    many steps are kept at a time; states: kept at a time; extra: forward steps that are computed again; bytes: what all this takes.
+    the first, second, ... of so many loops of this layer, in the order in which they run, where it is used more than once or has several;
+    reverse: whether it goes from the last step to the first; kind: "all" (the inner values of all steps), "segments" (the state that each
+    segment of steps begins with) or "recursive" (fewer states, some of them computed again several times); steps: T; segment: the inner
+    values of so many steps are kept at a time; states: kept at a time; extra: forward steps that are computed again; bytes: what all this
+    takes.
     """
 
     layer: str
@@ -140,8 +141,10 @@ class LoopPlan:
     bytes: int
 
     def __str__(self) -> str:
-        which = f'{self.cell} "{self.layer}"' if self.layer else f"{self.cell}, the network itself,"
-        several = f"{'' if which.endswith(',') else ','} loop {self.number} of {self.of}," if self.of > 1 else ""
+        which = f'{self.cell} "{self.layer}"' if self.layer else self.cell
+        said_of_it = ["the network itself"] * (not self.layer) + [f"loop {self.number} of {self.of}"] * (self.of > 1)
+        if said_of_it:
+            which += f", {', '.join(said_of_it)},"
         way = "from the last step to the first" if self.reverse else "from the first step to the last"
         kept = f"the inner values of all {self.steps:,} steps"
         if self.kind != "all":
@@ -149,7 +152,7 @@ class LoopPlan:
                 f"{_many(self.states, 'state')} and the inner values of {_many(self.segment, 'step')} ({self.kind}); {self.extra:,} of "
                 f"{_many(self.steps, 'step')} are computed again ({self.extra / self.steps:.2f} forward passes)"
             )
-        return f"{which}{several} goes {way} and keeps {kept}: {said(self.bytes)}"
+        return f"{which} goes {way} and keeps {kept}: {said(self.bytes)}"
 
 
 @record(frozen=True)
