@@ -33,7 +33,7 @@ from chainrule import nn
 from chainrule.compiler import jit, pipeline
 from chainrule.compiler.affine import Affine, Axis, affine, flat, of
 from chainrule.compiler.fuse import Sink, fuse
-from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, load, reduce
+from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, kernels_text, load, reduce
 from chainrule.compiler.memory import ALIGNMENT, arena
 from chainrule.compiler.phases import plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
@@ -509,18 +509,22 @@ def code_of(name: str, threads: int) -> Code:
 # ---- phases ------------------------------------------------------------------------------------------------------------------
 
 
-def elements(index: Sequence[Any], view: Sequence[int], unit: Axis | None, owner: Array, threads: int, size: int) -> Array:
-    """Which elements of a buffer each thread touches: (threads, size). owner: the thread of each value of the unit axis."""
+def elements(
+    index: Sequence[Any], view: Sequence[int], unit: Axis | None, owner: Array, threads: int, size: int, copies: int = 1
+) -> Array:
+    """Which elements of a buffer each thread touches: (threads, size · copies). owner: the thread of each value of the unit axis;
+    copies: how many there are of the buffer, one for each unit."""
     index = [i if isinstance(i, Affine) else of(Axis("any", n)) for i, n in zip(index, view, strict=True)]  # looked up: any
     position = flat(index, view)
     axes = [a for a, _ in position.terms if a is not unit]
     where = np.array(position.constant).reshape(1)
     for a in axes:
         where = (where[:, None] + position.coefficient(a) * np.arange(a.extent)).reshape(-1)
-    touched = np.zeros((threads, size), bool)
+    touched = np.zeros((threads, size * copies), bool)
     step = position.coefficient(unit) if unit is not None else 0
+    length = units(unit.extent, threads)[1] if unit is not None else 1
     for value, thread in enumerate(owner):
-        touched[thread, where + step * value] = True
+        touched[thread, where + step * value + (value // length * size if copies > 1 else 0)] = True
     return touched
 
 
@@ -545,7 +549,7 @@ class Touched:
             accesses += [(self.written, s.buffer, s.index, s.view) for s in kernel.stores]
             for table, buffer, index, view in accesses:
                 size = prod(view) if buffer.space == "input" else buffer.size
-                found = elements(index, view, kernel.unit, owner, threads, size)
+                found = elements(index, view, kernel.unit, owner, threads, size, buffer.copies)
                 table[buffer] = table[buffer] | found if buffer in table else found
 
 
@@ -584,7 +588,7 @@ def test_scratch_is_written_before_it_is_read_and_state_after(name: str) -> None
                 assert new.all() if late else not new.any(), f"{item.name} reads {b}, {'old' if late else 'new'}"
         for b, found in touched.written.items():
             if b.space == "scratch":
-                known[b] = known.get(b, np.zeros(b.size, bool)) | found.any(0)
+                known[b] = known.get(b, np.zeros(b.size * b.copies, bool)) | found.any(0)
             if b.space == "state":
                 before = changed.get(b, np.zeros(b.size, bool))
                 assert not (before & found.any(0)).any(), f"{b} is written twice"
@@ -657,17 +661,20 @@ def test_what_follows_by_little_from_a_shared_value_is_computed_again() -> None:
 # ---- schedules ---------------------------------------------------------------------------------------------------------------
 
 
-def schedules_of(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    made: list[str] = []
+def schedules_of(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The text and the schedule of each kernel that computes anything: copies of the state may be made by one thread, or by each."""
+    made: dict[str, str] = {}
 
     def recorded(kernel: Kernel, target: Target) -> Schedule:
         found = schedule(kernel, target)
-        made.append(f"{kernel.name}: {found} {found.inner_rows} {found.across}")
+        if any(s.value.op != "load" for s in kernel.stores):
+            made[kernel.name] = f"{kernels_text([kernel])}\n{found} {found.inner_rows} {found.across}"
         return found
 
     monkeypatch.setattr(pipeline, "schedule", recorded)
     code = code_of.__wrapped__(name, threads)
-    return [code.stage("kernels"), *made]
+    assert made.keys() <= {k.name for items in code.plan.phases for k in kernels_of(items)}
+    return made
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -37,7 +37,7 @@ def likeness(kernel: Kernel) -> Likeness:
         return (i.constant, *((axes.setdefault(a, len(axes)), c) for a, c in i.terms))
 
     def buffer(b: Buffer | None) -> Any:
-        return None if b is None else (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, b.apart)
+        return None if b is None else (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, b.apart, b.copies)
 
     values = []
     for v in kernel.values():

@@ -189,13 +189,13 @@ class _Fusion:
             if n.op in ("contract", "scan", "take", "scatter_add"):
                 must |= {b for a in n.args if (b := self._beneath(a)).op not in ("input", "constant", "iota", "output")}
             if n.op == "contract":
-                turned = {a for a in n.args if a.op == "transpose" and not is_windows(a)}
+                turned = {a for a in n.args if a.op == "transpose" and not is_windows(a) and not _keeps_order(a)}
                 must |= turned  # in memory in the order in which it is read
             if n.op == "concatenate":
                 must |= {a for a in n.args if a.op not in {*VIRTUAL, "input"} and OPS[a.op].elementwise}
             if n.op == "scan":
                 fixed = n.args[n.attrs["states"] + n.attrs["sequences"] :]
-                must |= {a for a in fixed if a.op == "transpose"}  # an operand of a product in the loop
+                must |= {a for a in fixed if a.op == "transpose" and not _keeps_order(a)}  # an operand of a product in the loop
                 whole = _seen_whole(n.attrs["body"])
                 inputs = zip(n.args, n.attrs["body"].inputs, strict=True)
                 must |= {a for a, i in inputs if i in whole and a.op in VIRTUAL and a.op not in ("constant", "iota", "output")}
@@ -902,6 +902,12 @@ def _crops(node: Node, axes: Sequence[int]) -> bool:
 def _plain_reshape(node: Node) -> bool:
     """Whether only axes of length 1 come or go."""
     return [n for n in node.shape if n != 1] == [n for n in node.args[0].shape if n != 1]
+
+
+def _keeps_order(node: Node) -> bool:
+    """Whether a transposition only moves axes of length 1."""
+    moved = [a for a in node.attrs["axes"] if node.args[0].shape[a] != 1]
+    return moved == sorted(moved)
 
 
 def _seen_whole(body: Graph) -> set[Node]:

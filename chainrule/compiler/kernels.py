@@ -32,7 +32,8 @@ Index: TypeAlias = "tuple[Affine | Value, ...]"  # a value where an entry is loo
 class Buffer:
     """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
     carries the rows of a batch, if that is known; apart: the dimension of the rows and the length of a part, if it lies part by part
-    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py)."""
+    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); copies: how many there are of it, one for each unit of what
+    touches it (private.py)."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,6 +42,7 @@ class Buffer:
     row: int | None = None
     apart: tuple[int, int] | None = None
     lanes: int = 0
+    copies: int = 1
 
     @property
     def size(self) -> int:
@@ -53,7 +55,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        return self.size * self.dtype.itemsize
+        return self.size * self.dtype.itemsize * self.copies
 
     def __repr__(self) -> str:
         return self.name
@@ -92,7 +94,8 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class Kernel:
-    """unit: the axis of the domain that threads share out among them, None if one thread does all. sequential: so many of the first
+    """unit: the axis of the domain that threads share out among them, None if one thread does all; an axis of its own if each
+    unit does all, for itself (private.py). sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
     order of memory; it runs at the end of a step, on the new state, and once before the first step. between: from where to where
     (exclusive) a reduced axis is summed over, where that is known only while running; rows: the reduced axis that runs over the rows of
@@ -352,7 +355,8 @@ def _item_text(item: Item, indent: str) -> str:
         return f"{head}\n{kernels_text(item.items, indent + '    ')}"
     axes = " ".join(f"{a.name}<{a.extent}{'*' if a is item.unit else ''}" for a in item.domain)
     over = " ".join(f"{a.name}<{a.extent}" for a in item.reduced)
-    lines = [f"{indent}kernel {item.name} [{axes}]" + (f" over [{over}]" if over else "")]
+    each = "" if item.unit is None or item.unit in item.domain else f" by each of {item.unit.extent} units"
+    lines = [f"{indent}kernel {item.name} [{axes}]" + (f" over [{over}]" if over else "") + each]
     names: dict[Value, str] = {}
     for v in item.values():
         names[v] = f"v{len(names)}"

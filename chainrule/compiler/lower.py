@@ -279,6 +279,7 @@ class _Lowering:
         for n, valid in vectors:
             self.vector, self.valid = n, valid
             target = self.register(v.dtype, self._width(valid))
+            assert v.buffer is not None
             scope.body.append(Read(target, self._where(v.buffer, v.index, v.shape)))
             scope.body.append(Write(self._pack_place(v, buffer), target))
 
@@ -378,6 +379,7 @@ class _Lowering:
                 target = self.let("constant", read.dtype, width, (), scope, value=read.dtype.type(0))
             lines.append(target)
         at, step = self._along(flat(plain(store.index), store.view))
+        at = at + self._copy_of(store.buffer)
         for c in range(columns):
             turned = self.let("transposed", read.dtype, width, tuple(lines), scope, line=c)
             scope.body.append(Write(Place(store.buffer, at + step[across] * c, (), 1, rows), turned))
@@ -482,7 +484,7 @@ class _Lowering:
     def _coefficient(self, index: Affine, axis: Axis | None) -> int:
         return index.coefficient(self.original.get(axis, axis)) if axis is not None else 0
 
-    def _where(self, buffer: Any, index: tuple[Affine | Value, ...], shape: tuple[int, ...]) -> Place:
+    def _where(self, buffer: Buffer, index: tuple[Affine | Value, ...], shape: tuple[int, ...]) -> Place:
         position, looked_up, size = Affine(), [], 1
         for i, n in zip(reversed(index), reversed(shape), strict=True):
             if isinstance(i, Value):
@@ -491,10 +493,15 @@ class _Lowering:
                 position = position + i * size
             size *= n
         at, step = self._moved(position)
-        return Place(buffer, at, tuple(looked_up), step, self.valid)
+        return Place(buffer, at + self._copy_of(buffer), tuple(looked_up), step, self.valid)
+
+    def _copy_of(self, buffer: Buffer) -> Affine:
+        """Where this unit's own copy of a buffer begins."""
+        return self.unit * buffer.size if buffer.copies > 1 else Affine()
 
     def _load(self, v: Value, width: int, scope: _Scope) -> Register:
         packed = self.kernel.packed.get(v)
+        assert v.buffer is not None
         place = self._where(v.buffer, v.index, v.shape) if packed is None else self._pack_place(v, packed)
         if width == 1:
             place = Place(place.buffer, place.address, place.looked_up)

@@ -47,6 +47,7 @@ UNROLL = 4
 MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads share out
 FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 MOST_PARTS = 16  # of a sum over an axis that threads share out
+MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself
 TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
 BARRIER = 0.2e-6  # seconds that threads take to meet
