@@ -2,8 +2,7 @@
 
 In: a `Bench`. Out: two `Table`s. The compiler knows neither shapes nor layers by name, so both must come near the speed of what was
 measured: of an odd shape, the operations a second of the measured network whose steps have about as many; of a layer written by hand,
-the time of the built-in one. All of them are measured in the same rounds. An elementary function counts as one operation, as
-`net.compiled.cost()` has it, whatever it takes: where a step consists of little else, the first comparison is too strict.
+the time of the built-in one. All of them are measured in the same rounds.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler import cost, jit, peak, pipeline
+from chainrule.compiler.elementary import operations
 from chainrule.compiler.target import LEVELS, narrowed
 from chainrule.errors import NotBuiltError, UnknownNameError, UsageError
 from chainrule.run import native
@@ -163,6 +164,16 @@ def test_rows_that_are_cast_are_copied_first():
     assert cost.work(gather) == cost.Work(0, 8 * 8 + 8 * 5 * 8, 8 * 5 * 4)
     assert cost.work(product) == cost.Work(8 * 16 * (2 * 5 + 1), 4 * (8 * 5 + 5 * 16 + 16), 4 * 8 * 16)
     assert cost.words(gather) == "copy x"
+
+
+def test_elementary_functions_count_as_the_operations_that_they_are():
+    plain, curved = (
+        cost.work(items_of(fitted(nn.Dense(16, activation), y=np.zeros((20, 16), np.float32), loss="mse"), "forward")[0])
+        for activation in (None, "tanh")
+    )
+    assert curved.flops - plain.flops == 8 * 16 * operations("tanh", 32)
+    assert 15 < operations("tanh", 32) < operations("tanh", 64) < 80
+    assert [operations(name, 32) for name in ("sqrt", "maximum", "floor")] == [1, 1, 1]
 
 
 def test_a_loop_counts_each_turn():

@@ -3,8 +3,8 @@
 In: a kernel, or a loop of kernels. Out: a `Work`, counted from the kernel's own index space, so it is exact for the code as it runs:
 what fusion computes twice counts twice.
 
-An operation is one result of an operator on floating-point numbers; a multiply-add is two, and exp or tanh one, though it takes ten
-to twenty instructions. Copies, casts, choices (where) and comparisons are none. Bytes are those that a kernel has to read and to
+An operation is one result of an operator on floating-point numbers; a multiply-add is two, and exp, tanh and their like as many as their
+code has (elementary.py), ten to sixty. Copies, casts, choices (where) and comparisons are none. Bytes are those that a kernel has to read and to
 write at least: each element once for each run of the kernel, however often it is read again from registers or the nearest cache.
 """
 
@@ -17,6 +17,7 @@ from math import prod
 
 from .affine import Affine, Axis
 from .driver import ORDER
+from .elementary import FUNCTIONS, operations
 from .fuse import VIRTUAL
 from .kernels import Buffer, Item, Kernel, Limits, Loop, Value, bounds, kernels_of, limits_of
 
@@ -98,7 +99,7 @@ def _operations(v: Value, around: frozenset[Axis], limits: Limits, confined: Map
     for at, bound in confined.items():
         if at.axes <= axes and points:
             points = points * _inside(at, bound) / prod(a.extent for a in at.axes)
-    return points
+    return points * (operations(v.op, 8 * v.dtype.itemsize) if v.op in FUNCTIONS else 1)
 
 
 def _inside(at: Affine, bound: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 from .builder import Builder
 from .exponential import exp, exp_normal, expm1, tanh
@@ -204,6 +205,20 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "maximum": maximum,
     "minimum": minimum,
 }
+OF_TWO = {"power", "maximum", "minimum"}
+
+
+@cache
+def operations(name: str, bits: int) -> int:
+    """The floating-point operations of function `name` on one number, a multiply-add being two.
+
+    >>> operations("sqrt", 32), operations("exp", 32) < operations("exp", 64)
+    (1, True)
+    """
+    b = Builder(bits, 1)
+    FUNCTIONS[name](b, *("%x", "%y")[: 1 + (name in OF_TWO)])
+    counts = {"fadd": 1, "fsub": 1, "fmul": 1, "fdiv": 1, "@llvm.sqrt": 1, "@llvm.fma": 2}
+    return max(1, sum(n for line in b.lines for word, n in counts.items() if f" {word}" in line))
 
 
 def emit(b: Builder, name: str, *registers: str) -> str:

@@ -6,10 +6,12 @@ alone, so that all entries of all programs agree about their state.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import numpy as np
 
+from .schedule import BROKEN_PANELS, ENOUGH
 from .target import Target
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -19,10 +21,24 @@ def panel(columns: int, target: Target) -> int:
     """The columns of a panel; 0 if a matrix of so many lies row by row.
 
     >>> from chainrule.compiler.target import narrowed
-    >>> [panel(n, narrowed("sse2")) for n in (10, 32, 64, 96, 100, 128)]
-    [0, 0, 32, 48, 0, 64]
+    >>> [panel(n, narrowed("sse2")) for n in (10, 32, 64, 96, 100, 128, 300)]
+    [0, 0, 32, 48, 0, 64, 75]
     """
-    return next((p for p in target.panels if columns > p and columns % p == 0), 0)
+    whole = next((p for p in target.panels if columns > p and columns % p == 0), 0)
+    return whole or max(_broken(columns, target), key=lambda p: (columns // p % 2 == 0, _full(p, target), p), default=0)
+
+
+def _broken(columns: int, target: Target) -> list[int]:
+    """Panels that are no whole tiles, but leave few more lanes empty than there would be without panels."""
+    least, most = BROKEN_PANELS
+    enough = ENOUGH * _full(columns, target)
+    return [p for p in range(least, min(most, columns // 2) + 1) if columns % p == 0 and _full(p, target) >= enough]
+
+
+def _full(columns: int, target: Target) -> float:
+    """The part of the lanes that columns of four bytes fill."""
+    lanes = target.vector_bytes // 4
+    return columns / (ceil(columns / lanes) * lanes)
 
 
 def physical(shape: tuple[int, ...], target: Target) -> tuple[int, ...]:

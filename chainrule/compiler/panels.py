@@ -9,6 +9,7 @@ alone, so all entries of a program agree about their state (layout.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .affine import Affine, Axis, of
@@ -35,21 +36,22 @@ def in_panels(items: Sequence[Item], state: set[Buffer], target: Target, names: 
     splits.update({k: _split(k, target, names) for k in before})
     chosen = {b: physical(b.shape, target) for b in matrices if b not in misfits or b in copies}
 
-    panels: set[Axis] = set()
+    for kernel, split in splits.items():
+        needed = {x for a in accesses(kernel) if a.buffer in chosen for i in a.index for x in i.axes}
+        splits[kernel] = {x: both for x, both in split.items() if x in needed}
+    if not any(isinstance(i, Loop) for i in items):  # whose kernels are shared out along rows
+        _follow(splits, chosen.keys(), names)
 
     def rewritten(item: Item) -> Item:
         if isinstance(item, Loop):
             item.items[:] = [rewritten(i) for i in item.items]
             return item
-        needed = {x for a in accesses(item) if a.buffer in chosen for i in a.index for x in i.axes}
-        split = {x: both for x, both in splits[item].items() if x in needed}
-        panels.update(outer for outer, _ in split.values())
-        return _Panels(chosen, copies, split, target).kernel(item)
+        return _Panels(chosen, copies, splits[item], target).kernel(item)
 
     made = [rewritten(i) for i in (*before, *items)]
     for buffer, shape in chosen.items():
         buffer.shape = shape
-    return made, panels
+    return made, {outer for split in splits.values() for outer, _ in split.values()}
 
 
 def _is_matrix(buffer: Buffer, target: Target) -> bool:
@@ -73,6 +75,23 @@ def _split(kernel: Kernel, target: Target, names: Names) -> Split:
                 size = panel(axis.extent, target)
                 found[axis] = Axis(names("p"), axis.extent // size), Axis(axis.name, size)
     return found
+
+
+def _follow(splits: dict[Kernel, Split], matrices: AbstractSet[Buffer], names: Names) -> None:
+    """Kernels that only go on with what a product has made run through it in the same parts, so that threads share both alike."""
+    parts: dict[
+        tuple[Buffer, int], int
+    ] = {}  # a buffer that is written panel by panel, along which dimension, and how long they are
+    for kernel, split in splits.items():
+        for s in kernel.stores:
+            parts.update({(s.buffer, d): split[x][1].extent for d, i in enumerate(s.index) for x in split if i == of(x)})
+    for kernel, split in splits.items():
+        touched = list(accesses(kernel))
+        if kernel.reduced or kernel.sequential or any(a.buffer in matrices or a.view != a.buffer.shape for a in touched):
+            continue
+        found = {x: parts[a.buffer, d] for a in touched for x in kernel.domain for d, i in enumerate(a.index)
+                 if i == of(x) and (a.buffer, d) in parts}  # fmt: skip
+        splits[kernel] = {**split, **{x: (Axis(names("p"), x.extent // n), Axis(x.name, n)) for x, n in found.items()}}
 
 
 def _even(panels: Axis, others: Sequence[Axis]) -> Axis:
