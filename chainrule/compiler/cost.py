@@ -3,9 +3,10 @@
 In: a kernel, or a loop of kernels. Out: a `Work`, counted from the kernel's own index space, so it is exact for the code as it runs:
 what fusion computes twice counts twice.
 
-An operation is one result of an operator on floating-point numbers; a multiply-add is two, and exp, tanh and their like as many as their
-code has (elementary.py), ten to sixty. Copies, casts, choices (where) and comparisons are none. Bytes are those that a kernel has to read and to
-write at least: each element once for each run of the kernel, however often it is read again from registers or the nearest cache.
+An operation is one result of an operator on floating-point numbers; a multiply-add is two, and exp, tanh and their like are as many as
+their code has (elementary.py), twenty to a hundred. Copies, casts, choices (where) and comparisons are none. Bytes are those that a
+kernel has to read and to write at least: each element once for each run of the kernel, however often it is read again from registers or
+the nearest cache.
 """
 
 from __future__ import annotations

@@ -3,18 +3,28 @@
 In: kernels, and how many units rows are cut in. Out: the same, where small copies that all rows read are made during a step by each unit
 of the rows for itself. Made once for all, half of such a copy (of two threads) would be read out of the other core's cache, which takes
 several times as long as to make that half as well: what it is made of is there, since rows have just gone through it forward.
+
+All copies of a unit lie together, away from those of the next: a core that reads ahead of its own would take lines from the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Any
 
-from .affine import Axis
+import numpy as np
+
+from .affine import Axis, flat
 from .fuse import Names
-from .kernels import Item, Kernel
+from .kernels import Buffer, Item, Kernel, Value, load, plain, rebuilt, reindexed, roots
+from .memory import ALIGNMENT
 from .phases import Access, accesses
-from .schedule import MOST_PRIVATE, cut
+from .schedule import APART, MOST_PRIVATE, cut
 from .target import Target
+
+Dtype = np.dtype[Any]
 
 
 def with_private_copies(items: Sequence[Item], target: Target, names: Names, threads: int) -> list[Item]:
@@ -22,25 +32,54 @@ def with_private_copies(items: Sequence[Item], target: Target, names: Names, thr
     state. Those of states that never change are made once; those that loops read count for little."""
     if threads == 1:
         return list(items)
+    chosen = _chosen(items, target, threads)
+    places = _places(chosen, names)
+    made: list[list[Item]] = [[]]  # each item, and the copies that follow it
+    for item in items:
+        if not isinstance(item, Kernel):
+            made.append([item])
+            continue
+        new = _moved(item, places)
+        if item in chosen:
+            state = {v.buffer for v in item.loads()}
+            readers = (part for part in made[1:] if any(a.buffer in state and not a.write for a in accesses(part[0])))
+            next(readers, made[0]).append(replace(new, late=False, unit=Axis(names("u"), chosen[item])))
+        else:
+            made.append([new])
+    return [item for part in made for item in part]
+
+
+def _places(chosen: Mapping[Kernel, int], names: Names) -> dict[Buffer, tuple[Buffer, int]]:
+    """For each copy the memory that a unit has for all of its type, and where in it the copy begins."""
+    found: dict[Buffer, tuple[Buffer, int]] = {}
+    areas: dict[tuple[Dtype, int], Buffer] = {}
+    for kernel, count in chosen.items():
+        copy = kernel.stores[0].buffer
+        area = areas.setdefault((copy.dtype, count), Buffer(names("own"), (0,), copy.dtype, copies=count))
+        line = ALIGNMENT // copy.dtype.itemsize
+        found[copy] = area, area.size
+        area.shape = (area.size + ceil(copy.size / line) * line,)
+    for area in areas.values():
+        area.shape = (area.size + APART // area.dtype.itemsize,)
+    return found
+
+
+def _chosen(items: Sequence[Item], target: Target, threads: int) -> dict[Kernel, int]:
+    """The kernels whose copies become private, and how many units make one each."""
     touched = [(i, a) for i in items for a in accesses(i)]
     written = {a.buffer for _, a in touched if a.write}
     room = target.level2 * MOST_PRIVATE
-    after: dict[Item | None, list[Item]] = {None: []}
+    found: dict[Kernel, int] = {}
     for item in items:
         if not isinstance(item, Kernel) or not item.late or len(item.stores) != 1:
-            after[item] = []
             continue
-        read, made = {v.buffer for v in item.loads()}, item.stores[0].buffer
+        made = item.stores[0].buffer
         counts = {_units(i, a, threads) for i, a in touched if a.buffer is made and not a.write}
         count = max(counts) if len(counts) == 1 else 0
-        if count > 1 and read <= written and made.bytes <= room:
+        if count > 1 and made.bytes <= room and all(v.buffer in written for v in item.loads()):
             room -= made.bytes
-            made.copies, item.late, item.unit = count, False, Axis(names("u"), count)
-            first = next((i for i, a in touched if i in after and a.buffer in read and not a.write), None)
-            after[first].append(item)
-        else:
-            after[item] = []
-    return [*after[None], *(i for item, copies in after.items() if item is not None for i in (item, *copies))]
+            found[item] = count
+    return found
 
 
 def _units(reader: Item, access: Access, threads: int) -> int:
@@ -48,3 +87,25 @@ def _units(reader: Item, access: Access, threads: int) -> int:
     if not isinstance(reader, Kernel) or reader.inner is not None or any(access.unit in i.axes for i in access.index):
         return 0
     return cut(reader, threads)[0]
+
+
+def _moved(kernel: Kernel, places: Mapping[Buffer, tuple[Buffer, int]]) -> Kernel:
+    """The kernel with copies where they lie in the memory of a unit."""
+    if not any(a.buffer in places for a in accesses(kernel)):
+        return kernel
+
+    def loaded(v: Value) -> Value:
+        if v.buffer is None or v.buffer not in places:
+            return v
+        area, first = places[v.buffer]
+        return load(area, (flat(plain(v.index), v.shape) + first,))
+
+    table = rebuilt(roots(kernel.stores), {}, None, loaded)
+    stores = []
+    for s in kernel.stores:
+        index, buffer, shape = reindexed(s.index, table, {}), s.buffer, s.shape
+        if buffer in places:
+            buffer, first = places[buffer]
+            index, shape = (flat(plain(index), s.view) + first,), ()
+        stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
+    return replace(kernel, stores=stores)

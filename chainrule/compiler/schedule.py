@@ -49,6 +49,7 @@ FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 BROKEN_PANELS = (64, 128)  # columns of a panel that is no whole tiles, at least and at most
 ENOUGH = 0.93  # of the lanes that would be full without such panels
 MOST_PARTS = 16  # of a sum over an axis that threads share out
+APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further
 MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself
 TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
