@@ -48,6 +48,7 @@ from ..compiler.driver import (
 )  # fmt: skip
 from ..compiler.jit import LEVEL
 from ..compiler.layout import laid_out, logical
+from ..compiler.schedule import APART
 from ..compiler.target import Target, host
 from ..errors import BudgetError, DataError
 from ..graph.interpret import evaluate
@@ -135,9 +136,10 @@ def _bare(graph: Graph) -> Graph:
 
 
 def aligned(size: int, dtype: Any = np.uint8, fill: int | None = None) -> Array:
-    """An array of `size` elements that begins at a cache line."""
+    """An array of `size` elements that begins at a cache line, and memory of nobody behind it: threads write parts of such arrays, and a
+    core that reads ahead of its own part would take lines from another."""
     dtype = np.dtype(dtype)
-    memory = np.empty(size * dtype.itemsize + 64, np.uint8)
+    memory = np.empty(size * dtype.itemsize + 64 + APART, np.uint8)
     if fill is not None:
         memory[:] = fill
     start = -memory.ctypes.data % 64
