@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/simplify compiler/regions compiler/kernels compiler/verify "
             "compiler/fold compiler/fuse compiler/scans compiler/flatten compiler/schedule compiler/phases compiler/layout "
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
-            "compiler/apart compiler/siblings compiler/absorb compiler/alike compiler/memory compiler/private "
+            "compiler/apart compiler/siblings compiler/absorb compiler/alike compiler/memory compiler/copies "
             "compiler/loops compiler/lower compiler/llvm compiler/jit "
             "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),

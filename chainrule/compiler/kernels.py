@@ -33,7 +33,7 @@ class Buffer:
     """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
     carries the rows of a batch, if that is known; apart: the dimension of the rows and the length of a part, if it lies part by part
     (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); copies: how many there are of it, one for each unit of what
-    touches it (private.py)."""
+    touches it (copies.py)."""
 
     name: str
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ class Store:
 @dataclass(slots=True, eq=False)
 class Kernel:
     """unit: the axis of the domain that threads share out among them, None if one thread does all; an axis of its own if each
-    unit does all, for itself (private.py). sequential: so many of the first
+    unit does all, for itself (copies.py). sequential: so many of the first
     axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
     order of memory; it runs at the end of a step, on the new state, and once before the first step. between: from where to where
     (exclusive) a reduced axis is summed over, where that is known only while running; rows: the reduced axis that runs over the rows of
@@ -380,7 +380,7 @@ def _value_text(v: Value, names: Mapping[Value, str]) -> str:
     if v.op == "load":
         assert v.buffer is not None
         view = f" as {list(v.shape)}" if v.shape != v.buffer.shape else ""
-        return f"{v.buffer.name}[{_index_text(v.index, names)}]{view}"
+        return f"{v.buffer.name}[{_index_text(v.index, names)}]{view}{' turned' * ('turned' in v.attrs)}"
     if v.op == "constant":
         return str(v.attrs["value"])
     if v.op == "iota":

@@ -6,7 +6,8 @@ depends on is known, once for each register it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from math import prod
@@ -212,7 +213,10 @@ class _Lowering:
             over = [a for a in self.reduced if a in v.axes]
             for a in over:
                 self.table.pop(a, None)  # where it stood at the end of the tile before
-            self._loops(over, partial(self._pack, v, buffer, vectors))
+            if v.attrs.get("turned"):
+                self._loops(over[:-1], partial(self._pack_turned, v, over[-1], buffer, vectors))
+            else:
+                self._loops(over, partial(self._pack, v, buffer, vectors))
         self._row_tiles(lambda rows: self._tile(rows, vectors))
 
     def _blocked(self, vectors: list[tuple[int, int]]) -> None:
@@ -282,6 +286,22 @@ class _Lowering:
             assert v.buffer is not None
             scope.body.append(Read(target, self._where(v.buffer, v.index, v.shape)))
             scope.body.append(Write(self._pack_place(v, buffer), target))
+
+    def _pack_turned(self, v: Value, axis: Axis, buffer: Buffer, vectors: list[tuple[int, int]]) -> None:
+        """The same of an operand whose neighbours in memory lie along the reduced `axis`: square by square."""
+
+        def square(columns: int) -> None:
+            assert v.buffer is not None
+            for self.vector, self.valid in vectors:
+                read, to = self._where(v.buffer, v.index, v.shape), self._pack_place(v, buffer)
+                lines = [
+                    replace(read, address=read.address + read.stride * i, stride=1, lanes=columns) for i in range(self.valid)
+                ]
+                line = self.s.vectors * self.s.width
+                self._turn(v.dtype, lines, [replace(to, address=to.address + line * i) for i in range(columns)])
+
+        for first, how_many, size in _whole(axis.extent, self.s.width):
+            self._steps(axis, first, how_many, self.s.width, partial(square, size))
 
     def _pack_place(self, v: Value, buffer: Buffer) -> Place:
         """Where in its own memory a packed operand's vector stands: one area for each unit."""
@@ -368,21 +388,21 @@ class _Lowering:
         read, lanes = store.value, self.lanes
         assert read.buffer is not None
         assert lanes is not None
-        scope, width = self.scopes[-1], self.s.width
         at, step = self._along(flat(plain(read.index), read.shape))
-        lines = []
-        for r in range(width):
-            if r < rows:
-                target = self.register(read.dtype, width)
-                scope.body.append(Read(target, Place(read.buffer, at + step[lanes] * r, (), 1, columns)))
-            else:
-                target = self.let("constant", read.dtype, width, (), scope, value=read.dtype.type(0))
-            lines.append(target)
+        lines = [Place(read.buffer, at + step[lanes] * r, (), 1, columns) for r in range(rows)]
         at, step = self._along(flat(plain(store.index), store.view))
         at = at + self._copy_of(store.buffer)
-        for c in range(columns):
-            turned = self.let("transposed", read.dtype, width, tuple(lines), scope, line=c)
-            scope.body.append(Write(Place(store.buffer, at + step[across] * c, (), 1, rows), turned))
+        self._turn(read.dtype, lines, [Place(store.buffer, at + step[across] * c, (), 1, rows) for c in range(columns)])
+
+    def _turn(self, dtype: np.dtype[Any], lines: Sequence[Place], columns: Sequence[Place]) -> None:
+        """Lines of memory as columns: read, turned, written."""
+        scope, width = self.scopes[-1], self.s.width
+        registers = [self.register(dtype, width) for _ in lines]
+        scope.body += [Read(r, line) for r, line in zip(registers, lines, strict=True)]
+        none = [self.let("constant", dtype, width, (), scope, value=dtype.type(0)) for _ in range(width - len(lines))]
+        for number, place in enumerate(columns):
+            turned = self.let("transposed", dtype, width, (*registers, *none), scope, line=number)
+            scope.body.append(Write(place, turned))
 
     def _along(self, index: Affine) -> tuple[Affine, dict[Axis, int]]:
         return self.address(index), {a: self._coefficient(index, a) for a in self.domain}

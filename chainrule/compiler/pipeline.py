@@ -23,6 +23,7 @@ from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .apart import moved, set_apart
 from .carry import carried
+from .copies import with_better_copies
 from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
@@ -50,7 +51,6 @@ from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
-from .private import with_private_copies
 from .ragged import ragged
 from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
@@ -172,7 +172,7 @@ def _arranged(
     plans = plans_of(pairs, spare)
     items = carried(gathered(replayed(items, pairs, plans, names, threads), names, threads), names)
     items = share(items, panels, set(kept), target, names)
-    items = with_private_copies(items, target, names, threads)
+    items = with_better_copies(items, target, names, threads)
     verify(items)
     planned = plan(items, list(kept), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))

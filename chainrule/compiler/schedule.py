@@ -143,16 +143,21 @@ def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[
             made.tile in v.axes
             or made.side in v.axes
             or not over
-            or stride(v, made.lanes) != 1
+            or not (stride(v, made.lanes) == 1 or _turned(v, over[-1]))
             or any(isinstance(i, Value) for i in v.index)
         ):
             continue
         line = (stride(v, over[-1]) or 0) * v.dtype.itemsize
         part = block(kernel, made, target)
         size = (part or prod(a.extent for a in over)) * made.vectors * made.width * v.dtype.itemsize
-        if (part or line >= PACKED_LINE) and size >= target.level1 // 4 and size <= target.level2 // 2:
+        if (part or line >= PACKED_LINE or v.attrs.get("turned")) and size >= target.level1 // 4 and size <= target.level2 // 2:
             chosen.append(v)
     return chosen
+
+
+def _turned(v: Value, innermost: Axis) -> bool:
+    """Whether an operand can be turned, square by square, while it is packed (copies.py)."""
+    return bool(v.attrs.get("turned")) and stride(v, innermost) == 1
 
 
 def block(kernel: Kernel, made: Schedule, target: Target) -> int:
@@ -276,6 +281,8 @@ def _cost(
 def _instructions(v: Value, lane: Axis | None, width: int) -> float:
     """About how many a value takes for each register, if it is no sum."""
     if v.op == "load":
+        if v.attrs.get("turned"):
+            return 1.0  # it is packed in the other order
         step = stride(v, lane) if lane is not None and lane in v.axes else 0
         return 1.0 if step in (0, 1) else 2.0 * width
     if v.op == "philox":

@@ -1,4 +1,4 @@
-"""private.py: which copies of the state each thread makes for itself, and that no number depends on it."""
+"""copies.py: which copies of the state each thread makes for itself, which are not made, and that no number depends on it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native import Threaded, registered
 from test_compiler import AVX2, compiled
 
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.kernels import Kernel, kernels_of
 from chainrule.compiler.pipeline import Code
-from chainrule.compiler.target import Target
+from chainrule.compiler.target import Target, narrowed, runnable
 
 
 def dense(w: Any, v: Any, x: Any, rate: Any) -> Any:
@@ -80,3 +81,57 @@ def test_no_bit_depends_on_who_copies(rows: int) -> None:
 
     one = trained(1)
     assert all(trained(threads) == one for threads in (2, 3, 5))
+
+
+# ---- none --------------------------------------------------------------------------------------------------------------------
+
+
+def three(w: Any, v: Any, u: Any, x: Any, rate: Any) -> Any:
+    def loss(w: Any, v: Any, u: Any) -> Any:
+        return np.mean((np.tanh(np.tanh(x @ w) @ v) @ u) ** 2)
+
+    value, grads = cr.value_and_grad(loss, (0, 1, 2))(w, v, u)
+    return [value, *(a - rate * g for a, g in zip((w, v, u), grads, strict=True))]
+
+
+def small_caches(target: Target) -> Target:
+    """So small that the copy of 130 x 192 numbers stays in none, but the part for some vectors is worth packing."""
+    return replace(target, level1=8 * 1024, level2=96_000)
+
+
+def test_large_copies_are_not_made() -> None:
+    shapes = {"w": (5, 130), "v": (130, 192), "u": (192, 3), "x": (64, 5), "rate": ()}
+    names = ["w", "v", "u"]
+
+    def made(target: Target) -> Code:
+        return compiled(three, shapes, ["loss", *names], state=names, rows=["x"], threads=2, target=target)
+
+    large = [k for k in made(replace(AVX2, level2=4 * 130 * 192)).plan.late if k.stores[0].buffer.size == 130 * 192]
+    assert len(large) == 1, "no larger than the cache"
+    small = made(small_caches(AVX2))
+    assert not any(s.buffer.size == 130 * 192 for k in small.plan.late for s in k.stores)
+    (reader,) = (k for k in kernels_of([i for p in small.plan.phases for i in p]) if any("turned" in v.attrs for v in k.loads()))
+    assert [v.buffer.name for v in reader.packed if v.buffer is not None] == ["v"]
+    assert " turned" in small.stage("kernels")
+
+
+@pytest.mark.parametrize("units", [192, 199])
+@pytest.mark.parametrize("level", runnable())
+def test_no_bit_depends_on_the_caches(level: str, units: int) -> None:
+    """Operands that are turned while they are packed, also where neither lanes nor squares are full."""
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(192, 5)).astype(np.float32), random.normal(size=(192, 3)).astype(np.float32)
+
+    def trained(target: Target, threads: int) -> tuple[list[bytes], str]:
+        net = nn.Sequential(nn.Dense(130, "tanh"), nn.Dense(units, "tanh"), nn.Dense(3))
+        with registered(Threaded(threads, target=target)) as backend:
+            net.fit(x, y, loss="mse", epochs=2, batch_size=64, seed=1, verbose=False, backend=backend)
+            return [a.tobytes() for a in net.parameters.values()], net.compiled.text("kernels")
+
+    target = narrowed(level)
+    large, text = trained(replace(target, level1=2**15, level2=2**20), 1)
+    assert " turned" not in text
+    for threads in (1, 2):
+        small, text = trained(small_caches(target), threads)
+        assert " turned" in text
+        assert small == large
