@@ -1,8 +1,9 @@
 """Networks that nobody measured while the compiler was made: odd shapes, and layers written by hand.
 
-In: a `Bench`. Out: two `Table`s. The compiler knows neither shapes nor layers by name, so both must come near the speed of what was
+In: a `Bench`. Out: three `Table`s. The compiler knows neither shapes nor layers by name, so both must come near the speed of what was
 measured: of an odd shape, the operations a second of the measured network whose steps have about as many; of a layer written by hand,
-the time of the built-in one. All of them are measured in the same rounds.
+the time of the built-in one. All of them are measured in the same rounds. Shapes are compared on one thread, where the speed is that of
+the code, and with all, where it also hangs on how much the threads of a step have to tell each other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from math import log
 from statistics import median
 
-from .libraries import BY_HAND, FLOAT64, OURS
+from .libraries import BY_HAND, FLOAT64, FLOAT64_ALONE, ONE_THREAD, OURS
 from .measure import LIMIT, Bench, Candidate
 from .pool import Failure
 from .results import Measured, Table
@@ -32,6 +33,9 @@ HAND_WRITTEN = (  # a row, and what in it is written by hand
 )
 
 
+Key = tuple[str, str]  # a network and a way
+
+
 @dataclass(frozen=True)
 class Speed:
     """A network's operations a step, and a second. Those in float64 count twice, since a vector holds half as many numbers."""
@@ -46,34 +50,40 @@ class Speed:
         return self.operations / self.step
 
 
-def measure(bench: Bench) -> tuple[Table, Table]:
-    """Both tables."""
-    shapes, hand = new_tables()
-    wanted = {
-        (row.name, _way(row)): shapes for row in (*MEASURED, *GENERAL)
-    }  # a network and a way -> where its troubles are noted
+def measure(bench: Bench) -> tuple[Table, Table, Table]:
+    """All tables."""
+    alone, together, hand = new_tables()
+    shapes = {True: alone, False: together}
+    wanted = {  # a network and a way -> where its troubles are noted
+        (row.name, _way(row, one)): table for one, table in shapes.items() for row in (*MEASURED, *GENERAL)
+    }
     for name, what in HAND_WRITTEN:
         wanted.setdefault((name, "fit"), hand)
         wanted[name, f"{BY_HAND}{what}"] = hand
     ready = {key: c for key, table in wanted.items() if (c := _ready(bench, *key, table)) is not None}
-    counts = {key: _operations(bench, *key, shapes) for key in ready if wanted[key] is shapes}
-    bench.rounds(ready.values(), shapes.notes)
+    counts = {key: _operations(bench, *key, table) for key in ready if (table := wanted[key]) is not hand}
+    bench.rounds(ready.values(), together.notes)
     bench.forget()
-    speeds = {
-        name: Speed(c.row, counts[name, way], c.result.step)
-        for (name, way), c in ready.items()
-        if counts.get((name, way)) and c.result.times
-    }
-    found, measured = ([speeds[row.name] for row in rows if row.name in speeds] for rows in (GENERAL, MEASURED))
-    fill_shapes(shapes, found, measured)
+    for one, table in shapes.items():
+        found, measured = ([s for r in rows if (s := _speed(r, _way(r, one), ready, counts))] for rows in (GENERAL, MEASURED))
+        fill_shapes(table, found, measured)
+        table.failed = len(table.cells) < len(GENERAL)
     for name, what in HAND_WRITTEN:
         fill_hand(hand, ready.get((name, "fit")), ready.get((name, f"{BY_HAND}{what}")))
-    shapes.failed, hand.failed = len(shapes.cells) < len(GENERAL), len(hand.cells) < len(HAND_WRITTEN)
-    return shapes, hand
+    hand.failed = len(hand.cells) < len(HAND_WRITTEN)
+    return alone, together, hand
 
 
-def _way(row: Row) -> str:
-    return FLOAT64 if row.name == "float64" else "fit"
+def _speed(row: Row, way: str, ready: dict[Key, Candidate], counts: dict[Key, float]) -> Speed | None:
+    """Of a network that could be measured."""
+    made, operations = ready.get((row.name, way)), counts.get((row.name, way))
+    return Speed(row, operations, made.result.step) if made is not None and operations and made.result.times else None
+
+
+def _way(row: Row, alone: bool) -> str:
+    if row.name == "float64":
+        return FLOAT64_ALONE if alone else FLOAT64
+    return ONE_THREAD if alone else "fit"
 
 
 def _ready(bench: Bench, name: str, way: str, table: Table) -> Candidate | None:
@@ -95,7 +105,7 @@ def _operations(bench: Bench, name: str, way: str, table: Table) -> float:
     except Failure as failure:
         table.notes.append(f"{name} ({way}): {failure}")
         return 0.0
-    return 2 * counted if way == FLOAT64 else counted
+    return 2 * counted if way in (FLOAT64, FLOAT64_ALONE) else counted
 
 
 def fill_shapes(table: Table, found: list[Speed], measured: list[Speed]) -> None:
@@ -129,8 +139,8 @@ def _judged(share: float) -> str:
     return f"{share:.2f}" if share >= PROMISED else f"{share:.2f} (too little)"
 
 
-def new_tables() -> tuple[Table, Table]:
-    """Empty."""
+def new_tables() -> tuple[Table, Table, Table]:
+    """Empty: shapes on one thread, shapes with all threads, layers written by hand."""
     first = (
         "network",
         "operations a step",
@@ -140,8 +150,10 @@ def new_tables() -> tuple[Table, Table]:
         "its GFLOP/s",
         "speed (at least 0.85)",
     )
+    title = "Networks that nobody measured: operations a second beside those of a measured one"
     second = ("network", "written by hand", "built in", "by hand", "speed (at least 0.85)")
     return (
-        Table("general", "Networks that nobody measured: operations a second beside those of a measured one", first),
+        Table("general-alone", f"{title}, on one thread", first),
+        Table("general", f"{title}, with all threads", first),
         Table("by-hand", "Layers and losses written by hand, in NumPy, beside the built-in ones", second),
     )

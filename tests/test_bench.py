@@ -394,7 +394,7 @@ def test_dropout_by_hand_drops():
 
 
 def test_speeds_stand_beside_the_nearest_measured_one():
-    table, hand = general.new_tables()
+    _, table, hand = general.new_tables()
     digits, mnist = (general.Speed(ALL_ROWS[n], *v) for n, v in (("digits", (1e6, 1e-5)), ("mnist", (1e8, 5e-4))))
     odd = general.Speed(ALL_ROWS["gelu"], 2e6, 4e-5)
     general.fill_shapes(table, [odd], [digits, mnist])
@@ -413,11 +413,12 @@ def test_general_from_start_to_end(monkeypatch):
     monkeypatch.setattr(general, "HAND_WRITTEN", (("xor", "Dense"), ("digits", "Dense")))
     bench = Bench(replace(SETTINGS, backend="native"), [OURS], repeats=2, seconds=0.01, say=lambda message: None)
     try:
-        shapes, hand = general.measure(bench)
+        alone, shapes, hand = general.measure(bench)
     finally:
         bench.close()
-    assert [shapes.notes, hand.notes, shapes.failed, hand.failed] == [[], [], False, False]
-    assert [v["row"] for v in shapes.values] == ["tiny", "float64"]
+    assert [(t.notes, t.failed) for t in (alone, shapes, hand)] == [([], False)] * 3
+    assert [v["row"] for v in alone.values] == [v["row"] for v in shapes.values] == ["tiny", "float64"]
+    assert [v["operations"] for v in alone.values] == [v["operations"] for v in shapes.values]
     assert {v["near"] for v in shapes.values} == {"xor"}
     tiny, double = (v["operations"] for v in shapes.values)
     assert tiny > ALL_ROWS["tiny"].flops  # biases, elementary functions and Adam count, too

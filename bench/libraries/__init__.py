@@ -87,7 +87,8 @@ OURS = Library("chainrule", "chainrule", "ours", ("fit",), "xor_ours", peer=Fals
 # Ways of chainrule's adapter that are measured against each other, not against peers.
 ONE_THREAD, FORWARD, BOTH_PASSES = "fit on one thread", "forward pass", "forward and backward pass"
 WITHIN = "fit in "  # followed by a budget of memory
-FLOAT64, BY_HAND = "float64", "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
+FLOAT64, FLOAT64_ALONE = "float64", "float64 on one thread"
+BY_HAND = "by hand: "  # BY_HAND is followed by names out of `libraries/by_hand.py`, with commas
 
 TORCH = ("eager", "compile")
 TORCH_IMAGES = tuple(f"{way}, {order}" for way in TORCH for order in ("NHWC", "NCHW"))  # the order of images in memory

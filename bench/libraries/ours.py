@@ -16,7 +16,7 @@ from chainrule.train.objective import DIVISOR, SEED, STEP, TARGET, make_program
 
 from ..layers import Layer, Sequential, TwoInputs
 from ..rows import Array, Row
-from . import BOTH_PASSES, BY_HAND, FLOAT64, FORWARD, ONE_THREAD, WITHIN, Settings, Trainee, Unsupported
+from . import BOTH_PASSES, BY_HAND, FLOAT64, FLOAT64_ALONE, FORWARD, ONE_THREAD, WITHIN, Settings, Trainee, Unsupported
 from .by_hand import LAYERS, LOSSES, OfTwo
 
 
@@ -145,9 +145,9 @@ def prepare(row: Row, way: str, settings: Settings) -> Trainee:
     if way in (FORWARD, BOTH_PASSES):
         return Passes(row, settings.backend, "evaluate" if way == FORWARD else "gradient")
     # Given a number, chainrule takes it; without one it chooses, which is what a user gets.
-    threads = 1 if way == ONE_THREAD else None if settings.all_threads else settings.threads
+    threads = 1 if way in (ONE_THREAD, FLOAT64_ALONE) else None if settings.all_threads else settings.threads
     if way.startswith(WITHIN):
         return Fit(row, settings.backend, threads, memory=way.removeprefix(WITHIN))
     if way.startswith(BY_HAND):
         return Fit(row, settings.backend, threads, by_hand=way.removeprefix(BY_HAND).split(", "))
-    return Fit(row, settings.backend, threads, "float64" if way == FLOAT64 else "float32")
+    return Fit(row, settings.backend, threads, "float64" if way in (FLOAT64, FLOAT64_ALONE) else "float32")
