@@ -286,6 +286,33 @@ class Block:
         """The pointer `offset` elements further."""
         return self.line(f"getelementptr i8, ptr {pointer}, i64 {offset * dtype.itemsize}") if offset else pointer
 
+    def any_nan(self, values: Sequence[tuple[Reg, int]]) -> str:
+        """Whether one of these is NaN in one of its first lanes (so many)."""
+        found: list[str] = []
+        alike: dict[tuple[str, int], list[Reg]] = {}
+        for r, lanes in values:
+            alike.setdefault((r.type, lanes), []).append(r)
+        for (_, lanes), registers in alike.items():
+            pairs = zip(registers[::2], [*registers[1::2], *registers[-1:]], strict=False)
+            tests = [self.compare("fcmp uno", a, b) for a, b in pairs]
+            test = tests[0]
+            for other in tests[1:]:
+                test = self.binary("or", test, other)
+            found.append(self._any(test, lanes))
+        text, *others = found
+        for more in others:
+            text = self.line(f"or i1 {text}, {more}")
+        return text
+
+    def _any(self, test: Reg, lanes: int) -> str:
+        """Whether a truth value is true in one of its first lanes."""
+        if test.width == 1:
+            return test.text
+        bits = self.line(f"bitcast {test} to i{test.width}")
+        if lanes < test.width:
+            bits = self.line(f"and i{test.width} {bits}, {(1 << lanes) - 1}")
+        return self.line(f"icmp ne i{test.width} {bits}, 0")
+
     def load(
         self, pointer: str, dtype: Any, width: int = 1, *, lanes: int | None = None, stride: int = 1, align: int | None = None
     ) -> Reg:

@@ -15,7 +15,7 @@ import numpy as np
 from .affine import Affine, Axis
 from .code import Block, Reg
 from .kernels import Buffer
-from .loops import Bound, Call, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .loops import Bound, Call, Clamped, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
 from .target import Target
 
 ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
@@ -131,6 +131,8 @@ class _Writer:
                 value, p = self.registers[s.value], s.place
                 stride = p.stride if value.width > 1 else 1
                 self.b.store(self._pointer(p), value, lanes=p.lanes if value.width > 1 else 1, stride=stride)
+            elif isinstance(s, IfNaN):
+                self._if_nan(s)
             else:
                 self._call(s)
 
@@ -252,6 +254,23 @@ class _Writer:
         self.known.pop()
         b.do(f"br label %{out}")
         b.start(out)
+
+    def _if_nan(self, s: IfNaN) -> None:
+        b = self.b
+        inside, out = b.fresh_label(), b.fresh_label()
+        b.do(f"br i1 {b.any_nan([(self.registers[r], n) for r, n in s.tested])}, label %{inside}, label %{out}")
+        before = b.label
+        b.start(inside)
+        self.known.append({})
+        self.body(s.body)
+        self.known.pop()
+        end = b.label
+        b.do(f"br label %{out}")
+        b.start(out)
+        for result, first, second in s.results:
+            one, other = self.registers[first], self.registers[second]
+            text = b.line(f"phi {one.type} [ {one.text}, %{before} ], [ {other.text}, %{end} ]")
+            self.registers[result] = Reg(text, one.dtype, one.width)
 
     def _call(self, s: Call) -> None:
         units = [f"i64 {self._number(n)}" for n in (s.first, s.last)]

@@ -10,6 +10,7 @@ Addresses are affine in loop variables, which count iterations; what is looked u
               | register = operator register*
               | register = buffer[address], lanes, stride
               | buffer[address] = register, lanes, stride
+              | if one of register, lanes* is NaN { statement* }, register = register or register*
 """
 
 from __future__ import annotations
@@ -129,7 +130,17 @@ class Call:
     variables: tuple[Axis, ...] = ()
 
 
-Statement = Let | Read | Write | For | If | Call
+@dataclass(frozen=True, slots=True, eq=False)
+class IfNaN:
+    """If one of `tested` is NaN in one of its first lanes (so many), the body runs, and each of `results` is the second of its two
+    registers; else it is the first."""
+
+    tested: tuple[tuple[Register, int], ...]
+    body: list[Statement]
+    results: tuple[tuple[Register, Register, Register], ...]
+
+
+Statement = Let | Read | Write | For | If | IfNaN | Call
 
 
 @dataclass(slots=True, eq=False)
@@ -170,6 +181,10 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
             lines.append(f"{indent}{_register(s.target)} = {s.op} {' '.join(a.name for a in s.args)}{attrs}".rstrip())
         elif isinstance(s, Read):
             lines.append(f"{indent}{_register(s.target)} = {_place(s.place)}")
+        elif isinstance(s, IfNaN):
+            tested = ", ".join(r.name if r.width == 1 else f"{r.name}, {n} lanes" for r, n in s.tested)
+            lines += [f"{indent}if NaN is in {tested}", *_lines(s.body, indent + "    ")]
+            lines += [f"{indent}{_register(r)} = {first.name} or {second.name}" for r, first, second in s.results]
         elif isinstance(s, Call):
             lines.append(f"{indent}{s.function}({', '.join(map(str, (s.first, s.last, *(v.name for v in s.variables))))})")
         else:

@@ -17,10 +17,46 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value, bounds, plain
-from .loops import Bound, Carry, Clamped, For, Function, If, Let, Place, Read, Register, Statement, Write
+from .kernels import Buffer, Kernel, Store, Value, bounds, plain, terms
+from .loops import Bound, Carry, Clamped, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
 from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
 from .target import Target
+
+PLAIN = {"strong_multiply": "multiply", "strong_divide": "divide"}
+# Operators whose result is NaN if a floating-point argument is, but for the one that `where` does not take.
+SPREADS = {
+    *PLAIN,
+    *PLAIN.values(),
+    "add",
+    "subtract",
+    "negative",
+    "maximum",
+    "minimum",
+    "abs",
+    "sqrt",
+    "exp",
+    "tanh",
+    "logistic",
+    "where",
+}
+
+
+def hopeful(kernel: Kernel) -> frozenset[Value]:
+    """The strong products and quotients that may be made as plain ones, in the hope that none is NaN: they differ in nothing else, and NaN
+    spreads from them to what is stored, where it is noticed. Empty where it would not, or where they are parts of sums."""
+    inside = terms(v for v in kernel.values() if v.op == "reduce")
+    strong = [v for v in kernel.values() if v.op in PLAIN and v.dtype.kind == "f" and v not in inside]
+    reached = set(strong)
+    for v in kernel.values():
+        if any(a in reached for a in v.args):
+            if v.op not in SPREADS or v in inside or (v.args[0] in reached and v.op == "where"):
+                return frozenset()
+            reached.add(v)
+    stored = {s.value for s in kernel.stores}
+    read = {a for v in reached for a in v.args}
+    if any(v not in read and v not in stored for v in reached) or any(i in reached for s in kernel.stores for i in s.index):
+        return frozenset()
+    return frozenset(strong)
 
 
 def lower(kernel: Kernel, made: Schedule, threads: int, target: Target, variables: tuple[Axis, ...] = ()) -> Function:
@@ -118,6 +154,10 @@ class _Lowering:
         self.summed: dict[Any, Register] = {}
         self.made_in: dict[Register, _Scope] = {}
         self.parts: dict[Value, list[Value]] = {}
+        self.hopeful = hopeful(kernel)
+        self.hoped: dict[
+            Register, Let
+        ] = {}  # what was made of plain products in place of strong ones, and how it is made without hope
 
     # ---- small things --------------------------------------------------------------------------------------------------------
 
@@ -147,7 +187,10 @@ class _Lowering:
 
     def let(self, op: str, dtype: np.dtype[Any], width: int, args: tuple[Register, ...], scope: _Scope, **attrs: Any) -> Register:
         target = self.register(dtype, width)
-        scope.body.append(Let(target, op, args, attrs))
+        made = Let(target, op, args, attrs)
+        scope.body.append(made)
+        if any(a in self.hoped for a in args):
+            self.hoped[target] = made
         return target
 
     def splat(self, r: Register, width: int) -> Register:
@@ -367,10 +410,33 @@ class _Lowering:
             for v, valid in vectors:
                 self.row, self.vector, self.valid = r, v, valid
                 values = [self._stored(store) for store in self.kernel.stores]  # all read before any is written: it may be state
+                sure = self._made_sure(values)
                 for store, value in zip(self.kernel.stores, values, strict=True):
-                    self._store(store, value)
+                    self._store(store, sure.get(value, value))
         self.scopes.pop()
         self.scopes[-1].body += scope.body
+
+    def _made_sure(self, values: Sequence[Register]) -> dict[Register, Register]:
+        """What stands in place of values for which there was hope: themselves, or if one is NaN, what they truly are."""
+        doubtful = [r for r in dict.fromkeys(values) if r in self.hoped]
+        if not doubtful:
+            return {}
+        truly: dict[Register, Register] = {}
+        body: list[Statement] = []
+        for r in doubtful:
+            stack = [r]
+            while stack:
+                missing = [a for a in self.hoped[stack[-1]].args if a in self.hoped and a not in truly]
+                if missing or stack[-1] in truly:
+                    stack = [*stack, *missing] if missing else stack[:-1]
+                    continue
+                made = self.hoped[stack.pop()]
+                truly[made.target] = target = self.register(made.target.dtype, made.target.width)
+                body.append(replace(made, target=target, args=tuple(truly.get(a, a) for a in made.args)))
+        sure = {r: self.register(r.dtype, r.width) for r in doubtful}
+        tested = tuple((r, self.valid if r.width > 1 else 1) for r in doubtful)
+        self.scopes[-1].body.append(IfNaN(tested, body, tuple((new, r, truly[r]) for r, new in sure.items())))
+        return sure
 
     # ---- transposed copies ---------------------------------------------------------------------------------------------------
 
@@ -489,6 +555,10 @@ class _Lowering:
         if v.op == "checked":
             return self.let("checked", v.dtype, 1, tuple(args), scope, **v.attrs)
         wide = tuple(self.splat(a, width) for a in args)
+        if v in self.hopeful:
+            target = self.let(PLAIN[v.op], v.dtype, width, wide, scope, **v.attrs)
+            self.hoped[target] = Let(target, v.op, wide, v.attrs)
+            return target
         return self.let(v.op, v.dtype, width, wide, scope, **v.attrs)
 
     def _moved(self, index: Affine) -> tuple[Affine, int]:
