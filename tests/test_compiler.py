@@ -509,6 +509,10 @@ def code_of(name: str, threads: int) -> Code:
 # ---- phases ------------------------------------------------------------------------------------------------------------------
 
 
+def copies_of(buffer: Buffer) -> int:
+    return buffer.within[0].shape[0] if buffer.within is not None else 1
+
+
 def elements(
     index: Sequence[Any], view: Sequence[int], unit: Axis | None, owner: Array, threads: int, size: int, copies: int = 1
 ) -> Array:
@@ -549,7 +553,7 @@ class Touched:
             accesses += [(self.written, s.buffer, s.index, s.view) for s in kernel.stores]
             for table, buffer, index, view in accesses:
                 size = prod(view) if buffer.space == "input" else buffer.size
-                found = elements(index, view, kernel.unit, owner, threads, size, buffer.copies)
+                found = elements(index, view, kernel.unit, owner, threads, size, copies_of(buffer))
                 table[buffer] = table[buffer] | found if buffer in table else found
 
 
@@ -588,7 +592,7 @@ def test_scratch_is_written_before_it_is_read_and_state_after(name: str) -> None
                 assert new.all() if late else not new.any(), f"{item.name} reads {b}, {'old' if late else 'new'}"
         for b, found in touched.written.items():
             if b.space == "scratch":
-                known[b] = known.get(b, np.zeros(b.size * b.copies, bool)) | found.any(0)
+                known[b] = known.get(b, np.zeros(b.size * copies_of(b), bool)) | found.any(0)
             if b.space == "state":
                 before = changed.get(b, np.zeros(b.size, bool))
                 assert not (before & found.any(0)).any(), f"{b} is written twice"

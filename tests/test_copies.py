@@ -35,7 +35,7 @@ def code(rows: int, threads: int, target: Target = AVX2) -> Code:
 def copies(made: Code) -> tuple[list[Kernel], list[Kernel]]:
     """Those that each unit makes, and those that are made once."""
     every = kernels_of([i for items in made.plan.phases for i in items])
-    return [k for k in every if k.stores[0].buffer.copies > 1], made.plan.late
+    return [k for k in every if k.stores[0].buffer.within is not None], made.plan.late
 
 
 @pytest.mark.parametrize("rows", [32, 33])
@@ -43,7 +43,12 @@ def test_each_thread_copies_what_it_has_read_anyway(rows: int) -> None:
     made = code(rows, 2)
     (own,), late = copies(made)
     assert not late
-    assert own.stores[0].buffer.copies == 2
+    copy = own.stores[0].buffer
+    assert copy.within is not None
+    area, place = copy.within
+    assert (area.shape[0], place) == (2, 0)
+    assert area.shape[1] >= copy.size + 1024, "no core reads ahead into what is another's"
+    assert made.arena.offsets[copy] == made.arena.offsets[area]
     first = [k.name for k in made.plan.phases[0] if isinstance(k, Kernel)]
     (forward,) = (k.name for k in kernels_of(made.plan.phases[0]) if k.reduced and "v" in {str(v.buffer) for v in k.loads()})
     assert first.index(own.name) == first.index(forward) + 1, "while the state is in the cache"

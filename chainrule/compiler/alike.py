@@ -37,7 +37,10 @@ def likeness(kernel: Kernel) -> Likeness:
         return (i.constant, *((axes.setdefault(a, len(axes)), c) for a, c in i.terms))
 
     def buffer(b: Buffer | None) -> Any:
-        return None if b is None else (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, b.apart, b.copies)
+        if b is None:
+            return None
+        apart = b.within[0].shape if b.within is not None else b.apart  # how far its copies or its parts are from each other
+        return (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, apart, b.within is None)
 
     values = []
     for v in kernel.values():

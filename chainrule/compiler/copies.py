@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .affine import Affine, Axis, flat, of
+from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Value, load, plain, rebuilt, reindexed, roots
 from .memory import ALIGNMENT
@@ -33,22 +33,16 @@ def with_better_copies(items: Sequence[Item], target: Target, names: Names, thre
     """The items, where copies (`Kernel.late`) are private while there is room for them, and follow what first reads the same state; and
     large ones are not made. Those of states that never change are made once; those that loops read count for little."""
     items = _without_large(items, target, threads)
-    if threads == 1:
-        return items
-    chosen = _chosen(items, target, threads)
-    places = _places(chosen, names)
+    chosen = _chosen(items, target, threads) if threads > 1 else {}
+    _lay_together(chosen, names)
     made: list[list[Item]] = [[]]  # each item, and the copies that follow it
     for item in items:
-        if not isinstance(item, Kernel):
-            made.append([item])
-            continue
-        new = _moved(item, places)
-        if item in chosen:
+        if isinstance(item, Kernel) and item in chosen:
             state = {v.buffer for v in item.loads()}
             readers = (part for part in made[1:] if any(a.buffer in state and not a.write for a in accesses(part[0])))
-            next(readers, made[0]).append(replace(new, late=False, unit=Axis(names("u"), chosen[item])))
+            next(readers, made[0]).append(replace(item, late=False, unit=Axis(names("u"), chosen[item])))
         else:
-            made.append([new])
+            made.append([item])
     return [item for part in made for item in part]
 
 
@@ -120,19 +114,17 @@ def _can_turn(kernel: Kernel, target: Target, threads: int) -> bool:
 # ---- one for each thread -----------------------------------------------------------------------------------------------------
 
 
-def _places(chosen: Mapping[Kernel, int], names: Names) -> dict[Buffer, tuple[Buffer, int]]:
-    """For each copy the memory that a unit has for all of its type, and where in it the copy begins."""
-    found: dict[Buffer, tuple[Buffer, int]] = {}
-    areas: dict[tuple[Dtype, int], Buffer] = {}
+def _lay_together(chosen: Mapping[Kernel, int], names: Names) -> None:
+    """Each unit has a row of one array for all its copies of a type."""
+    rows: dict[tuple[Dtype, int], Buffer] = {}
     for kernel, count in chosen.items():
         copy = kernel.stores[0].buffer
-        area = areas.setdefault((copy.dtype, count), Buffer(names("own"), (0,), copy.dtype, copies=count))
+        area = rows.setdefault((copy.dtype, count), Buffer(names("own"), (count, 0), copy.dtype))
+        copy.within = area, area.shape[1]
         line = ALIGNMENT // copy.dtype.itemsize
-        found[copy] = area, area.size
-        area.shape = (area.size + ceil(copy.size / line) * line,)
-    for area in areas.values():
-        area.shape = (area.size + APART // area.dtype.itemsize,)
-    return found
+        area.shape = count, area.shape[1] + ceil(copy.size / line) * line
+    for area in rows.values():
+        area.shape = area.shape[0], area.shape[1] + APART // area.dtype.itemsize
 
 
 def _chosen(items: Sequence[Item], target: Target, threads: int) -> dict[Kernel, int]:
@@ -158,25 +150,3 @@ def _units(reader: Item, access: Access, threads: int) -> int:
     if not isinstance(reader, Kernel) or reader.inner is not None or any(access.unit in i.axes for i in access.index):
         return 0
     return cut(reader, threads)[0]
-
-
-def _moved(kernel: Kernel, places: Mapping[Buffer, tuple[Buffer, int]]) -> Kernel:
-    """The kernel with copies where they lie in the memory of a unit."""
-    if not any(a.buffer in places for a in accesses(kernel)):
-        return kernel
-
-    def loaded(v: Value) -> Value:
-        if v.buffer is None or v.buffer not in places:
-            return v
-        area, first = places[v.buffer]
-        return load(area, (flat(plain(v.index), v.shape) + first,))
-
-    table = rebuilt(roots(kernel.stores), {}, None, loaded)
-    stores = []
-    for s in kernel.stores:
-        index, buffer, shape = reindexed(s.index, table, {}), s.buffer, s.shape
-        if buffer in places:
-            buffer, first = places[buffer]
-            index, shape = (flat(plain(index), s.view) + first,), ()
-        stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
-    return replace(kernel, stores=stores)

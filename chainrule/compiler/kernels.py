@@ -32,8 +32,8 @@ Index: TypeAlias = "tuple[Affine | Value, ...]"  # a value where an entry is loo
 class Buffer:
     """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
     carries the rows of a batch, if that is known; apart: the dimension of the rows and the length of a part, if it lies part by part
-    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); copies: how many there are of it, one for each unit of what
-    touches it (copies.py)."""
+    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); within: it is part of
+    another buffer, of which each unit has a row, and begins at this place in the row (copies.py)."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Buffer:
     row: int | None = None
     apart: tuple[int, int] | None = None
     lanes: int = 0
-    copies: int = 1
+    within: tuple[Buffer, int] | None = None
 
     @property
     def size(self) -> int:
@@ -55,7 +55,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        return self.size * self.dtype.itemsize * self.copies
+        return self.size * self.dtype.itemsize
 
     def __repr__(self) -> str:
         return self.name

@@ -586,8 +586,8 @@ class _Lowering:
         return Place(buffer, at + self._copy_of(buffer), tuple(looked_up), step, self.valid)
 
     def _copy_of(self, buffer: Buffer) -> Affine:
-        """Where this unit's own copy of a buffer begins."""
-        return self.unit * buffer.size if buffer.copies > 1 else Affine()
+        """How far this unit's own copy of a buffer is from the first unit's."""
+        return self.unit * buffer.within[0].shape[1] if buffer.within is not None else Affine()
 
     def _load(self, v: Value, width: int, scope: _Scope) -> Register:
         packed = self.kernel.packed.get(v)

@@ -30,10 +30,14 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
     """Offsets by first fit, the largest buffers first. late: kernels whose results stay from step to step; guard: so many bytes stay
     free after each buffer (for tests)."""
     live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
+    inside: dict[Buffer, tuple[Buffer, int]] = {}
     for at, items in enumerate(phases):
         own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
         for b in (*(a.buffer for i in items for a in accesses(i)), *own):
             if b is not None and b.space == "scratch":
+                if b.within is not None:
+                    inside[b] = b.within
+                    b = b.within[0]
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
     order = sorted(live, key=lambda b: -b.bytes)
@@ -44,7 +48,9 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
         near = np.flatnonzero((born[:n] <= dies[n]) & (born[n] <= dies[:n])) if not guard else np.arange(n)
         starts[n] = _first_gap(starts[near], ends[near], size)
         ends[n] = starts[n] + size
-    return Arena(dict(zip(order, starts.tolist(), strict=True)), int(ends.max(initial=0)))
+    offsets = dict(zip(order, starts.tolist(), strict=True))
+    offsets.update({b: offsets[around] + at * b.dtype.itemsize for b, (around, at) in inside.items()})
+    return Arena(offsets, int(ends.max(initial=0)))
 
 
 def _first_gap(starts: Array, ends: Array, size: int) -> int:
