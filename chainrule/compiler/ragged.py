@@ -1,9 +1,10 @@
 """Loops over sequences of different lengths, which take no longer than the sequences are.
 
 In, out: items. A step that is masked beyond the end of a sequence computes what nobody wants. Here it is found out what steps leave
-behind for rows whose mask is off: the old state, zeros, and numbers that are read under the same mask only. Where that is all, the
-loop is told when its rows end, and a block of rows runs until the last of them has ended (`schedule.together`): steps of the loop
-itself in lower-level code (pipeline.py), and sums over steps and rows, where the others add nothing (gather.py).
+behind for rows whose mask is off: the old state (also where one kernel leaves it for another of the same step), zeros, and numbers
+that are read under the same mask only. Where that is all, the loop is told when its rows end, and a block of rows runs until the last
+of them has ended (`schedule.together`): steps of the loop itself in lower-level code (pipeline.py), and sums over steps and rows, where
+the others add nothing (gather.py).
 
     mask[row] = time < lengths[row];   where(mask, new, old);   a sum over rows of products with zeros
 
@@ -21,7 +22,23 @@ from ..graph.node import OPS
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .gather import rows_summed, rows_written, sums_of
-from .kernels import I8, Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, elementwise, kernels_of, load, reduce
+from .kernels import (
+    I8,
+    Buffer,
+    Ends,
+    Index,
+    Item,
+    Kernel,
+    Loop,
+    Store,
+    Value,
+    constant,
+    elementwise,
+    kernels_of,
+    load,
+    plain,
+    reduce,
+)
 from .replay import is_way_back
 from .schedule import together
 
@@ -145,7 +162,7 @@ def _uncast(v: Value) -> Value:
 
 
 ZERO = "zero"
-Left = str | tuple[Buffer, tuple[Affine | Value, ...]] | None  # ZERO (or False), what a state was at an index, or nothing known
+Left = str | tuple[Buffer, Index] | None  # ZERO, what a state was at an index, or nothing known
 
 
 class _Idle:
@@ -155,7 +172,7 @@ class _Idle:
         self.m = m
         stores = [s for k in m.kernels for s in k.stores]
         self.timed = {s.buffer for s in stores if any(isinstance(i, Affine) and m.loop.axis in i.axes for i in s.index)}
-        self.zero: dict[Buffer, bool] = {}  # what the step has written so far
+        self.written: dict[Buffer, list[tuple[Index, Left]]] = {}  # by the step so far: where, and what
         self.known: dict[Value, Left] = {}
         self.row: Axis | None = None
         self.good = True
@@ -172,7 +189,7 @@ class _Idle:
                 self.m.left[s.buffer] = self.m.left.get(s.buffer, True) and left == ZERO
                 self.good &= s.index[by_time[0]] == of(self.m.loop.axis) and len(by_time) == 1
             else:
-                self.zero[s.buffer] = self.zero.get(s.buffer, True) and left == ZERO
+                self.written.setdefault(s.buffer, []).append((s.index, left))
         return self.good
 
     def sum(self, kernel: Kernel) -> bool:
@@ -225,7 +242,29 @@ class _Idle:
         self.good &= b not in self.timed  # at another time perhaps
         if b in self.m.loop.states:
             return b, v.index
-        return ZERO if self.zero.get(b, False) else None
+        places = [p for p in self.written.get(b, ()) if not _apart(p[0], v.index)]
+        found = {_moved(left, index, v.index) for index, left in places}
+        return found.pop() if len(found) == 1 else None
+
+
+def _apart(one: Index, other: Index) -> bool:
+    """Whether two indices never reach the same place."""
+    pairs = [(i, j) for i, j in zip(one, other, strict=True) if isinstance(i, Affine) and isinstance(j, Affine)]
+    return any(i.largest < j.smallest or j.largest < i.smallest for i, j in pairs)
+
+
+def _moved(left: Left, stored: Index, read: Index) -> Left:
+    """What is read at an index, if what was left was stored at another; known where each dimension has an axis of its own."""
+    if left is None or isinstance(left, str):
+        return left
+    state, index = left
+    if any(isinstance(i, Value) for i in (*stored, *read, *index)):
+        return None
+    pairs = list(zip(plain(stored), plain(read), strict=True))
+    table = {i.terms[0][0]: j + -i.constant for i, j in pairs if [c for _, c in i.terms] == [1]}
+    if any(i.replaced(table) != j for i, j in pairs):
+        return None
+    return state, tuple(i.replaced(table) for i in plain(index))
 
 
 def _keeps_zero(v: Value) -> bool:
