@@ -137,35 +137,74 @@ def test_a_mask_of_numbers_that_have_wrapped_around_is_kept(name: str, stored: s
     np.testing.assert_allclose(cr.compile(last)(x, n), h, rtol=1e-12, atol=1e-14)
 
 
-HANDED_ON: dict[str, tuple[bool, Any]] = {  # what a step does with a state that it keeps; whether this leaves it as it was
-    "as it is": (True, lambda a: a),
-    "in halves": (True, lambda a: np.concatenate([a[:, :2], a[:, 2:]], axis=1)),
-    "rolled": (False, lambda a: np.concatenate([a[:, 1:], a[:, :1]], axis=1)),
-    "flipped": (False, lambda a: a[:, ::-1]),
-    "to another row": (False, lambda a: a[::-1]),
+SAME = lambda a: a
+FLIPPED = lambda a: a[:, ::-1]
+
+HANDED_ON: dict[str, tuple[bool, Any, Any]] = {  # whether a state is left as it was; what is kept of it; what is made of that
+    "as it is": (True, SAME, SAME),
+    "in halves": (True, SAME, lambda a: np.concatenate([a[:, :2], a[:, 2:]], axis=1)),
+    "flipped and back": (True, FLIPPED, FLIPPED),
+    "kept flipped": (False, FLIPPED, SAME),
+    "flipped": (False, SAME, FLIPPED),
+    "rolled": (False, SAME, lambda a: np.concatenate([a[:, 1:], a[:, :1]], axis=1)),
+    "to another row": (False, SAME, lambda a: a[::-1]),
 }
+
+
+def is_told(f: Any, *arrays: Any) -> tuple[bool, list[Any]]:
+    """Whether the only loop of a function knows when rows end; and the results."""
+    graph, given = graph_of(f, arrays)
+    function = backend_of().function(graph)
+    (loop,) = loops_of(function.machine.code.stage("kernels"))
+    return "each row to" in loop, function(given)
+
+
+def cell(n: int) -> tuple[Any, ...]:
+    """States, inputs of 6 steps, lengths, and two weights, for 16 rows of n numbers."""
+    r = np.random.default_rng(n)
+    return r.normal(size=(16, n)), r.normal(size=(6, 16, n)), r.integers(0, 7, 16), *r.normal(size=(2, n, n)) * 0.3
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
 def test_a_state_may_go_through_several_kernels(name: str) -> None:
     """The second product needs all of the first, so `a`, which is the old state where the mask is off, is in memory between them."""
-    same, handed_on = HANDED_ON[name]
-    r = np.random.default_rng(0)
-    h, x, w, v, n = r.normal(size=(16, 4)), r.normal(size=(6, 16, 4)), *r.normal(size=(2, 4, 4)) * 0.3, r.integers(0, 7, 16)
+    same, kept, made = HANDED_ON[name]
 
     def step(h: Any, mask: Any, row: Any, w: Any, v: Any) -> Any:
-        a = np.where(mask, 0, h) + np.where(mask, np.tanh(h + row), 0) @ w
-        return handed_on(a) + np.where(mask, np.tanh(a), 0) @ v
+        a = kept(np.where(mask, 0, h)) + np.where(mask, np.tanh(h + row), 0) @ w
+        return made(a) + np.where(mask, np.tanh(a), 0) @ v
 
     def last(h: Any, x: Any, n: Any, w: Any, v: Any) -> Any:
         return cr.scan(lambda h, at: (step(h, np.less(at[0], n)[:, None], at[1], w, v), None), h, (apply_iota(6), x))[0]
 
-    graph, given = graph_of(last, (h, x, n, w, v))
-    function = backend_of().function(graph)
-    assert [("each row to" in line) for line in loops_of(function.machine.code.stage("kernels"))] == [same]
+    h, x, n, w, v = cell(4)
+    told, (got,) = is_told(last, h, x, n, w, v)
+    assert told == same
     for t, row in enumerate(x):
         h = step(h, (t < n)[:, None], row, w, v)
-    np.testing.assert_allclose(function(given)[0], h, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(got, h, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_states_may_go_through_one_array(swapped: bool) -> None:
+    def step(h: Any, g: Any, mask: Any, row: Any, w: Any, v: Any) -> tuple[Any, Any]:
+        kept = [np.where(mask, 0, s) + np.where(mask, np.tanh(s + row[:, :4]), 0) @ w[:4, :4] for s in (h, g)]
+        a = np.concatenate(kept, axis=1)
+        new = np.where(mask, np.tanh(a), 0) @ v
+        one, other = a[:, :4] + new[:, :4], a[:, 4:] + new[:, 4:]
+        return (other, one) if swapped else (one, other)
+
+    def last(h: Any, x: Any, n: Any, w: Any, v: Any) -> Any:
+        body = lambda s, at: (step(*s, np.less(at[0], n)[:, None], at[1], w, v), None)
+        return cr.scan(body, (h[:, :4], h[:, 4:]), (apply_iota(6), x))[0]
+
+    h, x, n, w, v = cell(8)
+    told, got = is_told(last, h, x, n, w, v)
+    assert told != swapped
+    states = h[:, :4], h[:, 4:]
+    for t, row in enumerate(x):
+        states = step(*states, (t < n)[:, None], row, w, v)
+    np.testing.assert_allclose(got, states, rtol=1e-12, atol=1e-14)
 
 
 # ---- the order of rows in a batch ------------------------------------------------------------------------------------------------

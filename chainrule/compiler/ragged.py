@@ -254,30 +254,17 @@ def _apart(one: Index, other: Index) -> bool:
 
 
 def _moved(left: Left, stored: Index, read: Index) -> Left:
-    """What is read at an index, if what was left was stored at another."""
+    """What is read at an index, if what was left was stored at another; known where each dimension has an axis of its own."""
     if left is None or isinstance(left, str):
         return left
     state, index = left
     if any(isinstance(i, Value) for i in (*stored, *read, *index)):
         return None
-    table: dict[Axis, Affine] = {}
-    for i, j in zip(plain(stored), plain(read), strict=True):
-        digits = _digits(i, j)
-        if digits is None or any(table.setdefault(a, d) != d for a, d in digits.items()):
-            return None
+    pairs = list(zip(plain(stored), plain(read), strict=True))
+    table = {i.terms[0][0]: j + -i.constant for i, j in pairs if [c for _, c in i.terms] == [1]}
+    if any(i.replaced(table) != j for i, j in pairs):
+        return None
     return state, tuple(i.replaced(table) for i in plain(index))
-
-
-def _digits(stored: Affine, read: Affine) -> dict[Axis, Affine] | None:
-    """What each axis of a place is where another is the same, if its axes count as digits of a number do."""
-    one, other = stored + -stored.constant, read + -stored.constant
-    made: dict[Axis, Affine] = {}
-    for axis, c in sorted(stored.terms, key=lambda term: -term[1]):
-        mine, its = one.divided(c), other.divided(c)
-        if mine is None or its is None or mine[0] != of(axis):
-            return None
-        (_, one), (made[axis], other) = mine, its
-    return made if other == Affine() else None
 
 
 def _keeps_zero(v: Value) -> bool:
