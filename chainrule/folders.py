@@ -6,7 +6,7 @@ network and the settings, read again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, Usage
 from .graph.node import Array
 from .optim import Optimizer
 from .report import Report, write_report, write_text
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 class Trained(Protocol):
@@ -67,6 +69,16 @@ class ReadRun:
     def optimizer(self) -> Optimizer | None:
         """What the network was trained with."""
         return self.network._optimizer
+
+
+def formulas(what: str, names: Iterable[object]) -> list[str]:
+    """A remark on the first of these names that a spreadsheet would compute; names stay as they are.
+
+    >>> formulas("class", ["cat", "=1+1"])
+    ['the class "=1+1" begins like a formula: a spreadsheet may compute it instead of showing it']
+    """
+    found = [name for name in names if isinstance(name, str) and name.startswith(FORMULA)][:1]
+    return [f'the {what} "{name}" begins like a formula: a spreadsheet may compute it instead of showing it' for name in found]
 
 
 def check_pair(folder: Path, network: Any, x: Array, shape: tuple[int, ...]) -> None:

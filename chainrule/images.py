@@ -23,7 +23,7 @@ from .data.table import Values
 from .errors import DataError, FileFormatError
 from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
-from .folders import ReadRun, check_pair, write_run
+from .folders import ReadRun, check_pair, formulas, write_run
 from .pictures import Gallery, Picture, Pixels, centred, coloured, signed, strip
 from .report import Report, short
 from .train.progress import duration
@@ -462,9 +462,10 @@ def predict_images(run: ImageRun, images: Images) -> tuple[dict[str, Values], li
     classes = run.seen.classes
     columns: dict[str, Values] = {"prediction": np.array(classes, dtype=object)[chances.argmax(axis=1)]}
     columns |= {f"probability {name}": chances[:, i] for i, name in enumerate(classes)}
+    remarks = [*images.notes, *formulas("class", classes), *formulas("picture", images.names)]
     if images.codes is None:
-        return columns, list(images.notes), None
+        return columns, remarks, None
     try:
-        return columns, list(images.notes), score(chances, codes_of(images, run.seen.classes))
+        return columns, remarks, score(chances, codes_of(images, classes))
     except DataError as error:
-        return columns, [*images.notes, f"no scores: {error}"], None
+        return columns, [*remarks, f"no scores: {error}"], None

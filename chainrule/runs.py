@@ -20,13 +20,12 @@ from .data.prepare import Preparation
 from .data.table import Table, Values
 from .errors import DataError, FileFormatError, NotBuiltError, ShapeError, UsageError
 from .experiment import Scores, predictions, score
-from .folders import ReadRun
+from .folders import ReadRun, formulas
 from .images import ImageRun, Seen
 from .nn.saving import load
 from .text import TextRun
 
 MAX_WIDTH = 1 << 24  # inputs of a network; a forged preparation may claim any number
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,7 @@ def predict(run: Run, table: Table) -> tuple[dict[str, Values], list[str], Score
     columns = {f"prediction{later}": answers}
     if chances is not None:
         columns |= {f"probability {label}{later}": chances[:, i] for i, label in enumerate(code.classes)}
-    formulas = [label for label in code.classes if isinstance(label, str) and label.startswith(FORMULA)]
-    if formulas:
-        lines.append(f'the class "{formulas[0]}" begins like a formula: a spreadsheet may compute it instead of showing it')
+    lines += formulas("class", code.classes)
     scores = None
     if code.name in table.columns:
         known = slice(None) if window is None else slice(0, max(len(answers) - window.horizon, 0))

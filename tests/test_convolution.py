@@ -72,11 +72,16 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any], Sh
     "max": pool("MaxPool2D", oracle.max_pool, 2, 5, 6, 2),
     "max, overlapping": pool("MaxPool2D", oracle.max_pool, 2, 6, 5, 2, size=3, stride=(1, 2)),
     "max, same": pool("MaxPool2D", oracle.max_pool, 2, 5, 4, 2, size=(3, 2), stride=2, padding="same"),
+    "max, same, far larger": pool("MaxPool2D", oracle.max_pool, 2, 5, 4, 2, size=(12, 9), stride=(2, 3), padding="same"),
     "max, explicit": pool("MaxPool2D", oracle.max_pool, 2, 4, 3, 2, size=3, padding=((2, 0), 1)),
     "max, time": pool("MaxPool1D", oracle.max_pool1d, 2, 7, 2, size=3, stride=2, padding=1),
     "mean": pool("AvgPool2D", oracle.avg_pool, 2, 5, 6, 2),
     "mean, overlapping": pool("AvgPool2D", oracle.avg_pool, 2, 6, 5, 2, size=3, stride=(1, 2)),
     "mean, same": pool("AvgPool2D", oracle.avg_pool, 2, 5, 4, 2, size=(3, 2), stride=2, padding="same"),
+    "mean, same, far larger": pool("AvgPool2D", oracle.avg_pool, 2, 5, 4, 2, size=(12, 9), stride=(2, 3), padding="same"),
+    "mean, same, far larger, padding counts": pool(
+        "AvgPool2D", oracle.avg_pool, 2, 5, 4, 2, size=(12, 9), stride=(2, 3), padding="same", count_padding=True
+    ),
     "mean, explicit": pool("AvgPool2D", oracle.avg_pool, 2, 4, 3, 2, size=3, padding=((2, 0), 1)),
     "mean, padding counts": pool("AvgPool2D", oracle.avg_pool, 2, 4, 3, 2, size=3, padding=1, count_padding=True),
     "mean, time": pool("AvgPool1D", oracle.avg_pool1d, 2, 7, 2, size=3, stride=2, padding="same"),
@@ -648,3 +653,12 @@ MAKING = [
 def test_a_layer_made_wrongly(make: Callable[[], Any], said: str) -> None:
     with pytest.raises((cr.UsageError, cr.UnknownNameError), match=said):
         make()
+
+
+@pytest.mark.parametrize("kind", ["MaxPool2D", "AvgPool2D"])
+def test_a_pooling_far_larger_than_the_image_sees_all_of_it_at_once(kind: str) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 28, 28, 1))
+    net = getattr(nn, kind)(10**6, padding="same")
+    net.fit(x, np.ones((2, 1, 1, 1)), epochs=0)
+    whole = x.max(axis=(1, 2)) if kind == "MaxPool2D" else x.mean(axis=(1, 2))
+    np.testing.assert_allclose(net.predict(x)[:, 0, 0], whole, rtol=1e-5)

@@ -21,7 +21,18 @@ from test_report import checked
 import chainrule as cr
 from chainrule import nn
 from chainrule.data import Images, read_images
-from chainrule.images import ImageOutcome, ImageRecipe, Seen, brightness, galleries, network, predict_images, score, train_images
+from chainrule.images import (
+    ImageOutcome,
+    ImageRecipe,
+    ImageRun,
+    Seen,
+    brightness,
+    galleries,
+    network,
+    predict_images,
+    score,
+    train_images,
+)
 from chainrule.pictures import Gallery, png, signed, strip
 from chainrule.runs import read_run
 
@@ -540,6 +551,18 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     assert call("predict", "run", os.fsdecode(data), "--out", "p.csv") == 0
     assert {r["prediction"] for r in table_of(tmp_path / "p.csv")} <= set(run.seen.classes)
     assert predict_images(run, read_images(os.fsdecode(data)))[2] is not None
+
+
+def test_names_that_a_spreadsheet_would_compute_are_remarked(tmp_path: Path) -> None:
+    pixels, codes = bars(40)
+    names, files = ("=cmd|x", "middle", "high"), ("ok.png", "@evil.png", *(f"{i}.png" for i in range(38)))
+    learnt = train_images(
+        Images(pixels, codes, names, files, "bars"), ImageRecipe(filters=(), hidden=(4,), epochs=1), verbose=False
+    )
+    run = ImageRun(tmp_path, learnt.network, {}, Seen((9, 8), False, names))
+    for known in (codes, None):
+        remarks = predict_images(run, Images(pixels, known, names, files, "bars"))[1]
+        assert [r.split(" begins like a formula")[0] for r in remarks] == ['the class "=cmd|x"', 'the picture "@evil.png"']
 
 
 def test_seen_is_restored() -> None:

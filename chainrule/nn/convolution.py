@@ -45,11 +45,15 @@ class _Sliding(Module):
         self.dilation = _each(dilation, self.spatial, f"{name}: dilation")
         self.padding = _padding_of(padding, self.spatial, name)
 
+    def _size_over(self, lengths: Sizes) -> Sizes:
+        """How large windows are over an input of these lengths."""
+        return self.size
+
     def _around(self, lengths: Sizes) -> Pairs:
         """How much to put before and after each of the axes that windows slide along."""
-        around = []
+        around, window = [], self._size_over(lengths)
         for axis, n in enumerate(lengths):
-            k, s = (self.size[axis] - 1) * self.dilation[axis] + 1, self.stride[axis]
+            k, s = (window[axis] - 1) * self.dilation[axis] + 1, self.stride[axis]
             if self.padding == "causal":
                 around.append((k - 1, 0))
             elif self.padding == "same":
@@ -62,10 +66,10 @@ class _Sliding(Module):
     def _slid(self, x: Any, fill: float) -> Any:
         """(B, *windows along each axis, C, *size)."""
         self._refuse(x)
-        around = self._around(x.shape[1:-1])
+        around, size = self._around(x.shape[1:-1]), self._size_over(x.shape[1:-1])
         if any(a or b for a, b in around):
             x = np.pad(x, ((0, 0), *around, (0, 0)), constant_values=fill)
-        return windows(x, range(1, 1 + self.spatial), self.size, self.stride, self.dilation)
+        return windows(x, range(1, 1 + self.spatial), size, self.stride, self.dilation)
 
     def _refuse(self, x: Any) -> None:
         name = type(self).__name__
@@ -74,7 +78,7 @@ class _Sliding(Module):
             remedy = _REMEDIES[self.spatial].get(x.ndim, "").format(twin=twin)
             raise ShapeError(located(f"{name} needs {_INPUTS[self.spatial]}; it got {x.shape}{remedy and ': ' + remedy}"))
         around = self._around(x.shape[1:-1])
-        reach = tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True))
+        reach = tuple((k - 1) * d + 1 for k, d in zip(self._size_over(x.shape[1:-1]), self.dilation, strict=True))
         padded = tuple(n + a + b for n, (a, b) in zip(x.shape[1:-1], around, strict=True))
         if any(k > n for k, n in zip(reach, padded, strict=True)):
             spread = f", {_by(reach)} with its dilation," if reach != self.size else ""
@@ -242,7 +246,7 @@ class Conv1D(_Convolution):
 # ---- pooling -----------------------------------------------------------------------------------------------------------------
 
 
-class _Pool(_Sliding):
+class _Pool(_Sliding, overrides=["_size_over"]):
     def __init__(self, size: Any = 2, stride: Any = None, padding: Any = "valid") -> None:
         super().__init__(size, size if stride is None else stride, padding, 1, "size")
         if self.padding == "causal":
@@ -251,6 +255,12 @@ class _Pool(_Sliding):
             raise UsageError(
                 f"{type(self).__name__}: padding {padding!r} is not less than the size {_by(self.size)}: a window would see no element"
             )
+
+    def _size_over(self, lengths: Sizes) -> Sizes:
+        """With padding "same", every window of 2 n - 1 or more elements sees all n: a larger one would only hold more padding."""
+        if self.padding != "same":
+            return self.size
+        return tuple(min(k, max(2 * n - 1, 1)) for k, n in zip(self.size, lengths, strict=True))
 
     def _within(self, ndim: int) -> Sizes:
         """The axes of places within a window."""
@@ -316,13 +326,14 @@ class _AvgPool(_Pool):
         w = self._slid(x, 0.0)
         within, around = self._within(w.ndim), self._around(x.shape[1:-1])
         if self.count_padding or not any(a or b for a, b in around):
-            return np.mean(w, axis=within)
+            share = prod(self._size_over(x.shape[1:-1])) / prod(self.size)
+            return np.mean(w, axis=within) * share if share < 1 else np.mean(w, axis=within)
         return np.sum(w, axis=within) * self._shares(x.shape[1:-1], around).astype(x.dtype)
 
     def _shares(self, lengths: Sizes, around: Pairs) -> np.ndarray:
         """1 / how many elements of the input each window sees: (*windows, 1)."""
         seen = np.ones((1,) * (self.spatial + 1))
-        for axis, (n, pair, k, s) in enumerate(zip(lengths, around, self.size, self.stride, strict=True)):
+        for axis, (n, pair, k, s) in enumerate(zip(lengths, around, self._size_over(lengths), self.stride, strict=True)):
             first = np.arange(count(n + sum(pair), k, s, 1)) * s - pair[0]
             inside = np.minimum(first + k, n) - np.maximum(first, 0)
             seen = seen * inside.reshape((-1, *(1,) * (self.spatial - axis)))
