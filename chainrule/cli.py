@@ -15,7 +15,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -262,9 +262,14 @@ def _train_table(console: Console, data: Path, folder: Path, quiet: bool, option
     from . import experiment, series
 
     in_time = options["sequence"] is not None
-    recipe = _recipe(series.SeriesRecipe if in_time else experiment.Recipe, options, READING)
     missing = options["missing"]
-    table = read_table(data, labels=options["labels"], missing=missing, header=options["header"])
+    read = partial(read_table, data, labels=options["labels"], missing=missing, header=options["header"])
+    try:
+        recipe = _recipe(series.SeriesRecipe if in_time else experiment.Recipe, options, READING)
+    except UsageError:
+        read()  # a damaged file of pictures was taken for a table: then that is what is wrong
+        raise
+    table = read()
     target = _target(table, options["target"])
     columns = {name: options[name] for name in ("task", "drop", "keep", "categorical")}
     if isinstance(recipe, series.SeriesRecipe):
@@ -356,14 +361,47 @@ def _run_folder(out: Path | None, data: Path, overwrite: bool) -> Iterator[Path]
             f"the run folder {folder} would lie in {data}, where each folder is a class: name another place with --out"
         )
     made = [part for part in (folder, *folder.parents) if not part.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        claim = _claimed(run_folder(folder, overwrite=overwrite))
+        try:
+            stack.enter_context(claim)
+        except UsageError:
+            stack.pop_all()  # what is there, empty until it has learnt, is the other run's
+            raise
+        stack.callback(_remove_empty, made)  # before anybody else may claim it
+        yield run_folder(folder, overwrite=overwrite)  # another run may have ended there in between
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Each inside the next: up to the first in which there is something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Nobody else may claim the folder meanwhile: a lock of the operating system, which ends with the process, where it has such locks.
+
+    Raises: `UsageError` if somebody else has claimed it.
+    """
     try:
-        yield run_folder(folder, overwrite=overwrite)
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is being written to {folder}: name another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
     finally:
-        for part in made:
-            try:
-                part.rmdir()  # only if it is empty
-            except OSError:
-                break
+        os.close(handle)
 
 
 R = TypeVar("R", bound="Recipe")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chainrule.cli import commands, main
+from chainrule.cli import _run_folder, commands, main
 from chainrule.experiment import Recipe
 from chainrule.report import FILES
 from chainrule.train.progress import Progress
@@ -382,6 +382,27 @@ def test_run_folders_stay_where_they_belong(tmp_path: Path, name: str, run: str)
     assert call("train", tmp_path / name, "--target", "price", "--epochs", "1", "--hidden", "2", "--quiet") == 0
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted([name, "runs"])
     assert [f.name for f in (tmp_path / "runs").iterdir()] == [run]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_runs_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second that is told the same new folder is refused, and leaves the folder of the first, which is empty until it has learnt."""
+    data = houses(tmp_path)
+    with _run_folder(tmp_path / "run", data, overwrite=False) as folder:
+        assert "another run is being written to" in refused(capsys, "train", data, "--target", "price", "--out", "run", *QUICK)
+        assert folder.is_dir()
+    assert not folder.exists(), "nothing got into it"
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    assert "holds a run already" in refused(capsys, "train", data, "--target", "price", "--out", "run", *QUICK)
+
+
+def test_a_damaged_file_is_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the option that would fit what it was."""
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2000))[:20])
+    message = refused(capsys, "train", "train-images-idx3-ubyte.gz", "--filters", "4")
+    assert "train-images-idx3-ubyte.gz" in message
+    assert "--filters" not in message
+    assert "--filters means nothing" in refused(capsys, "train", houses(tmp_path), "--target", "price", "--filters", "4")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
