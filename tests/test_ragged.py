@@ -278,3 +278,22 @@ def test_a_mask_that_is_multiplied_by_lets_nan_through() -> None:
     x, n = np.ones((6, 16, 3)), np.full(16, 2, np.int32)
     x[4] = np.nan
     assert np.isnan(cr.compile(f)(x, n)).all()
+
+
+def test_a_step_may_see_what_it_has_written_in_another_shape() -> None:
+    """Heads: written as (rows, 4), read as (rows, 2, 2)."""
+
+    class Heads(nn.Recurrent):
+        def step(self, h: Any, x: Any) -> Any:
+            w, v = self.parameter("w", (x.shape[1], 4)), self.parameter("v", (2, 2))
+            new = (np.tanh(x @ w + h).reshape(h.shape[0], 2, 2) @ v).reshape(h.shape) + h
+            return new, h
+
+    r = np.random.default_rng(0)
+    x, lengths = r.normal(size=(16, 6, 3)).astype(np.float32), r.integers(0, 7, 16)
+    got = []
+    for backend in ("native", "reference"):
+        net = nn.Sequential(Heads(state=4), nn.Dense(1))
+        net.fit(x, x[:, 0, :1], lengths=lengths, optimizer=cr.SGD(0.1), epochs=3, seed=0, verbose=False, backend=backend)
+        got.append(net.predict(x, lengths=lengths))
+    np.testing.assert_allclose(*got, rtol=1e-4, atol=1e-5)

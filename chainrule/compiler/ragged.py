@@ -172,7 +172,7 @@ class _Idle:
         self.m = m
         stores = [s for k in m.kernels for s in k.stores]
         self.timed = {s.buffer for s in stores if any(isinstance(i, Affine) and m.loop.axis in i.axes for i in s.index)}
-        self.written: dict[Buffer, list[tuple[Index, Left]]] = {}  # by the step so far: where, and what
+        self.written: dict[Buffer, list[tuple[Store, Left]]] = {}  # by the step so far: where, and what
         self.known: dict[Value, Left] = {}
         self.row: Axis | None = None
         self.good = True
@@ -189,7 +189,7 @@ class _Idle:
                 self.m.left[s.buffer] = self.m.left.get(s.buffer, True) and left == ZERO
                 self.good &= s.index[by_time[0]] == of(self.m.loop.axis) and len(by_time) == 1
             else:
-                self.written.setdefault(s.buffer, []).append((s.index, left))
+                self.written.setdefault(s.buffer, []).append((s, left))
         return self.good
 
     def sum(self, kernel: Kernel) -> bool:
@@ -242,8 +242,10 @@ class _Idle:
         self.good &= b not in self.timed  # at another time perhaps
         if b in self.m.loop.states:
             return b, v.index
-        places = [p for p in self.written.get(b, ()) if not _apart(p[0], v.index)]
-        found = {_moved(left, index, v.index) for index, left in places}
+        stores = self.written.get(b, ())
+        if any(s.view != v.shape for s, _ in stores):
+            return None  # places of an array that is seen in two shapes are not compared
+        found = {_moved(left, s.index, v.index) for s, left in stores if not _apart(s.index, v.index)}
         return found.pop() if len(found) == 1 else None
 
 
