@@ -510,7 +510,7 @@ def code_of(name: str, threads: int) -> Code:
 
 
 def copies_of(buffer: Buffer) -> int:
-    return buffer.within[0].shape[0] if buffer.within is not None else 1
+    return buffer.part_of[0].shape[0] if buffer.part_of is not None else 1
 
 
 def elements(

@@ -35,7 +35,7 @@ def code(rows: int, threads: int, target: Target = AVX2) -> Code:
 def copies(made: Code) -> tuple[list[Kernel], list[Kernel]]:
     """Those that each unit makes, and those that are made once."""
     every = kernels_of([i for items in made.plan.phases for i in items])
-    return [k for k in every if k.stores[0].buffer.within is not None], made.plan.late
+    return [k for k in every if k.stores[0].buffer.part_of is not None], made.plan.late
 
 
 @pytest.mark.parametrize("rows", [32, 33])
@@ -44,8 +44,8 @@ def test_each_thread_copies_what_it_has_read_anyway(rows: int) -> None:
     (own,), late = copies(made)
     assert not late
     copy = own.stores[0].buffer
-    assert copy.within is not None
-    area, place = copy.within
+    assert copy.part_of is not None
+    area, place = copy.part_of
     assert (area.shape[0], place) == (2, 0)
     assert area.shape[1] >= copy.size + 1024, "no core reads ahead into what is another's"
     assert made.arena.offsets[copy] == made.arena.offsets[area]
@@ -102,6 +102,25 @@ def three(w: Any, v: Any, u: Any, x: Any, rate: Any) -> Any:
 def small_caches(target: Target) -> Target:
     """So small that the copy of 130 x 192 numbers stays in none, but the part for some vectors is worth packing."""
     return replace(target, level1=8 * 1024, level2=96_000)
+
+
+@pytest.mark.parametrize("level2", [2000, 2**20])
+def test_what_is_computed_of_state_is_computed_once(level2: int) -> None:
+    """One kernel with two results; and a power, which eight threads shall not take each for itself."""
+
+    def two(w: Any, x: Any, rate: Any) -> Any:
+        def loss(w: Any) -> Any:
+            a = np.exp(w)
+            return np.mean((x @ a) ** 2) + np.mean((x @ np.tanh(a)) ** 2) + np.mean(x @ np.abs(w) ** 1.7)
+
+        value, g = cr.value_and_grad(loss)(w)
+        return [value, w - rate * g]
+
+    shapes = {"w": (20, 30), "x": (64, 20), "rate": ()}
+    made = compiled(two, shapes, ["loss", "w"], state=["w"], rows=["x"], threads=8, target=replace(AVX2, level2=level2))
+    own, late = copies(made)
+    assert not own
+    assert any(len(k.stores) > 1 for k in late)
 
 
 def test_large_copies_are_not_made() -> None:

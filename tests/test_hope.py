@@ -11,10 +11,11 @@ from native import assert_bits, backend_of
 from test_compiler import compiled
 
 import chainrule as cr
+from chainrule.compiler.lower import PLAIN, SPREADS
 from chainrule.compiler.target import runnable
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Type
-from chainrule.graph.trace import build
+from chainrule.graph.trace import apply, build
 from chainrule.normalize import normalize
 from chainrule.ops.elementwise import strong_divide, strong_multiply
 
@@ -70,6 +71,22 @@ def test_bits_are_those_of_strong_products(f: Callable[..., Any], width: str, dt
         with np.errstate(all="ignore"):
             want = evaluate(graph, arrays)
         assert_bits(backend_of(width, 1).function(graph)(arrays), want, f.__name__)
+
+
+@pytest.mark.parametrize("op", sorted(SPREADS - {"where"}))
+def test_nan_spreads_through_all_that_are_said_to_spread_it(op: str) -> None:
+    """Each is asked for by name, as it is in the list; on each argument."""
+    count = 2 if op in {"add", "subtract", "multiply", "divide", "maximum", "minimum", *PLAIN} else 1
+    for at in range(count):
+        arrays = [np.linspace(0.5, 0.9, 19, dtype=np.float32) for _ in range(count)]
+        arrays[at][7] = np.nan
+
+        def f(*given: Any) -> Any:
+            return [apply(op, *given)]
+
+        graph = normalize(build(f, [Type(x.shape, x.dtype) for x in arrays]))
+        (got,) = backend_of(None, 1).function(graph)(arrays)
+        assert list(np.flatnonzero(np.isnan(got))) == [7], op
 
 
 @pytest.mark.parametrize("width", runnable())

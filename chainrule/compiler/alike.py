@@ -39,8 +39,8 @@ def likeness(kernel: Kernel) -> Likeness:
     def buffer(b: Buffer | None) -> Any:
         if b is None:
             return None
-        apart = b.within[0].shape if b.within is not None else b.apart  # how far its copies or its parts are from each other
-        return (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, apart, b.within is None)
+        apart = b.part_of[0].shape if b.part_of is not None else b.apart  # how far its copies or its parts are from each other
+        return (buffers.setdefault(b, len(buffers)), b.shape, b.dtype.str, apart, b.part_of is None)
 
     values = []
     for v in kernel.values():

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from .affine import Affine, Axis, of
 from .fuse import Names
-from .kernels import Buffer, Item, Kernel, Value, load, plain, rebuilt, reindexed, roots
+from .kernels import Buffer, Item, Kernel, Value, kernels_of, load, plain, rebuilt, reindexed, roots
 from .memory import ALIGNMENT
 from .phases import Access, accesses
 from .schedule import APART, MOST_PRIVATE, block, cut, packs, schedule
@@ -54,7 +54,7 @@ def _without_large(items: Sequence[Item], target: Target, threads: int) -> list[
     made = list(items)
     written = {a.buffer for i in items for a in accesses(i) if a.write}
     for copy in items:
-        if not isinstance(copy, Kernel) or not copy.late or copy.stores[0].buffer.bytes <= target.level2:
+        if not _is_copy(copy) or copy.stores[0].buffer.bytes <= target.level2:
             continue
         (store,) = copy.stores
         readers = [i for i in made if i is not copy and any(a.buffer is store.buffer for a in accesses(i))]
@@ -62,6 +62,11 @@ def _without_large(items: Sequence[Item], target: Target, threads: int) -> list[
         if store.value.buffer in written and all(k is not None and _can_turn(k, target, threads) for k in turned.values()):
             made = [turned.get(i) or i for i in made if i is not copy]
     return made
+
+
+def _is_copy(item: Item) -> TypeGuard[Kernel]:
+    """Whether it is nothing but a copy of state: what is computed of it, is computed once."""
+    return isinstance(item, Kernel) and item.late and len(item.stores) == 1 and item.stores[0].value.op == "load"
 
 
 def _turning(reader: Item, copy: Kernel) -> Kernel | None:
@@ -120,7 +125,7 @@ def _lay_together(chosen: Mapping[Kernel, int], names: Names) -> None:
     for kernel, count in chosen.items():
         copy = kernel.stores[0].buffer
         area = rows.setdefault((copy.dtype, count), Buffer(names("own"), (count, 0), copy.dtype))
-        copy.within = area, area.shape[1]
+        copy.part_of = area, area.shape[1]
         line = ALIGNMENT // copy.dtype.itemsize
         area.shape = count, area.shape[1] + ceil(copy.size / line) * line
     for area in rows.values():
@@ -134,7 +139,7 @@ def _chosen(items: Sequence[Item], target: Target, threads: int) -> dict[Kernel,
     room = target.level2 * MOST_PRIVATE
     found: dict[Kernel, int] = {}
     for item in items:
-        if not isinstance(item, Kernel) or not item.late or len(item.stores) != 1:
+        if not _is_copy(item):
             continue
         made = item.stores[0].buffer
         counts = {_units(i, a, threads) for i, a in touched if a.buffer is made and not a.write}
@@ -150,3 +155,9 @@ def _units(reader: Item, access: Access, threads: int) -> int:
     if not isinstance(reader, Kernel) or reader.inner is not None or any(access.unit in i.axes for i in access.index):
         return 0
     return cut(reader, threads)[0]
+
+
+def are_shared_alike(items: Sequence[Item], threads: int) -> bool:
+    """Whether all that touch a private copy are cut into as many units as there are of it, as code takes them to be."""
+    kernels = list(kernels_of(items))
+    return all(cut(k, threads)[0] == a.buffer.part_of[0].shape[0] for k in kernels for a in accesses(k) if a.buffer.part_of)

@@ -32,8 +32,8 @@ Index: TypeAlias = "tuple[Affine | Value, ...]"  # a value where an entry is loo
 class Buffer:
     """Memory for one array. input, state, result: given by the caller, row-major; scratch: a place in the arena. row: which axis
     carries the rows of a batch, if that is known; apart: the dimension of the rows and the length of a part, if it lies part by part
-    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); within: it is part of
-    another buffer, of which each unit has a row, and begins at this place in the row (copies.py)."""
+    (apart.py); lanes: so much of the last axis is used, 0 for all (lanes.py); part_of: there is one for each unit of what touches it, in a
+    row of another buffer, beginning at this place of the row (copies.py)."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Buffer:
     row: int | None = None
     apart: tuple[int, int] | None = None
     lanes: int = 0
-    within: tuple[Buffer, int] | None = None
+    part_of: tuple[Buffer, int] | None = None
 
     @property
     def size(self) -> int:

@@ -155,9 +155,8 @@ class _Lowering:
         self.made_in: dict[Register, _Scope] = {}
         self.parts: dict[Value, list[Value]] = {}
         self.hopeful = hopeful(kernel)
-        self.hoped: dict[
-            Register, Let
-        ] = {}  # what was made of plain products in place of strong ones, and how it is made without hope
+        # What was made of plain products in place of strong ones, and how it is made without hope.
+        self.hoped: dict[Register, Let] = {}
 
     # ---- small things --------------------------------------------------------------------------------------------------------
 
@@ -587,7 +586,7 @@ class _Lowering:
 
     def _copy_of(self, buffer: Buffer) -> Affine:
         """How far this unit's own copy of a buffer is from the first unit's."""
-        return self.unit * buffer.within[0].shape[1] if buffer.within is not None else Affine()
+        return self.unit * buffer.part_of[0].shape[1] if buffer.part_of is not None else Affine()
 
     def _load(self, v: Value, width: int, scope: _Scope) -> Register:
         packed = self.kernel.packed.get(v)

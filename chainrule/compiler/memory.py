@@ -35,9 +35,9 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
         own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
         for b in (*(a.buffer for i in items for a in accesses(i)), *own):
             if b is not None and b.space == "scratch":
-                if b.within is not None:
-                    inside[b] = b.within
-                    b = b.within[0]
+                if b.part_of is not None:
+                    inside[b] = b.part_of
+                    b = b.part_of[0]
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
     order = sorted(live, key=lambda b: -b.bytes)

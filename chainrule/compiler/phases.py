@@ -187,7 +187,7 @@ def local(a: Access, b: Access, threads: int) -> bool:
     """Whether unit for unit both touch the same part of the buffer, cut for so many threads."""
     if a.unit is None or b.unit is None or a.unit.extent == 1 or b.unit.extent == 1:
         return (a.unit is None or a.unit.extent == 1) and (b.unit is None or b.unit.extent == 1)
-    if a.buffer.within is not None:
+    if a.buffer.part_of is not None:
         return True  # each unit has its own
     if a.view != b.view and a.view[:1] != b.view[:1]:
         return False

@@ -23,7 +23,7 @@ from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .apart import moved, set_apart
 from .carry import carried
-from .copies import with_better_copies
+from .copies import are_shared_alike, with_better_copies
 from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
@@ -183,6 +183,7 @@ def _arranged(
     if not any(isinstance(i, Loop) for i in every):  # what a loop shares out is not cut otherwise around it
         for kernel in kernels_of(every):
             kernel.length = 1 if _goes_by_blocks(kernel) else 0
+    assert are_shared_alike(every, threads)
     size = arena(planned.phases, planned.late).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
