@@ -21,8 +21,8 @@ def panel(columns: int, target: Target) -> int:
     """The columns of a panel; 0 if a matrix of so many lies row by row.
 
     >>> from chainrule.compiler.target import narrowed
-    >>> [panel(n, narrowed("sse2")) for n in (10, 32, 64, 96, 100, 128, 300)]
-    [0, 0, 32, 48, 0, 64, 75]
+    >>> [panel(n, narrowed("sse2")) for n in (0, 10, 32, 64, 96, 100, 128, 300)]
+    [0, 0, 0, 32, 48, 0, 64, 75]
     """
     whole = next((p for p in target.panels if columns > p and columns % p == 0), 0)
     return whole or max(_broken(columns, target), key=lambda p: (columns // p % 2 == 0, _full(p, target), p), default=0)
@@ -31,6 +31,8 @@ def panel(columns: int, target: Target) -> int:
 def _broken(columns: int, target: Target) -> list[int]:
     """Panels that are no whole tiles, but leave few more lanes empty than there would be without panels."""
     least, most = BROKEN_PANELS
+    if columns < 2 * least:
+        return []
     enough = ENOUGH * _full(columns, target)
     return [p for p in range(least, min(most, columns // 2) + 1) if columns % p == 0 and _full(p, target) >= enough]
 
