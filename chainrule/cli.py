@@ -382,16 +382,18 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Nobody else may claim the folder meanwhile: a lock of the operating system, which ends with the process, where it has such locks.
+    """Nobody else may claim the folder meanwhile: a lock of the operating system, which ends with the process. Windows has none for
+    folders, nor has a folder that may be written to but not read: there two runs at once are not kept apart.
 
     Raises: `UsageError` if somebody else has claimed it.
     """
     try:
         import fcntl
-    except ImportError:
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -58,6 +58,39 @@ def test_each_thread_copies_what_it_has_read_anyway(rows: int) -> None:
     assert once.late
 
 
+def test_one_column_in_another_order_is_no_copy() -> None:
+    """The gradient reads it as one row, which lies in memory as it does."""
+
+    def f(w: Any, v: Any, x: Any, rate: Any) -> Any:
+        value, (dw, dv) = cr.value_and_grad(lambda w, v: np.mean((np.tanh(x @ w) @ v) ** 2), (0, 1))(w, v)
+        return [value, w - rate * dw, v - rate * dv]
+
+    shapes = {"w": (3, 20), "v": (20, 1), "x": (32, 3), "rate": ()}
+    made = compiled(f, shapes, ["loss", "w", "v"], state=["w", "v"], rows=["x"], threads=2)
+    assert copies(made) == ([], [])
+
+
+def test_threads_share_a_product_and_what_follows_alike() -> None:
+    """150 units lie in two panels of 75, which is what threads share out. The update of the next layer, in a kernel of its own since three
+    columns fill lanes badly, is cut at 75 too, not at 80, and nobody waits for it."""
+
+    def f(w: Any, v: Any, s: Any, x: Any, rate: Any) -> Any:
+        value, (dw, dv) = cr.value_and_grad(lambda w, v: np.mean((np.tanh(x @ w) @ v) ** 2), (0, 1))(w, v)
+        new = s + dv * dv
+        return [value, w - rate * dw, v - rate * dv / np.sqrt(new), new]
+
+    shapes = {"w": (300, 150), "v": (150, 3), "s": (150, 3), "x": (64, 300), "rate": ()}
+    made = compiled(f, shapes, ["loss", "w", "v", "s"], state=["w", "v", "s"], rows=["x"], threads=2)
+    place = {k: n for n, items in enumerate(made.plan.phases) for k in kernels_of(items)}
+    (update,) = (k for k in place if any(s.buffer.name == "v" for s in k.stores))
+    gradient = {v.buffer for v in update.loads() if v.buffer is not None and v.buffer.space == "scratch" and v.axes}
+    (product,) = (k for k in place if any(s.buffer in gradient for s in k.stores))
+    assert product.unit is not None
+    assert update.unit is not None
+    assert (product.unit.extent, update.unit.extent) == (2, 2)
+    assert place[product] == place[update]
+
+
 def test_large_copies_are_made_once() -> None:
     own, late = copies(code(32, 2, replace(AVX2, level2=4 * 20 * 24 * 4 - 1)))
     assert not own

@@ -81,9 +81,10 @@ def _turning(reader: Item, copy: Kernel) -> Kernel | None:
         if v.buffer is not store.buffer:
             return v
         where = _solved(plain(store.index), v.index) if v.shape == store.view else None
-        if where is None or source.op != "load" or source.buffer is None:
+        if where is None:
             fits = False
             return v
+        assert source.buffer is not None, "it is a copy"
         new = load(source.buffer, [i.replaced(where) for i in plain(source.index)], source.shape)
         return replace(new, attrs={"turned": True})
 

@@ -4,7 +4,7 @@ In: a kernel, or a loop of kernels. Out: a `Work`, counted from the kernel's own
 what fusion computes twice counts twice.
 
 An operation is one result of an operator on floating-point numbers; a multiply-add is two, and exp, tanh and their like are as many as
-their code has (elementary.py), twenty to a hundred. Copies, casts, choices (where) and comparisons are none. Bytes are those that a
+their code has (elementary.py), about twenty to 140. Copies, casts, choices (where) and comparisons are none. Bytes are those that a
 kernel has to read and to write at least: each element once for each run of the kernel, however often it is read again from registers or
 the nearest cache.
 """

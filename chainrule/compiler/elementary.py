@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from inspect import signature
 
 from .builder import Builder
 from .exponential import exp, exp_normal, expm1, tanh
@@ -205,7 +206,6 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "maximum": maximum,
     "minimum": minimum,
 }
-OF_TWO = {"power", "maximum", "minimum"}
 
 
 @cache
@@ -216,7 +216,8 @@ def operations(name: str, bits: int) -> int:
     (1, True)
     """
     b = Builder(bits, 1)
-    FUNCTIONS[name](b, *("%x", "%y")[: 1 + (name in OF_TWO)])
+    function = FUNCTIONS[name]
+    function(b, *("%x", "%y")[: len(signature(function).parameters) - 1])
     counts = {"fadd": 1, "fsub": 1, "fmul": 1, "fdiv": 1, "@llvm.sqrt": 1, "@llvm.fma": 2}
     return max(1, sum(n for line in b.lines for word, n in counts.items() if f" {word}" in line))
 

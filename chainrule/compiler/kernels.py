@@ -94,14 +94,13 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class Kernel:
-    """unit: the axis of the domain that threads share out among them, None if one thread does all; an axis of its own if each
-    unit does all, for itself (copies.py). sequential: so many of the first
-    axes of the domain are run through in order, outermost, because what they store is added up. late: it copies state into another
-    order of memory; it runs at the end of a step, on the new state, and once before the first step. between: from where to where
-    (exclusive) a reduced axis is summed over, where that is known only while running; rows: the reduced axis that runs over the rows of
-    a batch, if those that have ended (`Ends`) add nothing; part: the axis that counts parts of the rows, each with a sum of its own;
-    length: places of the unit axis that are one unit, 0 for as many as leave each thread one (`schedule.cut`); inner: the axis
-    of the rows of a block, along which arrays lie innermost (lanes.py)."""
+    """unit: the axis of the domain that threads share out among them, None if one thread does all; an axis of its own if each unit does
+    all, for itself (copies.py). sequential: so many of the first axes of the domain are run through in order, outermost, because what they
+    store is added up. late: it copies state into another order of memory; it runs at the end of a step, on the new state, and once before
+    the first step. between: from where to where (exclusive) a reduced axis is summed over, where that is known only while running; rows:
+    the reduced axis that runs over the rows of a batch, if those that have ended (`Ends`) add nothing; part: the axis that counts parts of
+    the rows, each with a sum of its own; length: places of the unit axis that are one unit, 0 for as many as leave each thread one
+    (`schedule.cut`); inner: the axis of the rows of a block, along which arrays lie innermost (lanes.py)."""
 
     name: str
     domain: tuple[Axis, ...]

@@ -24,21 +24,8 @@ from .target import Target
 
 PLAIN = {"strong_multiply": "multiply", "strong_divide": "divide"}
 # Operators whose result is NaN if a floating-point argument is, but for the one that `where` does not take.
-SPREADS = {
-    *PLAIN,
-    *PLAIN.values(),
-    "add",
-    "subtract",
-    "negative",
-    "maximum",
-    "minimum",
-    "abs",
-    "sqrt",
-    "exp",
-    "tanh",
-    "logistic",
-    "where",
-}
+SPREADS = {*PLAIN, *PLAIN.values(), "add", "subtract", "negative", "maximum", "minimum", "abs", "where"}
+SPREADS |= {"sqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "sin", "cos"}
 
 
 def hopeful(kernel: Kernel) -> frozenset[Value]:

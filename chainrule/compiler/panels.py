@@ -79,9 +79,7 @@ def _split(kernel: Kernel, target: Target, names: Names) -> Split:
 
 def _follow(splits: dict[Kernel, Split], matrices: AbstractSet[Buffer], names: Names) -> None:
     """Kernels that only go on with what a product has made run through it in the same parts, so that threads share both alike."""
-    parts: dict[
-        tuple[Buffer, int], int
-    ] = {}  # a buffer that is written panel by panel, along which dimension, and how long they are
+    parts: dict[tuple[Buffer, int], int] = {}  # columns of a panel, of a buffer that is written panel by panel along a dimension
     for kernel, split in splits.items():
         for s in kernel.stores:
             parts.update({(s.buffer, d): split[x][1].extent for d, i in enumerate(s.index) for x in split if i == of(x)})
