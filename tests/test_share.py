@@ -99,6 +99,65 @@ def test_rows_are_cut_where_there_are_more_processors_than_panels() -> None:
     assert first.unit.extent == 512
 
 
+@pytest.mark.parametrize("inputs", [400, 402, 100])
+def test_a_tall_matrix_is_cut_along_its_rows(inputs: int) -> None:
+    """Where partial sums are less than the matrix, and rows can be cut in four."""
+    phases = kernels(nn.Sequential(nn.Dense(20, "tanh"), nn.Dense(10)), inputs, 10, 32, cores=2)
+    readers = [k for items in phases for k in items if any(v.buffer and v.buffer.name == "0.weight" for v in k.loads())]
+    assert len(readers) == 2  # the product, and the update
+    for kernel in readers:
+        (index,) = {v.index for v in kernel.loads() if v.buffer and v.buffer.name == "0.weight"}
+        assert (kernel.unit in index[0].axes and kernel.unit.extent == 4) == (inputs == 400)
+
+
+def test_columns_of_a_product_are_not_cut_as_rows() -> None:
+    phases = kernels(nn.Sequential(nn.Dense(200, "tanh"), nn.Dense(10)), 20, 10, 4, cores=2)
+    (scores,) = (
+        k for items in phases for k in items if k.reduced and any(v.buffer and v.buffer.name == "1.weight" for v in k.loads())
+    )
+    assert len(scores.reduced) == 1
+
+
+TALL: dict[str, Callable[[], nn.Module]] = {
+    "regression": lambda: nn.Sequential(nn.Dense(1)),
+    "dropout": lambda: nn.Sequential(nn.Dropout(0.2), nn.Dense(10, "relu"), nn.Dense(3)),
+    "norm": lambda: nn.Sequential(nn.BatchNorm(), nn.Dense(12, "gelu"), nn.LayerNorm(), nn.Dense(2)),
+    "images": lambda: nn.Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(10)),
+    "twice": lambda: nn.Sequential(Twice(), nn.Dense(3)),
+}
+
+
+class Twice(nn.Module):
+    """Two matrices of which the rows belong together."""
+
+    def __call__(self, x: Any) -> Any:
+        w, v = (self.parameter(name, (x.shape[-1], 5), "glorot_uniform") for name in "wv")
+        return np.tanh(x @ w) * (x @ v)
+
+
+@pytest.mark.parametrize("kind", TALL)
+def test_tall_matrices_as_by_the_reference_in_the_same_bits(kind: str) -> None:
+    r = np.random.default_rng(2)
+    x = r.integers(0, 255, (45, 20, 10, 1)).astype(np.uint8) if kind == "images" else r.normal(size=(45, 200))
+
+    def learnt(backend: str) -> dict[str, Array]:
+        net = TALL[kind]()
+        y = np.arange(45.0)[:, None] % np.array([2, 3, 5, 7, 2, 3, 5, 7, 2, 3])
+        outputs = {"regression": 1, "norm": 2, "images": 10}.get(kind, 3)
+        options = {"optimizer": cr.AdamW(0.01, clip_norm=1.0), "dtype": "float64", "backend": backend, "verbose": False}
+        run = net.fit(x, y[:, :outputs], epochs=2, batch_size=16, **options)
+        return {**net.parameters, "loss": np.array(run.loss)}
+
+    runs = []
+    for threads in (1, 2, 3, 5):
+        with registered(Threaded(threads, target=replace(host(), cores=2))) as name:
+            runs.append(learnt(name))
+    for other in runs[1:]:
+        assert_same(other, runs[0])
+    for name, value in learnt("reference").items():
+        np.testing.assert_allclose(runs[0][name], value, rtol=1e-8, atol=1e-10, err_msg=name)
+
+
 def test_without_a_second_processor_sums_stay_whole() -> None:
     phases = kernels(digits(), 64, 10, 32, cores=1)
     assert {a.extent for a in writer(phases, "out/scores").reduced} == {2, 64}  # panels of the hidden layer, all in one kernel

@@ -54,6 +54,12 @@ def in_panels(items: Sequence[Item], state: set[Buffer], target: Target, names: 
     return made, {outer for split in splits.values() for outer, _ in split.values()}
 
 
+def along(kernel: Kernel, split: Split, target: Target) -> Kernel:
+    """The kernel with these axes in two, and what it touches as it was."""
+    own = {x: both for x, both in split.items() if x in kernel.domain or x in kernel.reduced}
+    return _Panels({}, {}, own, target).kernel(kernel)
+
+
 def _is_matrix(buffer: Buffer, target: Target) -> bool:
     return buffer.space in ("state", "scratch") and len(physical(buffer.shape, target)) != len(buffer.shape)
 

@@ -48,6 +48,7 @@ MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads 
 FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 BROKEN_PANELS = (64, 128)  # columns of a panel that is no whole tiles, at least and at most
 ENOUGH = 0.93  # of the lanes that would be full without such panels
+PARTS_OF_ROWS = 4  # of a matrix that is shared out along its rows
 MOST_PARTS = 16  # of a sum over an axis that threads share out
 APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further
 MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself

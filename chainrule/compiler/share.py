@@ -2,8 +2,8 @@
 
 In: kernels. Out: kernels with their unit axes. Cut into blocks of rows, a batch goes through all layers without waiting, but each
 thread then reads all weights, half of which another has just written, and such memory comes slowly. Cut into the units of a hidden
-layer, weights stay with their thread, and what goes around are sums over the units: a kernel that sums over the axis is cut into a fixed
-number of partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the
+layer, or along the rows of a matrix with many more inputs than a batch has rows, weights stay with their thread, and what goes around are
+sums over the axis: a kernel that sums over it is cut into a fixed number of partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the
 machine; it may not depend on how many threads there are, since the order of sums depends on it.
 
 Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
@@ -18,8 +18,9 @@ from math import prod
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
+from .panels import along
 from .phases import accesses, levels, local
-from .schedule import BARRIER, FOREIGN, MOST_ALONE, MOST_PARTS, OPERATIONS, units
+from .schedule import BARRIER, FOREIGN, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_ROWS, units
 from .target import Target
 
 Class = frozenset[Axis]
@@ -35,14 +36,22 @@ def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: 
     if not all(isinstance(i, Kernel) for i in items):
         return best  # the kernels of a loop go on without waiting only if all are cut along the same rows
     kernels = [i for i in items if isinstance(i, Kernel)]
-    cost = _cost(best, target)
-    found = _classes(kernels, panels)
-    alone = [[c] for c in found] if len(found) <= MOST_ALONE else []  # each way takes time to make
-    for chosen in alone + ([found] if len(found) > 1 else []):
-        made: list[Item] = [part for k in kernels for part in _cut(k, frozenset().union(*chosen), names)]
+    cost, best_class = _cost(best, target), Class()
+
+    def attempt(kernels: Sequence[Kernel], chosen: Class) -> None:
+        nonlocal best, cost, best_class
+        made: list[Item] = [part for k in kernels for part in _cut(k, chosen, names)]
         put_off(made, state)
         if (other := _cost(made, target)) < cost:
-            best, cost = made, other
+            best, cost, best_class = made, other, chosen
+
+    found = _classes(kernels, panels)
+    alone = found if len(found) <= MOST_ALONE else []  # each way takes time to make
+    for chosen in alone + ([frozenset().union(*found)] if len(found) > 1 else []):
+        attempt(kernels, chosen)
+    for rows in _tall(kernels, state):
+        split = {x: (Axis(names("p"), PARTS_OF_ROWS), Axis(x.name, x.extent // PARTS_OF_ROWS)) for x in rows}
+        attempt([along(k, split, target) for k in kernels], best_class | {outer for outer, _ in split.values()})
     return best
 
 
@@ -50,7 +59,33 @@ def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: 
 
 
 def _classes(kernels: Sequence[Kernel], panels: set[Axis]) -> list[Class]:
-    """The classes of panels that can be cut: free in some kernel and summed over in another, and never twice in one."""
+    """The classes of panels that can be cut: not into too many parts."""
+    return [c for c in _groups(kernels, panels) if _can_be_cut(c, kernels) and max(a.extent for a in c) <= MOST_PARTS]
+
+
+def _tall(kernels: Sequence[Kernel], state: set[Buffer]) -> Iterator[Class]:
+    """The class of the rows of each matrix that is so tall that partial sums over them are less than the matrix. Only where no product
+    has them as columns, whose lanes would be cut."""
+    tall = {x for k in kernels for x in _summed_rows(k, state) if x.extent % PARTS_OF_ROWS == 0}
+    if not tall:
+        return
+    for c in _groups(kernels, {a for k in kernels for a in (*k.domain, *k.reduced)}):
+        columns = (s.index[-1] for k in kernels if k.reduced for s in k.stores if s.index)
+        whole = not any(isinstance(i, Affine) and c & i.axes for i in columns)
+        if whole and c & tall and len({a.extent for a in c}) == 1 and _can_be_cut(c, kernels):
+            yield c
+
+
+def _summed_rows(kernel: Kernel, state: set[Buffer]) -> Iterator[Axis]:
+    """The rows of matrices over which it sums, if there are far less sums than numbers in the matrix."""
+    sums = prod(a.extent for a in kernel.domain)
+    for a in accesses(kernel) if kernel.reduced else ():
+        if a.buffer in state and len(a.view) == 2 and sums * PARTS_OF_ROWS < prod(a.view):
+            yield from (x for x in kernel.reduced if a.index[0] == of(x))
+
+
+def _groups(kernels: Sequence[Kernel], among: set[Axis]) -> list[Class]:
+    """The classes of these axes."""
     leader: dict[object, object] = {}
 
     def find(x: object) -> object:
@@ -64,9 +99,9 @@ def _classes(kernels: Sequence[Kernel], panels: set[Axis]) -> list[Class]:
             if axis is not None and index == of(axis):
                 leader[find(axis)] = find(place)
     classes: dict[object, set[Axis]] = {}
-    for axis in dict.fromkeys(a for k in kernels for a in (*k.domain, *k.reduced) if a in panels):
+    for axis in dict.fromkeys(a for k in kernels for a in (*k.domain, *k.reduced) if a in among):
         classes.setdefault(find(axis), set()).add(axis)
-    return [frozenset(c) for c in classes.values() if _can_be_cut(c, kernels)]
+    return [frozenset(c) for c in classes.values()]
 
 
 def _places(kernel: Kernel) -> Iterator[tuple[object, Affine]]:
@@ -77,10 +112,11 @@ def _places(kernel: Kernel) -> Iterator[tuple[object, Affine]]:
                 yield (a.buffer, a.view, d), i
 
 
-def _can_be_cut(c: set[Axis], kernels: Sequence[Kernel]) -> bool:
+def _can_be_cut(c: Class, kernels: Sequence[Kernel]) -> bool:
+    """Whether the axes are free in some kernel and summed over in another, and never twice in one."""
     once = all(len(c & {*k.domain, *k.reduced}) <= 1 for k in kernels)
     both = any(c & set(k.domain) and k.reduced for k in kernels) and any(c & set(k.reduced) for k in kernels)
-    return once and both and max(a.extent for a in c) <= MOST_PARTS
+    return once and both
 
 
 # ---- cutting -----------------------------------------------------------------------------------------------------------------
