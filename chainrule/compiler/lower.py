@@ -626,11 +626,15 @@ class _Lowering:
             self.summed[v, r, n] = result
 
     def _cells(self, rows: int, vectors: list[tuple[int, int]]) -> dict[Any, tuple[int, int, int]]:
-        """The accumulators of a tile: (value, row, vector) -> row, vector, lanes that count."""
+        """The accumulators of a tile: (value, row, vector) -> row, vector, lanes that count. They stand in the order that keeps fewer
+        operands in registers: column by column where there are more columns than rows."""
         cells: dict[Any, tuple[int, int, int]] = {}
+        order: Sequence[int] = range(rows)
+        if self.columns > rows // self.columns:
+            order = sorted(order, key=lambda r: (r % self.columns, r))
         for v in self.sums:
             axes = self._own(v.axes)
-            for r in dict.fromkeys(self._row_of(r, axes) for r in range(rows)):
+            for r in dict.fromkeys(self._row_of(r, axes) for r in order):
                 for n, valid in vectors if self.lanes in axes else [(0, self.s.width)]:
                     cells[v, r, n] = (r, n, valid)
         return cells

@@ -112,7 +112,8 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     # Axes on which it depends how much is summed: no two of their values stand side by side.
     single = frozenset().union(*(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.limits()))))
     blocked |= single | kernel.between.keys()
-    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single]
+    alone = {kernel.unit} if kernel.length == 1 else set()  # no two of a unit's places either
+    free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single and a not in alone]
     lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
     ways = [
         _way(kernel, target, lane, tile)
@@ -121,8 +122,9 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     ]
     if kernel.inner in lanes and kernel.reduced:
         ways += [
-            _way(kernel, target, kernel.inner, tile, side, columns)
-            for tile, side in permutations((a for a in free if a is not kernel.inner), 2)
+            _way(kernel, target, kernel.inner, tile, side, columns, vectors)
+            for vectors in sorted({_most_vectors(kernel, kernel.inner, target), 1}, reverse=True)
+            for tile, side in permutations((a for a in reversed(free) if a is not kernel.inner), 2)
             for columns in COLUMNS
             if columns <= side.extent
         ]
@@ -190,12 +192,13 @@ def _square(kernel: Kernel, target: Target) -> Schedule | None:
 
 
 def _way(
-    kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None, side: Axis | None = None, most_columns: int = 1
+    kernel: Kernel, target: Target, lane: Axis | None, tile: Axis | None, side: Axis | None = None, most_columns: int = 1,
+    vectors: int = 0,
 ) -> tuple[float, Schedule]:  # fmt: skip
     """What it costs to run a kernel with these axes in registers, and how it then runs."""
     width = width_for(kernel, target, lane.extent) if lane is not None else 1
     sums = sum(v.op == "reduce" for v in kernel.values())
-    vectors = _vectors(lane.extent, width, target) if lane is not None and lane in kernel.domain else 1
+    vectors = vectors or _most_vectors(kernel, lane, target)
     columns = balanced(side.extent, most_columns)[0][2] if side is not None else 1
     rows = 1
     if tile is not None and sums:
@@ -203,7 +206,8 @@ def _way(
         budget = max(1, min(ACCUMULATORS[target.registers] // (vectors * columns * sums), most))
         rows = balanced(tile.extent, budget)[0][2]
     chains = _chains(kernel, lane, width, rows * columns * vectors * sums) if sums else 1
-    cost, body = _cost(kernel, lane, tile, width, rows, vectors, side, columns)
+    spilled = _spilled(kernel, lane, (tile, rows), (side, columns), vectors, sums, target) if side is not None else 0
+    cost, body = _cost(kernel, lane, tile, width, rows, vectors, side, columns, spilled)
     unroll = chains * (UNROLL if body * chains <= SMALL_BODY else 1)
     reuse = any(
         v.op == "load" and tile not in v.axes and lane in v.axes and (v.axes & set(kernel.reduced)) for v in kernel.values()
@@ -212,9 +216,27 @@ def _way(
     return cost, made
 
 
-def _vectors(extent: int, width: int, target: Target) -> int:
-    """How many vectors of an axis stand side by side: as many as leave all tiles about as full."""
-    count = ceil(extent / width)
+def _spilled(
+    kernel: Kernel, lane: Axis | None, rows: tuple[Axis | None, int], columns: tuple[Axis | None, int], vectors: int, sums: int,
+    target: Target,
+) -> int:  # fmt: skip
+    """How many registers a tile with two axes wants beyond those that there are: accumulators, and either the operands of all columns and
+    of a row, or those of all rows and of a column (lower.py)."""
+
+    def operands(axis: Axis | None) -> int:
+        read = (v for v in kernel.loads() if axis in v.axes and not v.axes.isdisjoint(kernel.reduced))
+        return max((vectors if lane in v.axes and lane in kernel.domain else 1 for v in read), default=0)
+
+    row, column = operands(rows[0]), operands(columns[0])
+    kept = min(columns[1] * column + row, rows[1] * row + column)
+    return max(0, rows[1] * columns[1] * vectors * sums + kept - target.registers)
+
+
+def _most_vectors(kernel: Kernel, lane: Axis | None, target: Target) -> int:
+    """How many vectors of the lanes stand side by side: as many as leave all tiles about as full."""
+    if lane is None or lane not in kernel.domain:
+        return 1
+    count = ceil(lane.extent / width_for(kernel, target, lane.extent))
     return ceil(count / ceil(count / MOST_VECTORS[target.registers]))
 
 
@@ -239,16 +261,16 @@ def _share_a_set(kernel: Kernel, tile: Axis) -> bool:
 
 def _cost(
     kernel: Kernel, lane: Axis | None, tile: Axis | None, width: int, rows: int, vectors: int, side: Axis | None = None,
-    columns: int = 1,
+    columns: int = 1, spilled: int = 0,
 ) -> tuple[float, float]:  # fmt: skip
-    """About how many instructions, all in all and in the body of the innermost loop."""
+    """About how many instructions, all in all and in the body of the innermost loop; so many registers are spilled there."""
     reduced = set(kernel.reduced)
 
     def registers(axes: frozenset[Axis]) -> int:
         beside = columns if side in axes else 1
         return (rows if tile in axes else 1) * beside * (vectors if lane in axes and lane not in reduced else 1)
 
-    inner = outer = 0.0
+    inner, outer = 2.0 * spilled, 0.0
     below = terms(v for v in kernel.values() if v.op == "reduce")
     limits = set(ordered(list(kernel.limits())))  # not counted: a sum has one order, whatever is known of where it ends
     for v in kernel.values():

@@ -2,9 +2,10 @@
 
 In: kernels. Out: kernels with their unit axes. Cut into blocks of rows, a batch goes through all layers without waiting, but each
 thread then reads all weights, half of which another has just written, and such memory comes slowly. Cut into the units of a hidden
-layer, or along the rows of a matrix with many more inputs than a batch has rows, weights stay with their thread, and what goes around are
-sums over the axis: a kernel that sums over it is cut into a fixed number of partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the
-machine; it may not depend on how many threads there are, since the order of sums depends on it.
+layer, or along the rows of a matrix with many more inputs than a batch has rows, weights stay with their thread, and what goes
+around are sums over the axis: a kernel that sums over it is cut into a fixed number of partial sums and a kernel that adds these
+up. Which axes are cut is settled by what a step would cost all processors of the machine; it may not depend on how many threads
+there are, since the order of sums depends on it.
 
 Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
 """
