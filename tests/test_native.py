@@ -40,7 +40,7 @@ from test_layers import CASES as LAYER_CASES
 from test_layers import IDS as LAYER_IDS
 from test_layers import inputs as layer_inputs
 from test_ops import COMPOSITION_CASES, OP_CASES, composition_graph, op_graph, single
-from test_training import OPTIMIZERS, target_for
+from training import OPTIMIZERS, target_for
 
 import chainrule as cr
 import chainrule.run.native
