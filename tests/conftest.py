@@ -8,11 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("COLUMNS", "130")  # terminal tables must not depend on the width of the developer's window
+
+# Asserts of what tests share say what they compared, as those of tests do.
+HELPERS = [file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "conftest"))]
+pytest.register_assert_rewrite(*HELPERS)
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=SLOW)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from emulation import Emulated
 
 from chainrule.compiler.target import host, narrowed, runnable
@@ -191,6 +192,13 @@ class Server:
         self._errors.close()
         code, self._process = self._process.returncode, None
         return f"exit status {code}\n{said}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.stop()
 
 
 def serve() -> None:

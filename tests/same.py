@@ -18,3 +18,7 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     for name, value in a.items():
         assert value.dtype == b[name].dtype
         np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def differ(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return any(not np.array_equal(value, b[name]) for name, value in a.items())

@@ -12,16 +12,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import elementary_harness
+import native_graphs
+import native_networks
 import numpy as np
 import pytest
 import test_compiler_graphs as graphs
 import test_elementary as elementary
-import test_native as native_tests
 import test_native_random as random_tests
 from emulation import MISSING, TARGET, Emulated, Emulator, compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import Server, assert_bits, backend_of, pattern
+from native import Server, assert_bits, backend_of, pattern, registered
 from same import assert_same
 
 import chainrule as cr
@@ -86,14 +87,14 @@ def test_memory_is_copied_in_both_directions() -> None:
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["float64", "float32"])
 def test_every_operator_and_composition_with_its_gradient(server: Server, narrow: bool) -> None:
-    assert server(native_tests.registry_faults, narrow, LEVEL) == []
+    assert server(native_graphs.registry_faults, narrow, LEVEL) == []
 
 
 def faults_on(processor: str) -> list[str]:
     """Operators in code that uses all that a processor has."""
     backend = Emulated(target=dataclasses.replace(TARGET, cpu=processor, features=""), processor="max")
-    cases = native_tests.registry_cases(True)
-    graph, arrays = native_tests.joined(cases)
+    cases = native_graphs.registry_cases(True)
+    graph, arrays = native_graphs.joined(cases)
     plain = backend_of(LEVEL).function(graph)(arrays)
     return [
         f"result {n}"
@@ -108,11 +109,11 @@ def test_newer_processors_give_the_same_bits(server: Server, processor: str) -> 
 
 
 def test_elementwise_forms_of_every_type_at_special_values(server: Server) -> None:
-    assert server(native_tests.form_faults, (None,), LEVEL) == []
+    assert server(native_graphs.form_faults, (None,), LEVEL) == []
 
 
 def test_expressions_on_matrices(server: Server) -> None:
-    assert server(native_tests.matrix_faults, native_tests.MATRICES[2:3], ("float32",), LEVEL) == []
+    assert server(native_graphs.matrix_faults, native_graphs.MATRICES[2:3], ("float32",), LEVEL) == []
 
 
 def test_states_of_loops(server: Server) -> None:
@@ -131,15 +132,15 @@ def test_random_programs(server: Server, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(n,) for n in native_tests.SIZES] + [(3, 17), (2, 3, 5), (1, 1, 1, 4), ()])
+@pytest.mark.parametrize("shape", [(n,) for n in native_graphs.SIZES] + [(3, 17), (2, 3, 5), (1, 1, 1, 4), ()])
 def test_elementwise_forms_of_every_type_and_size(server: Server, shape: tuple[int, ...]) -> None:
-    assert server(native_tests.form_faults, [shape], LEVEL) == []
+    assert server(native_graphs.form_faults, [shape], LEVEL) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", native_tests.MATRICES + native_tests.MORE_MATRICES)
+@pytest.mark.parametrize("shape", native_graphs.MATRICES + native_graphs.MORE_MATRICES)
 def test_expressions_on_more_matrices(server: Server, shape: tuple[int, int]) -> None:
-    assert server(native_tests.matrix_faults, [shape], ("float32", "float64"), LEVEL) == []
+    assert server(native_graphs.matrix_faults, [shape], ("float32", "float64"), LEVEL) == []
 
 
 @pytest.mark.slow
@@ -290,9 +291,9 @@ def check_training(optimizer: str, dtype: str) -> None:
     r = np.random.default_rng(1)
     x, t = r.normal(size=(45, 11)), r.integers(0, 3, 45)
     found = []
-    with native_tests.registered(Emulated()) as emulated:
+    with registered(Emulated()) as emulated:
         for name in (emulated, "reference"):
-            net = cr.nn.Sequential(cr.nn.Dense(128, "tanh"), native_tests.dense_net())  # the first weight lies in panels
+            net = cr.nn.Sequential(cr.nn.Dense(128, "tanh"), native_networks.dense_net())  # the first weight lies in panels
             run = net.fit(
                 x, t, loss="cross_entropy", optimizer=OPTIMIZERS[optimizer](), epochs=3, batch_size=16, dtype=dtype, backend=name
             )
@@ -309,12 +310,12 @@ def test_training(server: Server, optimizer: str, dtype: str) -> None:
 
 
 def check_training_by_threads(kind: str, several: Sequence[int]) -> None:
-    theirs = native_tests.trained(kind, 101, "reference")
-    plain = native_tests.trained_on(kind, 101, Emulated())
+    theirs = native_networks.trained(kind, 101, "reference")
+    plain = native_networks.trained_on(kind, 101, Emulated())
     for name in theirs:
         np.testing.assert_allclose(plain[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
     for threads in several:
-        assert_same(native_tests.trained_on(kind, 101, Emulated(threads=threads)), plain)
+        assert_same(native_networks.trained_on(kind, 101, Emulated(threads=threads)), plain)
 
 
 @pytest.mark.parametrize(("kind", "threads"), [("dense", 3), ("tokens", 2)])
@@ -340,10 +341,10 @@ def test_new_state_made_of_other_old_state(server: Server) -> None:
 
 def check_rounds(threads: int) -> None:
     """Orders and numbers of all rounds and of one; the state that is kept after them, unless some of it is not finite."""
-    entries, sizes, rounds = native_tests.ROUNDS[1]
+    entries, sizes, rounds = native_networks.ROUNDS[1]
     r = np.random.default_rng(0)
     x, order = r.normal(size=(50, 2)), r.integers(0, 50, (rounds, sum(sizes)))
-    programs = {n: native_tests.rounds_program(n) for n in set(sizes)}
+    programs = {n: native_networks.rounds_program(n) for n in set(sizes)}
     sessions = [b.session(programs, {"w": np.ones(2, "f4")}) for b in (Emulated(threads=threads), backends["reference"])]
     for rows, count in ((order, rounds * len(entries)), (order[0], len(entries))):
         numbers = {"a": r.normal(size=count), "b": r.normal(size=(count, 2)), "unread": np.zeros(1)}

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_native as plain
 from hypothesis import given
 from hypothesis import strategies as st
 from native import SMALL, Threaded, registered
+from native_networks import check_layer, check_optimizer
 from same import assert_same
+from test_layers import CASES as LAYER_CASES
+from test_layers import IDS as LAYER_IDS
+from training import OPTIMIZERS
 
 import chainrule as cr
 from chainrule import nn
@@ -199,16 +202,16 @@ def test_what_differs_is_not_alike(change: str) -> None:
 # ---- values ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "example"), plain.LAYER_CASES, ids=plain.LAYER_IDS)
+@pytest.mark.parametrize(("name", "example"), LAYER_CASES, ids=LAYER_IDS)
 @pytest.mark.parametrize("small", [2], indirect=True)
 def test_every_layer(small: None, name: str, example: dict[str, Any]) -> None:
-    plain.test_every_layer(name, example)
+    check_layer(name, example)
 
 
-@pytest.mark.parametrize(("name", "options"), plain.OPTIMIZERS[::3])
+@pytest.mark.parametrize(("name", "options"), OPTIMIZERS[::3])
 @pytest.mark.parametrize("small", [2], indirect=True)
 def test_epochs_with_optimizers(small: None, name: str, options: dict[str, Any]) -> None:
-    plain.test_epochs_with_every_optimizer(name, options)
+    check_optimizer(name, options)
 
 
 class Odd(nn.Module):

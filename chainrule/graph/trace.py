@@ -265,7 +265,7 @@ def type_of(value: Any) -> Type:
     if type(value) in (bool, int, float):
         return Type((), np.asarray(value).dtype, weak=True)
     array = array_of(value)
-    dtype = array.dtype.newbyteorder("=")  # numbers with their bytes swapped are put right when they are read
+    dtype = np.dtype(array.dtype.type)  # numbers with their bytes swapped are put right when they are read
     if dtype not in DTYPES:
         raise DtypeError(located(f"arrays of {array.dtype} cannot be traced; known are bool, integers, float32 and float64"))
     return Type(array.shape, dtype)
