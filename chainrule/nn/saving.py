@@ -353,8 +353,9 @@ class _Arguments:
         if value is None or not name.startswith(ARGUMENT):
             raise FileFormatError(f'a layer was made with the array "{name}", which the file does not hold as an argument')
         dtype = value.dtype
-        orders = [dtype.newbyteorder("<").str, dtype.newbyteorder(">").str] if _is_plain(dtype) else []
-        if kind not in orders or shape != list(value.shape):
+        if not _is_plain(dtype):
+            raise FileFormatError(f'"{name}" is of type {dtype}, which no argument of a layer has')
+        if kind not in (dtype.newbyteorder("<").str, dtype.newbyteorder(">").str) or shape != list(value.shape):
             said = f"{kind} {shape}"[:100]
             raise FileFormatError(f'"{name}" is {dtype.str} {list(value.shape)}, and its description says {said}')
         if dtype.kind == "b" and np.any(value.view(np.uint8) > 1):
