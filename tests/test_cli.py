@@ -266,6 +266,21 @@ def test_damaged_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no whole run" in refused(capsys, "predict", "run", data)
 
 
+def test_runs_with_other_versions_of_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network without arrays as arguments is the same in version 1, so older runs predict; later ones ask for an update."""
+    data = houses(tmp_path)
+    assert call("train", data, "--target", "price", "--out", "run", *QUICK) == 0
+    assert call("predict", "run", data, "--out", "now.csv") == 0
+    file = tmp_path / "run" / "network.safetensors"
+    whole = file.read_bytes()
+    assert whole.count(b'"version":"2"') == 1
+    file.write_bytes(whole.replace(b'"version":"2"', b'"version":"1"'))
+    assert call("predict", "run", data, "--out", "older.csv") == 0
+    assert (tmp_path / "older.csv").read_bytes() == (tmp_path / "now.csv").read_bytes()
+    file.write_bytes(whole.replace(b'"version":"2"', b'"version":"3"'))
+    assert "update chainrule" in refused(capsys, "predict", "run", data, "--out", "later.csv")
+
+
 @pytest.mark.parametrize("name", ["", *commands.commands])
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert call(*([name] if name else []), "--help") == 0

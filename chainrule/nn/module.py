@@ -125,7 +125,9 @@ class Module(Model, metaclass=_Made):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network to a safetensors file: layers, parameters, statistics, optimizer state. `cr.load` reads it.
 
-        Raises: `UsageError` for parts that no file can describe, such as a lambda as activation.
+        Arrays that layers were made with are tensors of the file, so they may be large.
+
+        Raises: `UsageError` for parts that no file can describe, such as a lambda as activation or an array of complex numbers.
         """
         saving.save(self, path)
 

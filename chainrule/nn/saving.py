@@ -3,6 +3,10 @@
 In: a network. Out: a file with its layers and their arguments, parameters, statistics, optimizer state and counters, so that a
 network that is loaded goes on as if it had never stopped. Reading makes only layers that are known by name, the built-in ones and
 those given in `layers`.
+
+All arrays are tensors of the file: "parameter/", "statistic/" and "slot/" before dotted names, and "argument/" before a number for
+those that layers were made with, to which the description refers as {"tensor": [name, type, shape]}. In version 1 these stood in the
+description, number by number: {"array": [type, shape, numbers]}.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,10 @@ from ..registry import Registry, nearest
 from ..train.model import Model
 from ..train.objective import initial_slots
 
-FORMAT, VERSION = "chainrule network", 1
+FORMAT, VERSION = "chainrule network", 2
+READABLE = ("1", "2")  # versions
+LONGEST = 90_000_000  # characters of a description: safetensors reads headers of 100 MB, in which the table of arrays stands too
+ARGUMENT = "argument/"
 
 layers: Registry[type[Model]] = Registry("layer")
 
@@ -34,12 +42,16 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
     """Write a network; the file appears whole or not at all.
 
     Raises: `UsageError` for a part that no file can describe: a lambda or local function as activation or loss, layers that were
-    changed after they were made.
+    changed after they were made, arrays of a type that files do not have.
     """
     from safetensors.numpy import save as to_bytes
 
-    described = _describe(net, {})
-    again = _make(described, {type(layer).__name__: type(layer) for layer in net._layers().values()}, {})
+    held: dict[int, tuple[str, Array]] = {}
+    described = _describe(net, {}, held)
+    arguments = {name: _as_in_file(value) for name, value in held.values()}
+    own = {type(layer).__name__: type(layer) for layer in net._layers().values()}
+    # Layers may write into what they are made with, so they get copies.
+    again = _make(described, own, {}, _Arguments({name: value.copy() for name, value in arguments.items()}, {}))
     _check_described(net, again)
     built = net._built
     record: dict[str, Any] = {"network": described, "trainable": {p: layer.trainable for p, layer in net._layers().items()}}
@@ -58,11 +70,18 @@ def save(net: Model, path: str | os.PathLike[str]) -> None:
     }
     arrays |= net._slots
     record["arrays"] = list(arrays)  # in this order; the file itself sorts them
-    data = to_bytes(
-        {n: np.asarray(v, order="C") for n, v in arrays.items()},
-        {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)},
-    )
-    write_whole(path, _in_order(data))
+    about = {"format": FORMAT, "version": str(VERSION), "record": json.dumps(record)}
+    if len(json.dumps(about)) > LONGEST:
+        raise UsageError(
+            f"the arguments of the layers are too long for a file, which can describe them in {LONGEST:,} characters: "
+            "give long lists of numbers as arrays"
+        )
+    write_whole(path, _in_order(to_bytes({n: _as_in_file(v) for n, v in arrays.items()} | arguments, about)))
+
+
+def _as_in_file(value: Array) -> Array:
+    """In the order of elements and bytes that safetensors has."""
+    return np.asarray(value, value.dtype.newbyteorder("<"), order="C")
 
 
 def _in_order(data: bytes) -> bytes:
@@ -139,7 +158,9 @@ def load(path: str | os.PathLike[str], layers: Iterable[type[Model]] = ()) -> An
     arrays, record = _read(Path(path))
     own = {cls.__name__: cls for cls in layers}
     try:
-        net = _make(record["network"], own, {})
+        arguments = _Arguments(arrays, {})
+        net = _make(record["network"], own, {}, arguments)
+        _check_names([*record["arrays"], *arguments.taken], arrays)
         _restore(net, record, arrays)
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
@@ -170,9 +191,10 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         raise FileFormatError(f"{path} is no readable safetensors file: {error}") from None
     if about.get("format") != FORMAT:
         raise FileFormatError(f"{path} is a safetensors file, but no network of chainrule; load_parameters takes bare arrays")
-    if about.get("version") != str(VERSION):
+    if about.get("version") not in READABLE:
         raise FileFormatError(
-            f"{path} has version {about.get('version')} of the format, and this chainrule reads {VERSION}: update chainrule"
+            f"{path} has version {about.get('version')} of the format, and this chainrule reads {' and '.join(READABLE)}: "
+            "update chainrule"
         )
     try:
         record = json.loads(about["record"])
@@ -181,6 +203,19 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     if not isinstance(record, dict) or "network" not in record:
         raise FileFormatError(f"{path}: its description is damaged")
     return arrays, record
+
+
+def _check_names(named: list[str], arrays: Mapping[str, Array]) -> None:
+    """The file holds what its description names, each array once."""
+    if sorted(named) == sorted(arrays):
+        return
+    for name in named:
+        if name not in arrays:
+            raise FileFormatError(f'the description names an array "{name}", which the file does not hold')
+    for name in arrays:
+        if name not in named:
+            raise FileFormatError(f'the file holds an array "{name}", which its description does not name')
+    raise FileFormatError("the description names an array twice")
 
 
 def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -192,8 +227,6 @@ def _restore(net: Model, record: Mapping[str, Any], arrays: Mapping[str, Array])
         return
     built = record["built"]
     dtype = np.dtype(built["dtype"])
-    if sorted(record["arrays"]) != sorted(arrays):
-        raise FileFormatError("arrays are missing, or there are more than the description names")
     for name in record["arrays"]:
         value = arrays[name]
         kind, _, full = name.partition("/")
@@ -252,8 +285,12 @@ def _check_whole(net: Model) -> None:
 # ---- layers as plain values --------------------------------------------------------------------------------------------------
 
 
-def _describe(value: Any, seen: dict[int, int]) -> Any:
-    """A layer or an argument of one as JSON. A layer that stands twice is described once."""
+def _describe(value: Any, seen: dict[int, int], held: dict[int, tuple[str, Array]]) -> Any:
+    """A layer or an argument of one as JSON. A layer that stands twice is described once.
+
+    seen: the numbers of layers, by identity; held: names in the file and arrays, by identity, so that an array that is given twice is
+    written once, and is one again when it is read.
+    """
     if isinstance(value, Model):
         if id(value) in seen:
             return {"same": seen[id(value)]}
@@ -263,19 +300,25 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
         return {
             "layer": type(value).__name__,
             "number": number,
-            "args": [_describe(a, seen) for a in args],
-            "kwargs": {k: _describe(v, seen) for k, v in kwargs.items()},
+            "args": [_describe(a, seen, held) for a in args],
+            "kwargs": {k: _describe(v, seen, held) for k, v in kwargs.items()},
         }
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_describe(v, seen) for v in value]}
+        return {type(value).__name__: [_describe(v, seen, held) for v in value]}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: _describe(v, seen) for k, v in value.items()}}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
-        return {"array": [str(value.dtype), list(value.shape), value.ravel().tolist()]}
+        return {"dict": {k: _describe(v, seen, held) for k, v in value.items()}}
+    if isinstance(value, np.ndarray):
+        if type(value) not in (np.ndarray, np.memmap) or not _is_plain(value.dtype):
+            raise UsageError(
+                f"a file cannot hold a {type(value).__name__} of type {value.dtype} as an argument of a layer: "
+                "give a NumPy array of bool, integers or floats, of at most 64 bits each"
+            )
+        name, _ = held.setdefault(id(value), (f"{ARGUMENT}{len(held)}", value))
+        return {"tensor": [name, value.dtype.str, list(value.shape)]}
     if isinstance(value, initializers.Initializer):
         return {"initializer": initializers.config(value)}
     for name, function in activations.items():
@@ -289,7 +332,38 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     )
 
 
-def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any]) -> Any:
+def _is_plain(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a type of arguments that are arrays."""
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
+
+
+@dataclass
+class _Arguments:
+    """The arrays of a file, and those of them that layers were made with so far, by name."""
+
+    arrays: Mapping[str, Array]
+    taken: dict[str, Array]
+
+    def take(self, reference: Any) -> Array:
+        """The array that a description refers to; the same one each time."""
+        if not isinstance(reference, list) or len(reference) != 3 or not isinstance(reference[0], str):
+            raise FileFormatError(f"an argument that is an array is [name, type, shape], not {reference!r:.100}")
+        name, kind, shape = reference
+        value = self.arrays.get(name)
+        if value is None or not name.startswith(ARGUMENT):
+            raise FileFormatError(f'a layer was made with the array "{name}", which the file does not hold as an argument')
+        dtype = value.dtype
+        if not _is_plain(dtype):
+            raise FileFormatError(f'"{name}" is of type {dtype}, which no argument of a layer has')
+        if kind not in (dtype.newbyteorder("<").str, dtype.newbyteorder(">").str) or shape != list(value.shape):
+            said = f"{kind} {shape}"[:100]
+            raise FileFormatError(f'"{name}" is {dtype.str} {list(value.shape)}, and its description says {said}')
+        if dtype.kind == "b" and np.any(value.view(np.uint8) > 1):
+            raise FileFormatError(f'"{name}" holds bytes that are neither true nor false')
+        return self.taken.setdefault(name, value.astype(kind, copy=False))
+
+
+def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any], arguments: _Arguments) -> Any:
     """What `_describe` described."""
     if not isinstance(described, dict):
         return described
@@ -300,20 +374,22 @@ def _make(described: Any, own: Mapping[str, type[Model]], made: dict[int, Any]) 
             raise FileFormatError(
                 f'the file holds a layer "{name}", which is not known.{nearest(str(name), layers)} If it is yours, pass layers=[{name}]'
             )
-        args = [_make(a, own, made) for a in described["args"]]
-        kwargs = {k: _make(v, own, made) for k, v in described["kwargs"].items()}
+        args = [_make(a, own, made, arguments) for a in described["args"]]
+        kwargs = {k: _make(v, own, made, arguments) for k, v in described["kwargs"].items()}
         layer = made[described["number"]] = cls(*args, **kwargs)
         return layer
     ((kind, value),) = described.items()
     if kind == "same":
         return made[value]
     if kind in ("list", "tuple"):
-        items = [_make(v, own, made) for v in value]
+        items = [_make(v, own, made, arguments) for v in value]
         return tuple(items) if kind == "tuple" else items
     if kind == "dict":
-        return {k: _make(v, own, made) for k, v in value.items()}
+        return {k: _make(v, own, made, arguments) for k, v in value.items()}
+    if kind == "tensor":
+        return arguments.take(value)
     if kind == "array" and np.dtype(value[0]).kind in "biuf":
-        dtype, shape, numbers = value
+        dtype, shape, numbers = value  # version 1
         return np.array(numbers, dtype).reshape(shape)
     if kind == "initializer":
         return initializers.from_config(value)
