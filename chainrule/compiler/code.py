@@ -24,6 +24,9 @@ from .gates import GATES, Gate, shrunk, times_gate
 Dtype = np.dtype[Any]
 Attrs = Mapping[str, Any]
 
+MASKS = (
+    64  # bytes of vectors with which come registers of masks; without them a masked store may take 40 instructions (AVX2 on Zen)
+)
 BOOL, U4, U8, F8 = np.dtype(bool), np.dtype(np.uint32), np.dtype(np.uint64), np.dtype(np.float64)
 
 
@@ -341,6 +344,11 @@ class Block:
             return self.shuffle(forward, self.const(0, dtype, width), turned)
         if stride == 1 and lanes & (lanes - 1) == 0:
             return self.padded(self._plain(pointer, dtype, lanes, align), width)
+        if stride == 1 and self.target.vector_bytes < MASKS:
+            low = 1 << (lanes.bit_length() - 1)
+            lower = self.padded(self._plain(pointer, dtype, low, align), width)
+            rest = self._loaded(self.at(pointer, dtype, low), dtype, width, lanes - low, 1, min(align, dtype.itemsize))
+            return self.shuffle(lower, rest, [i if i < low else width + i - low for i in range(width)])
         if stride == 1:
             return self._masked_load(pointer, dtype, width, lanes, align)
         reg = self.const(0, dtype, width)
@@ -368,6 +376,13 @@ class Block:
             return
         if stride == 1 and lanes & (lanes - 1) == 0:
             self.do(f"store {self.part(reg, 0, lanes)}, ptr {pointer}, align {align}")
+        elif stride == 1 and self.target.vector_bytes < MASKS:
+            at = 0
+            for bit in reversed(range(lanes.bit_length())):
+                if lanes & (1 << bit):
+                    place = self.at(pointer, reg.dtype, at)
+                    self.do(f"store {self.part(reg, at, 1 << bit)}, ptr {place}, align {min(align, reg.dtype.itemsize)}")
+                    at += 1 << bit
         elif stride == 1:
             symbol = f"@llvm.masked.store.{_mangled(reg.dtype, reg.width)}.p0"
             self.declarations.add(f"declare void {symbol}({reg.type}, ptr, i32, <{reg.width} x i1>)")
