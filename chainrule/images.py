@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,8 @@ from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
 from .folders import ReadRun, check_pair, formulas, write_run
 from .pictures import Gallery, Picture, Pixels, centred, coloured, signed, strip
-from .report import Report, short
+from .report import Report, short, write_page
+from .train.fit import EVALUATION_ROWS
 from .train.progress import duration
 
 FORMAT = "chainrule images 1"
@@ -35,6 +36,7 @@ SMALL = 12  # a picture with a side shorter than this is convolved with its bord
 FEWEST = 5  # pictures that can be split
 CLASSES, EACH = 20, 10  # so many classes are shown, and so many pictures of each
 MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
+LOOK_BYTES = 64 << 20  # of what layers give, held at once to see what they respond to
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,10 @@ def _units(layer: nn.Module) -> str:
 
 
 def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
-    """The run folder: network, what it sees, settings, history, report."""
+    """The run folder: network, what it sees, settings, history, report; the report's pictures once all else is safe.
+
+    Raises: `DataError` where the memory is too small for those.
+    """
     about = {
         "data": outcome.learn.source,
         "tested on": outcome.held.source,
@@ -255,9 +260,13 @@ def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
         classes=outcome.learn.classes,
         target="class",
         judged="held-out pictures",
-        galleries=galleries(outcome),
     )
     write_run(folder, outcome, Seen.of(outcome.learn).to_json(), about, report)
+    try:
+        write_page(folder, replace(report, galleries=galleries(outcome)))
+    except MemoryError:
+        saved = f"{folder} holds the network, its scores and a report without pictures"
+        raise DataError(f"{saved}: there is not enough memory for those. Take smaller ones, or fewer filters") from None
 
 
 # ---- what the report shows ---------------------------------------------------------------------------------------------------
@@ -343,40 +352,72 @@ def _filters(outcome: ImageOutcome) -> Gallery | None:
 
 def _responses(outcome: ImageOutcome) -> list[Gallery]:
     """For each layer with weights, the pictures that excite its units most."""
-    held = outcome.held.take(np.arange(min(outcome.held.rows, LOOKED_AT)))
-    found = activations(outcome.network, held.pixels)
-    parameters = outcome.network.parameters
-    layers = [(name, y) for name, y in found.items() if f"{name}.weight" in parameters and y.ndim in (2, 4)]
-    made = []
-    for name, y in layers:
-        excited = y if y.ndim == 2 else y.max(axis=(1, 2))  # a filter is as excited as it is anywhere in the picture
-        last = name == layers[-1][0]
+    held, kept = outcome.held, _excitements(outcome.network, outcome.held.pixels)
+    most: dict[str, dict[int, Values]] = {}
+    for name, excited in kept.items():
         order = np.argsort(-excited.std(axis=0), kind="stable")[:UNITS]
-        units = list(range(min(excited.shape[1], CLASSES))) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
+        last = name == list(kept)[-1]
+        units = range(min(excited.shape[1], CLASSES)) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
+        most[name] = {u: np.argsort(-excited[:, u], kind="stable")[:EXCITING] for u in units}
+    maps = _maps(outcome.network, held.pixels, most)
+    made = []
+    for name, excited in kept.items():
+        last = name == list(kept)[-1]
         shown = [
             Picture(
-                _exciting(held, y, u, np.argsort(-excited[:, u], kind="stable")[:EXCITING]),
+                _exciting([held.pixels[row] for row in rows], [maps[name, u, row] for row in rows if (name, u, row) in maps]),
                 f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}",
             )
-            for u in units
+            for u, rows in ((u, rows.tolist()) for u, rows in most[name].items())
         ]
         dead = int(np.sum(np.ptp(excited, axis=0) == 0))
         silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
-        where = "; below each, where in it the unit is excited" if y.ndim == 4 else ""
+        where = "; below each, where in it the unit is excited" if any(layer == name for layer, _, _ in maps) else ""
         which = "each class" if last else "the units that differ most from picture to picture"
         about = f"The held-out pictures that excite {which} most, the strongest first{where}.{silent}"
         made.append(Gallery(f"What layer {name} responds to", about, shown, held.size[0]))
     return made
 
 
-def _exciting(held: Images, y: Values, unit: int, rows: Values) -> Pixels:
-    """Pictures beside each other; of a filter, below each what it gives at each place, brought to the picture's size."""
-    pictures = strip(list(held.pixels[rows]))
-    if y.ndim == 2:
-        return pictures
-    i, j = (np.arange(side) * places // side for side, places in zip(held.size, y.shape[1:3], strict=True))
-    maps = strip([signed(y[row, :, :, unit][np.ix_(i, j)]) for row in rows.tolist()])
-    return np.concatenate([coloured(pictures), maps], axis=0)
+def _looks(network: nn.Sequential, pixels: Pixels, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], dict[str, Values]]]:
+    """(rows, layer -> what it gives for them) for block after block of these rows: of layers with weights, and as many rows at a time
+    as `LOOK_BYTES` hold what all layers give."""
+    each = sum(y.nbytes for y in activations(network, pixels[:1]).values())
+    block = max(1, min(EVALUATION_ROWS, LOOK_BYTES // max(1, each)))
+    for some in (rows[start : start + block] for start in range(0, len(rows), block)):
+        found = activations(network, pixels[some])
+        yield some, {n: y for n, y in found.items() if f"{n}.weight" in network.parameters and y.ndim in (2, 4)}
+
+
+def _excitements(network: nn.Sequential, pixels: Pixels) -> dict[str, Values]:
+    """Layer -> (rows, units), how much each picture excites each unit; a filter is as excited as it is anywhere in the picture."""
+    blocks: dict[str, list[Values]] = {}
+    for _, found in _looks(network, pixels, range(min(len(pixels), LOOKED_AT))):
+        for name, y in found.items():
+            blocks.setdefault(name, []).append(y if y.ndim == 2 else y.max(axis=(1, 2)))
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def _maps(network: nn.Sequential, pixels: Pixels, most: Mapping[str, Mapping[int, Values]]) -> dict[tuple[str, int, int], Pixels]:
+    """(layer, unit, row) -> what a filter gives at each place, brought to the picture's size. most: the rows wanted of each unit.
+
+    These few are looked at again: maps of all units, kept until it is known which are shown, would fill the memory."""
+    maps = {}
+    for rows, found in _looks(
+        network, pixels, sorted({int(r) for units in most.values() for own in units.values() for r in own})
+    ):
+        for name, y in found.items():
+            if y.ndim == 4:
+                i, j = (np.arange(side) * n // side for side, n in zip(pixels.shape[1:3], y.shape[1:3], strict=True))
+                for unit, own in most[name].items():
+                    for row in set(rows).intersection(own.tolist()):
+                        maps[name, unit, row] = signed(y[rows.index(row), :, :, unit][np.ix_(i, j)])
+    return maps
+
+
+def _exciting(pictures: list[Pixels], maps: list[Pixels]) -> Pixels:
+    """Pictures beside each other, and their maps, if there are any, below."""
+    return np.concatenate([coloured(strip(pictures)), strip(maps)], axis=0) if maps else strip(pictures)
 
 
 # ---- a run, read again -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from test_images import idx, save
 from test_report import checked
 
 import chainrule as cr
+from chainrule import images as module
 from chainrule import nn
 from chainrule.data import Images, read_images
+from chainrule.errors import DataError
 from chainrule.images import (
     ImageOutcome,
     ImageRecipe,
@@ -258,11 +260,9 @@ def test_what_predict_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_forged_preparation_is_refused(
     tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str], outcome: ImageOutcome
 ) -> None:
-    from chainrule.images import write_image_run
-
     folder = tmp_path / "run"
     folder.mkdir()
-    write_image_run(folder, outcome)
+    module.write_image_run(folder, outcome)
     (folder / "preparation.json").write_text(content)
     assert words in refused(capsys, "check", "run")
 
@@ -283,8 +283,6 @@ def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
 
 
 def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chainrule import images as module
-
     trained = []
 
     def interrupted(net: nn.Sequential, *rest: Any) -> Any:
@@ -463,6 +461,49 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
     assert np.array_equal(row.pixels[:, :8], held.pixels[excited[:, unit].argmax()])
     assert [p.caption for p in found["What layer 7 responds to"].pictures] == ["class low", "class middle", "class high"]
+
+
+def test_what_layers_give_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures are held out: a block at a time is in memory, and what is shown is the same."""
+    recipe = ImageRecipe(filters=(4,), hidden=(5,), epochs=1, augment=False, test=0.9)
+    found = train_images(images(), recipe, verbose=False)
+    whole = galleries(found)
+    calls: list[int] = []
+
+    def counted(net: nn.Module, x: Any) -> dict[str, Any]:
+        given = cr.activations(net, x)
+        calls.append(sum(y.nbytes for y in given.values()))
+        return given
+
+    each = sum(y.nbytes for y in cr.activations(found.network, found.held.pixels[:1]).values())
+    monkeypatch.setattr(module, "activations", counted)
+    monkeypatch.setattr(module, "LOOK_BYTES", 20 * each)
+    blocks = galleries(found)
+    assert max(calls) == 20 * each
+    assert sum(calls) >= (found.held.rows + 2) * each, "all of the pictures were looked at"
+    assert [(g.heading, g.about, [p.caption for p in g.pictures]) for g in blocks] == [
+        (g.heading, g.about, [p.caption for p in g.pictures]) for g in whole
+    ]
+    for a, b in zip(blocks, whole, strict=True):
+        for p, q in zip(shown(a), shown(b), strict=True):
+            np.testing.assert_allclose(p.astype(int), q.astype(int), atol=1)  # sums may be rounded otherwise in other blocks
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError])
+def test_a_network_is_safe_before_its_pictures_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: ImageOutcome, error: type[Exception]
+) -> None:
+    def failing(outcome: ImageOutcome) -> list[Gallery]:
+        raise error
+
+    monkeypatch.setattr(module, "galleries", failing)
+    with pytest.raises(DataError if error is MemoryError else error) as raised:
+        module.write_image_run(tmp_path, outcome)
+    assert error is not MemoryError or "not enough memory for those" in str(raised.value)
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run.network.predict(outcome.held.pixels), outcome.network.predict(outcome.held.pixels))
+    assert run.settings["scores"] == outcome.scores
+    assert "Which class was taken for which" in "".join(checked((tmp_path / "report.html").read_text(encoding="utf-8")).texts)
 
 
 def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
