@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from chainrule.images import (
     score,
     train_images,
 )
-from chainrule.pictures import Gallery, png, signed, strip
+from chainrule.pictures import Gallery, png, resized, signed, strip
 from chainrule.runs import read_run
 
 Array = np.ndarray
@@ -568,6 +569,41 @@ def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
     for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3 responds to"):
         assert heading in html
     assert not re.search(r"url\(|https?://|<script", html)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 7), (5, 7)), ((300, 200), (64, 43)), ((9, 4), (3, 2)), ((3, 2), (9, 4)), ((4, 9), (8, 3))]
+)
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_resized_is_the_mean_of_what_falls_together(
+    before: tuple[int, int], after: tuple[int, int], channels: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (*before, *channels), dtype=np.uint8)
+    rows, columns = ([i * n // m for i in range(m)] + [n] for n, m in zip(before, after, strict=True))
+    expected = [
+        [values[a : max(b, a + 1), c : max(d, c + 1)].mean(axis=(0, 1)) for c, d in pairwise(columns)] for a, b in pairwise(rows)
+    ]
+    assert np.array_equal(resized(values, after), np.rint(expected).astype(np.uint8))
+    np.testing.assert_allclose(resized(values / 255, after), np.array(expected) / 255)
+
+
+def test_the_report_of_large_pictures_is_small() -> None:
+    """However large pictures are: none of them, of saliency, of filters or of where units are excited is shown larger than 64."""
+    r = np.random.default_rng(0)
+    sizes = {}
+    for side in (64, 192):
+        pixels = r.integers(0, 256, (40, side, side // 2, 3), dtype=np.uint8)
+        data = Images(pixels, np.arange(40) % 3, ("a", "b", "c"), tuple(map(str, range(40))), "noise")
+        for filters in ((2,), ()):
+            recipe = ImageRecipe(filters=filters, hidden=(3,), epochs=1, augment=False, test=0.5)
+            found = train_images(data, recipe, verbose=False)
+            assert found.held.pixels.shape[1:] == (side, side // 2, 3), "data are left as they are"
+            made = galleries(found)
+            assert max(g.unit for g in made) == 64
+            assert max(p.pixels.shape[0] for g in made for p in g.pictures) <= 128, "pictures, and maps below them"
+            sizes[side, filters] = sum(len(png(p.pixels)) for g in made for p in g.pictures)
+    for filters in ((2,), ()):
+        assert sizes[192, filters] < 1.5 * sizes[64, filters]
 
 
 def test_names_from_files_cannot_write_html(tmp_path: Path) -> None:

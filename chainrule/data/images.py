@@ -220,7 +220,7 @@ def _pictures(
         with _opened(file) as image:
             heads.append((_size(image), image.mode not in GREYS))
     sizes, coloured = Counter(head[0] for head in heads), sum(head[1] for head in heads)
-    wanted = size or _reduced(sizes.most_common(1)[0][0])
+    wanted = size or reduced(sizes.most_common(1)[0][0])
     colour = coloured > 0 if colour is None else colour
     height, width = wanted
     total = len(files) * height * width * (3 if colour else 1)
@@ -250,13 +250,13 @@ def _tone(colour: bool) -> str:
     return "colour" if colour else "grey"
 
 
-def _reduced(size: Size) -> Size:
-    """No side longer than `LONGEST_SIDE`, in proportion.
+def reduced(size: Size, longest: int = LONGEST_SIDE) -> Size:
+    """No side longer than this, in proportion.
 
-    >>> _reduced((300, 400)), _reduced((28, 28))
+    >>> reduced((300, 400)), reduced((28, 28))
     ((48, 64), (28, 28))
     """
-    factor = min(1.0, LONGEST_SIDE / max(size))
+    factor = min(1.0, longest / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
