@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +17,16 @@ import numpy as np
 
 from . import nn
 from .data.fields import fields_of, object_of
-from .data.images import Images, Size
+from .data.images import Images, Size, reduced
 from .data.prepare import hold_out
 from .data.table import Values
 from .errors import DataError, FileFormatError
 from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
 from .folders import ReadRun, check_pair, formulas, write_run
-from .pictures import Gallery, Picture, Pixels, centred, coloured, signed, strip
-from .report import Report, short
+from .pictures import SHOWN, Gallery, Picture, Pixels, centred, coloured, resized, signed, strip
+from .report import Report, short, write_page
+from .train.fit import EVALUATION_ROWS
 from .train.progress import duration
 
 FORMAT = "chainrule images 1"
@@ -35,6 +36,7 @@ SMALL = 12  # a picture with a side shorter than this is convolved with its bord
 FEWEST = 5  # pictures that can be split
 CLASSES, EACH = 20, 10  # so many classes are shown, and so many pictures of each
 MISTAKES, FILTERS, UNITS, EXCITING, LOOKED_AT = 24, 32, 8, 10, 2_000
+LOOK_BYTES = 64 << 20  # of what layers give, held at once to see what they respond to
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,10 @@ def _units(layer: nn.Module) -> str:
 
 
 def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
-    """The run folder: network, what it sees, settings, history, report."""
+    """The run folder: network, what it sees, settings, history, report; the report's pictures once all else is safe.
+
+    Raises: `DataError` where the memory is too small for those.
+    """
     about = {
         "data": outcome.learn.source,
         "tested on": outcome.held.source,
@@ -255,9 +260,13 @@ def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
         classes=outcome.learn.classes,
         target="class",
         judged="held-out pictures",
-        galleries=galleries(outcome),
     )
     write_run(folder, outcome, Seen.of(outcome.learn).to_json(), about, report)
+    try:
+        write_page(folder, replace(report, galleries=galleries(outcome)))
+    except MemoryError:
+        saved = f"{folder} holds the network, its scores and a report without pictures"
+        raise DataError(f"{saved}: there is not enough memory for those. Take smaller ones, or fewer filters") from None
 
 
 # ---- what the report shows ---------------------------------------------------------------------------------------------------
@@ -269,14 +278,24 @@ def galleries(outcome: ImageOutcome) -> list[Gallery]:
     return [gallery for gallery in found if gallery is not None]
 
 
+def _small(values: Values) -> Values:
+    """A picture, or a number for each of its pixels, no larger than it is shown: the page holds some hundreds of them."""
+    return resized(values, reduced(values.shape[:2], SHOWN))
+
+
+def _height(size: Sequence[int]) -> int:
+    """Of a picture of this size as it is shown."""
+    return reduced((size[0], size[1]), SHOWN)[0]
+
+
 def _samples(learn: Images) -> Gallery:
     rows = []
     for code, name in enumerate(learn.classes[:CLASSES]):
         own = np.flatnonzero(learn.codes == code)
         if len(own):
-            rows.append(Picture(strip(list(learn.pixels[own[:EACH]])), f"{short(name, 40)}: {len(own):,}"))
+            rows.append(Picture(strip([_small(p) for p in learn.pixels[own[:EACH]]]), f"{short(name, 40)}: {len(own):,}"))
     more = f" The first {CLASSES} of {len(learn.classes):,} classes." if len(learn.classes) > CLASSES else ""
-    return Gallery("Samples", f"Some pictures of each class, and how many there are.{more}", rows, learn.size[0])
+    return Gallery("Samples", f"Some pictures of each class, and how many there are.{more}", rows, _height(learn.size))
 
 
 def _mistakes(outcome: ImageOutcome) -> Gallery:
@@ -284,13 +303,13 @@ def _mistakes(outcome: ImageOutcome) -> Gallery:
     held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
     wrong = np.flatnonzero(predicted != codes)
     worst = wrong[np.argsort(outcome.chances[wrong, codes[wrong]], kind="stable")][:MISTAKES]
-    shown = [Picture(held.pixels[i], f"{_judged(outcome, i)}, {short(held.names[i], 40)}") for i in worst.tolist()]
+    shown = [Picture(_small(held.pixels[i]), f"{_judged(outcome, i)}, {short(held.names[i], 40)}") for i in worst.tolist()]
     about = (
         f"{len(wrong):,} of {held.rows:,} held-out pictures were taken for another class; these with the least probability of what "
         "they are: true class, predicted one and its probability, and the picture's name."
     )
     return Gallery(
-        "The worst mistakes", about if len(wrong) else "There are none among the held-out pictures.", shown, held.size[0]
+        "The worst mistakes", about if len(wrong) else "There are none among the held-out pictures.", shown, _height(held.size)
     )
 
 
@@ -310,14 +329,14 @@ def _salient(outcome: ImageOutcome) -> Gallery:
     chosen += wrong[np.argsort(sure[wrong], kind="stable")][:EACH].tolist()
     maps = saliency(outcome.network, held.pixels[chosen], predicted[chosen])
     shown = [
-        Picture(strip([coloured(held.pixels[i]), signed(m if m.ndim == 2 else m.sum(axis=2))]), _judged(outcome, i))
-        for i, m in zip(chosen, maps, strict=True)
+        Picture(strip([coloured(_small(held.pixels[i])), signed(_small(m))]), _judged(outcome, i))
+        for i, m in zip(chosen, maps if maps.ndim == 3 else maps.sum(axis=3), strict=True)
     ]
     about = (
         "The picture of each class that was recognised best, then some mistakes. Beside each: the gradient of the predicted class's "
         "score by the pixels. Blue pixels raise the score when they get brighter, orange ones lower it."
     )
-    return Gallery("What the score hangs on", about, shown, held.size[0])
+    return Gallery("What the score hangs on", about, shown, _height(held.size))
 
 
 def _filters(outcome: ImageOutcome) -> Gallery | None:
@@ -333,50 +352,81 @@ def _filters(outcome: ImageOutcome) -> Gallery | None:
     if each.ndim == 4 and each.shape[3] != 3:
         each = each[..., 0]  # of other numbers of channels, the first
     order = np.argsort(-np.abs(each).reshape(len(each), -1).max(axis=1), kind="stable")[:FILTERS]
-    shown = [Picture(signed(each[i]) if each.ndim == 3 else centred(each[i]), f"unit {i}") for i in order.tolist()]
+    shown = [Picture((signed if each.ndim == 3 else centred)(_small(each[i])), f"unit {i}") for i in order.tolist()]
     about = "The weights by which each unit sums up the pixels"
     rule = "blue above 0, orange below" if each.ndim == 3 else "a colour above grey adds, one below takes away"
     return Gallery(
-        "The first layer's filters", f"{about}: {rule}. The {len(shown)} with the largest weights.", shown, each.shape[1]
+        "The first layer's filters",
+        f"{about}: {rule}. The {len(shown)} with the largest weights.",
+        shown,
+        _height(each.shape[1:3]),
     )
 
 
 def _responses(outcome: ImageOutcome) -> list[Gallery]:
     """For each layer with weights, the pictures that excite its units most."""
-    held = outcome.held.take(np.arange(min(outcome.held.rows, LOOKED_AT)))
-    found = activations(outcome.network, held.pixels)
-    parameters = outcome.network.parameters
-    layers = [(name, y) for name, y in found.items() if f"{name}.weight" in parameters and y.ndim in (2, 4)]
-    made = []
-    for name, y in layers:
-        excited = y if y.ndim == 2 else y.max(axis=(1, 2))  # a filter is as excited as it is anywhere in the picture
-        last = name == layers[-1][0]
+    network, held = outcome.network, outcome.held
+    kept = _excitements(network, held.pixels)
+    most: dict[str, dict[int, Values]] = {}
+    for name, excited in kept.items():
         order = np.argsort(-excited.std(axis=0), kind="stable")[:UNITS]
-        units = list(range(min(excited.shape[1], CLASSES))) if last else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
-        shown = [
-            Picture(
-                _exciting(held, y, u, np.argsort(-excited[:, u], kind="stable")[:EXCITING]),
-                f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}",
-            )
-            for u in units
-        ]
+        classes = range(min(excited.shape[1], CLASSES))
+        units = classes if name == list(kept)[-1] else [int(u) for u in order if np.ptp(excited[:, u]) > 0]
+        most[name] = {u: np.argsort(-excited[:, u], kind="stable")[:EXCITING] for u in units}
+    maps = _maps(network, held.pixels, most)
+    made = []
+    for name, excited in kept.items():
+        last, shown = name == list(kept)[-1], []
+        for u, rows in most[name].items():
+            below = [maps[name, u, row] for row in rows.tolist() if (name, u, row) in maps]
+            caption = f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}"
+            shown.append(Picture(_exciting([_small(held.pixels[row]) for row in rows], below), caption))
         dead = int(np.sum(np.ptp(excited, axis=0) == 0))
         silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
-        where = "; below each, where in it the unit is excited" if y.ndim == 4 else ""
+        where = "; below each, where in it the unit is excited" if any(layer == name for layer, _, _ in maps) else ""
         which = "each class" if last else "the units that differ most from picture to picture"
         about = f"The held-out pictures that excite {which} most, the strongest first{where}.{silent}"
-        made.append(Gallery(f"What layer {name} responds to", about, shown, held.size[0]))
+        made.append(Gallery(f"What layer {name} responds to", about, shown, _height(held.size)))
     return made
 
 
-def _exciting(held: Images, y: Values, unit: int, rows: Values) -> Pixels:
-    """Pictures beside each other; of a filter, below each what it gives at each place, brought to the picture's size."""
-    pictures = strip(list(held.pixels[rows]))
-    if y.ndim == 2:
-        return pictures
-    i, j = (np.arange(side) * places // side for side, places in zip(held.size, y.shape[1:3], strict=True))
-    maps = strip([signed(y[row, :, :, unit][np.ix_(i, j)]) for row in rows.tolist()])
-    return np.concatenate([coloured(pictures), maps], axis=0)
+def _looks(network: nn.Sequential, pixels: Pixels, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], dict[str, Values]]]:
+    """(rows, layer -> what it gives for them) for block after block of these rows: of layers with weights, and as many rows at a time
+    as `LOOK_BYTES` hold what all layers give."""
+    each = sum(y.nbytes for y in activations(network, pixels[:1]).values())
+    block = max(1, min(EVALUATION_ROWS, LOOK_BYTES // max(1, each)))
+    for some in (rows[start : start + block] for start in range(0, len(rows), block)):
+        found = activations(network, pixels[some])
+        yield some, {n: y for n, y in found.items() if f"{n}.weight" in network.parameters and y.ndim in (2, 4)}
+
+
+def _excitements(network: nn.Sequential, pixels: Pixels) -> dict[str, Values]:
+    """Layer -> (rows, units), how much each picture excites each unit; a filter is as excited as it is anywhere in the picture."""
+    blocks: dict[str, list[Values]] = {}
+    for _, found in _looks(network, pixels, range(min(len(pixels), LOOKED_AT))):
+        for name, y in found.items():
+            blocks.setdefault(name, []).append(y if y.ndim == 2 else y.max(axis=(1, 2)))
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def _maps(network: nn.Sequential, pixels: Pixels, most: Mapping[str, Mapping[int, Values]]) -> dict[tuple[str, int, int], Pixels]:
+    """(layer, unit, row) -> what a filter gives at each place, as large as the picture is shown. most: the rows wanted of each unit.
+
+    These few are looked at again: maps of all units, kept until it is known which are shown, would fill the memory."""
+    maps, size = {}, reduced((pixels.shape[1], pixels.shape[2]), SHOWN)
+    wanted = sorted({int(row) for units in most.values() for rows in units.values() for row in rows})
+    for rows, found in _looks(network, pixels, wanted):
+        for name, y in found.items():
+            if y.ndim == 4:
+                for unit, own in most[name].items():
+                    for row in set(rows).intersection(own.tolist()):
+                        maps[name, unit, row] = signed(resized(y[rows.index(row), :, :, unit], size))
+    return maps
+
+
+def _exciting(pictures: list[Pixels], maps: list[Pixels]) -> Pixels:
+    """Pictures beside each other, and their maps, if there are any, below."""
+    return np.concatenate([coloured(strip(pictures)), strip(maps)], axis=0) if maps else strip(pictures)
 
 
 # ---- a run, read again -------------------------------------------------------------------------------------------------------

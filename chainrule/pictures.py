@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 
 RISES, FALLS = (31, 95, 168), (194, 84, 27)  # what numbers above and below 0 become: blue and orange
-SHOWN = 64  # pixels on the screen: a small picture is enlarged by a whole number until its longer side has about so many
+SHOWN = 64  # pixels on the screen: a small picture is enlarged by a whole number until its longer side has about so many, and a
+# larger one is made smaller, so that a page stays small
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,22 @@ def factor(unit: int) -> int:
     (2, 12, 1)
     """
     return max(1, SHOWN // unit)
+
+
+def resized(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """A picture, or numbers (height, width, ...), brought to a size: the mean of those that fall together, repeated where it is larger.
+
+    >>> resized(np.array([[0, 200, 8, 8]], np.uint8), (2, 2)).tolist()
+    [[100, 8], [100, 8]]
+    """
+    means, together = values.astype(np.float64), np.ones(())
+    for axis, want in enumerate(size):
+        edges = np.arange(want) * values.shape[axis] // want
+        means = np.add.reduceat(means, edges, axis)  # which takes one where two edges are the same
+        counts = np.maximum(np.diff(edges, append=values.shape[axis]), 1)
+        together = together * np.expand_dims(counts, tuple(range(1, means.ndim - axis)))
+    means /= together
+    return (np.rint(means) if values.dtype.kind == "u" else means).astype(values.dtype)
 
 
 def signed(values: npt.NDArray[np.floating]) -> Pixels:

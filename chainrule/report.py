@@ -110,6 +110,11 @@ def write_report(folder: Path, settings: Mapping[str, Any], report: Report) -> N
     """Writes settings.json, history.csv and report.html into `folder`."""
     write_text(folder / "settings.json", json.dumps(_storable(settings), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "history.csv", history_csv(report.history))
+    write_page(folder, report)
+
+
+def write_page(folder: Path, report: Report) -> None:
+    """Writes report.html into `folder`."""
     write_text(folder / "report.html", page(report))
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from test_images import idx, save
 from test_report import checked
 
 import chainrule as cr
+from chainrule import images as module
 from chainrule import nn
 from chainrule.data import Images, read_images
+from chainrule.errors import DataError
 from chainrule.images import (
     ImageOutcome,
     ImageRecipe,
@@ -33,7 +36,7 @@ from chainrule.images import (
     score,
     train_images,
 )
-from chainrule.pictures import Gallery, png, signed, strip
+from chainrule.pictures import Gallery, png, resized, signed, strip
 from chainrule.runs import read_run
 
 Array = np.ndarray
@@ -258,11 +261,9 @@ def test_what_predict_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_forged_preparation_is_refused(
     tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str], outcome: ImageOutcome
 ) -> None:
-    from chainrule.images import write_image_run
-
     folder = tmp_path / "run"
     folder.mkdir()
-    write_image_run(folder, outcome)
+    module.write_image_run(folder, outcome)
     (folder / "preparation.json").write_text(content)
     assert words in refused(capsys, "check", "run")
 
@@ -283,8 +284,6 @@ def test_held_out_pictures_are_not_learnt_from(outcome: ImageOutcome) -> None:
 
 
 def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chainrule import images as module
-
     trained = []
 
     def interrupted(net: nn.Sequential, *rest: Any) -> Any:
@@ -465,6 +464,49 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     assert [p.caption for p in found["What layer 7 responds to"].pictures] == ["class low", "class middle", "class high"]
 
 
+def test_what_layers_give_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures are held out: a block at a time is in memory, and what is shown is the same."""
+    recipe = ImageRecipe(filters=(4,), hidden=(5,), epochs=1, augment=False, test=0.9)
+    found = train_images(images(), recipe, verbose=False)
+    whole = galleries(found)
+    calls: list[int] = []
+
+    def counted(net: nn.Module, x: Any) -> dict[str, Any]:
+        given = cr.activations(net, x)
+        calls.append(sum(y.nbytes for y in given.values()))
+        return given
+
+    each = sum(y.nbytes for y in cr.activations(found.network, found.held.pixels[:1]).values())
+    monkeypatch.setattr(module, "activations", counted)
+    monkeypatch.setattr(module, "LOOK_BYTES", 20 * each)
+    blocks = galleries(found)
+    assert max(calls) == 20 * each
+    assert sum(calls) >= (found.held.rows + 2) * each, "all of the pictures were looked at"
+    assert [(g.heading, g.about, [p.caption for p in g.pictures]) for g in blocks] == [
+        (g.heading, g.about, [p.caption for p in g.pictures]) for g in whole
+    ]
+    for a, b in zip(blocks, whole, strict=True):
+        for p, q in zip(shown(a), shown(b), strict=True):
+            np.testing.assert_allclose(p.astype(int), q.astype(int), atol=1)  # sums may be rounded otherwise in other blocks
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError])
+def test_a_network_is_safe_before_its_pictures_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: ImageOutcome, error: type[Exception]
+) -> None:
+    def failing(outcome: ImageOutcome) -> list[Gallery]:
+        raise error
+
+    monkeypatch.setattr(module, "galleries", failing)
+    with pytest.raises(DataError if error is MemoryError else error) as raised:
+        module.write_image_run(tmp_path, outcome)
+    assert error is not MemoryError or "not enough memory for those" in str(raised.value)
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run.network.predict(outcome.held.pixels), outcome.network.predict(outcome.held.pixels))
+    assert run.settings["scores"] == outcome.scores
+    assert "Which class was taken for which" in "".join(checked((tmp_path / "report.html").read_text(encoding="utf-8")).texts)
+
+
 def test_filters_in_colour_and_of_kernels(outcome: ImageOutcome) -> None:
     from dataclasses import replace
 
@@ -527,6 +569,41 @@ def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
     for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3 responds to"):
         assert heading in html
     assert not re.search(r"url\(|https?://|<script", html)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 7), (5, 7)), ((300, 200), (64, 43)), ((9, 4), (3, 2)), ((3, 2), (9, 4)), ((4, 9), (8, 3))]
+)
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_resized_is_the_mean_of_what_falls_together(
+    before: tuple[int, int], after: tuple[int, int], channels: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (*before, *channels), dtype=np.uint8)
+    rows, columns = ([i * n // m for i in range(m)] + [n] for n, m in zip(before, after, strict=True))
+    expected = [
+        [values[a : max(b, a + 1), c : max(d, c + 1)].mean(axis=(0, 1)) for c, d in pairwise(columns)] for a, b in pairwise(rows)
+    ]
+    assert np.array_equal(resized(values, after), np.rint(expected).astype(np.uint8))
+    np.testing.assert_allclose(resized(values / 255, after), np.array(expected) / 255)
+
+
+def test_the_report_of_large_pictures_is_small() -> None:
+    """However large pictures are: none of them, of saliency, of filters or of where units are excited is shown larger than 64."""
+    r = np.random.default_rng(0)
+    sizes = {}
+    for side in (64, 192):
+        pixels = r.integers(0, 256, (40, side, side // 2, 3), dtype=np.uint8)
+        data = Images(pixels, np.arange(40) % 3, ("a", "b", "c"), tuple(map(str, range(40))), "noise")
+        for filters in ((2,), ()):
+            recipe = ImageRecipe(filters=filters, hidden=(3,), epochs=1, augment=False, test=0.5)
+            found = train_images(data, recipe, verbose=False)
+            assert found.held.pixels.shape[1:] == (side, side // 2, 3), "data are left as they are"
+            made = galleries(found)
+            assert max(g.unit for g in made) == 64
+            assert max(p.pixels.shape[0] for g in made for p in g.pictures) <= 128, "pictures, and maps below them"
+            sizes[side, filters] = sum(len(png(p.pixels)) for g in made for p in g.pictures)
+    for filters in ((2,), ()):
+        assert sizes[192, filters] < 1.5 * sizes[64, filters]
 
 
 def test_names_from_files_cannot_write_html(tmp_path: Path) -> None:

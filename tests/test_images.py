@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import gzip
 import os
 import re
@@ -102,7 +101,7 @@ def test_damaged_idx(tmp_path: Path, content: bytes, message: str) -> None:
 def test_labels_of_other_images_and_other_sizes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(idx(picture((3, 4, 4))))
     (tmp_path / "b").write_bytes(idx(np.array([1, 0], np.uint8)))
-    with pytest.raises(DataError, match=r"b has shape .* but a has 3 images"):
+    with pytest.raises(DataError, match=r"/b has shape .*/a has 3 images"):
         read_images(tmp_path / "a", labels=tmp_path / "b")
     with pytest.raises(DataError, match="a has pictures of 4 x 4; 5 x 4 are needed"):
         read_images(tmp_path / "a", size=(5, 4))
@@ -143,6 +142,24 @@ def test_folders_within_classes_are_left_out_and_that_is_said(tmp_path: Path) ->
     read = read_images(tmp_path)
     assert read.names == ("cat/1.png", "dog/1.png")
     assert read.notes == ("1 folder within those of the classes left out",)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("10", "2", "1", "02"), ("1", "02", "2", "10")),
+        (("10", "2", "a"), ("10", "2", "a")),
+        (("10", "2", "-1"), ("-1", "10", "2")),
+        (("²", "10", "2"), ("10", "2", "²")),
+    ],
+)
+def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    for name in names:
+        save(tmp_path / name / f"of {name}.png", picture())
+    read = read_images(tmp_path)
+    assert read.classes == classes
+    assert read.codes is not None
+    assert [read.classes[code] for code in read.codes] == [name.split("/")[0] for name in read.names] == list(classes)
 
 
 def test_sizes_are_brought_to_the_one_that_most_have(tmp_path: Path) -> None:
@@ -203,6 +220,22 @@ def test_kinds_of_png_and_jpeg(tmp_path: Path) -> None:
     assert np.array_equal(read_images(tmp_path / "bits.png").pixels[0], np.eye(4, dtype=np.uint8) * 255)
     Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).convert("CMYK").save(tmp_path / "print.jpg")
     assert np.abs(read_images(tmp_path / "print.jpg").pixels.astype(int) - 77).max() <= 3
+
+
+@pytest.mark.parametrize("clear", [5 * 4096 + 255, 0])
+def test_the_transparent_grey_of_16_bits_lies_on_white(tmp_path: Path, clear: int) -> None:
+    """All 16 bits tell the transparent one: what only its upper eight are alike stays."""
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    deep[:2] += 255
+    deep[3, :2] = clear, clear ^ 1
+    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=clear)
+    expected = np.where(deep == clear, 255, deep >> 8)
+    assert expected[3].tolist()[:2] == [255, clear >> 8]
+    assert np.array_equal(read_images(tmp_path / "deep.png").pixels[0], expected)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(deep).save(tmp_path / "turned.png", transparency=clear, exif=turned)
+    assert np.array_equal(read_images(tmp_path / "turned.png").pixels[0], np.rot90(expected, -1))
 
 
 def test_a_photo_that_is_to_be_turned(tmp_path: Path) -> None:
@@ -291,21 +324,29 @@ def test_a_pipe_named_like_a_picture_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 def test_every_way_to_cut_a_picture_off_is_refused_or_read(tmp_path: Path, ending: str) -> None:
-    """None may crash, and none may pass for whole before its last bytes."""
+    """None may crash, and none may pass for whole before its last bytes. Of damaged bytes, a PNG is read right or not at all."""
     whole = save(tmp_path / f"whole.{ending}", picture((9, 9, 3))).read_bytes()
     file = tmp_path / f"cut.{ending}"
     for end in range(0, len(whole) - 40, 7):
         file.write_bytes(whole[:end])
         with pytest.raises(DataError, match=f"cut.{ending}"):
             read_images(file)
+    good, refused = read_images(tmp_path / f"whole.{ending}").pixels, list[str]()
     r = np.random.default_rng(1)
     for _ in range(60):
         broken = bytearray(whole)
         for at in r.integers(0, len(whole), 3):
             broken[at] ^= int(r.integers(1, 256))
         file.write_bytes(bytes(broken))
-        with contextlib.suppress(DataError):
-            assert read_images(file).pixels.dtype == np.uint8
+        try:
+            read = read_images(file).pixels
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            assert read.dtype == np.uint8
+            assert ending == "jpg" or np.array_equal(read, good), "PNG has checksums, JPEG has none"
+    assert len(refused) >= 10
+    assert all(said.startswith(str(file)) for said in refused)
 
 
 def test_a_file_that_is_too_large_and_a_set_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +375,60 @@ def test_what_folders_are_refused(tmp_path: Path) -> None:
         read_images(tmp_path)
     with pytest.raises(DataError, match="leave the labels out"):
         read_images(tmp_path, labels=tmp_path / "2.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "call"),
+    [
+        (("train", "test"), "{0}/train --test {0}/test"),
+        (("Testing", "Training", "extra"), "{0}/Training --test {0}/Testing"),
+        (("a", "b"), "{0}/a --test {0}/b"),
+        (("all",), "{0}/all"),
+    ],
+)
+def test_folders_of_classes_within_a_folder_are_noticed(tmp_path: Path, folders: tuple[str, ...], call: str) -> None:
+    for name in folders:
+        for kind in ("cat", "dog"):
+            save(tmp_path / name / kind / "1.png", picture())
+    (tmp_path / "aside").mkdir()
+    with pytest.raises(DataError) as raised:
+        read_images(tmp_path)
+    ending = f"one level further down: chainrule train {call.format(tmp_path)}"
+    assert str(raised.value) == f"{tmp_path} has the folders of classes {ending}"
+
+
+def test_errors_name_the_path_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sets to train and to test on have files of the same names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held").mkdir()
+    held = Path("held")
+    pixels, whole = np.zeros((2, 3, 3), np.uint8), gzip.compress(idx(np.zeros((2, 3, 3), np.uint8)), mtime=0)
+    contents = {
+        "empty": b"",
+        "text": b"hello",
+        "cut": idx(pixels)[:-1],
+        "gz": whole[:-9],
+        "flat": idx(pixels[0]),
+        "none": idx(pixels[:0]),
+    }
+    for name, content in contents.items():
+        (held / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"^held/{name} "):
+            read_images(held / name)
+    (held / "good").write_bytes(idx(pixels))
+    (held / "deep").write_bytes(idx(np.zeros(2, np.float32), 13))
+    for options in ({"size": (5, 4)}, {"colour": True}, {"labels": held / "cut"}, {"labels": held / "deep"}):
+        with pytest.raises(DataError, match=r"^held/(good|cut|deep) "):
+            read_images(held / "good", **options)
+    with pytest.raises(DataError, match="but held/good has 2 images"):
+        read_images(held / "good", labels=held / "flat")
+    save(held / "one.png", picture())
+    with pytest.raises(DataError, match=r"held/one\.png is none"):
+        read_images(held / "one.png", labels=held / "good")
+    save(held / "set" / "a" / "1.png", picture())
+    (held / "set" / "b").mkdir()
+    with pytest.raises(DataError, match=r"^held/set/b holds no PNG or JPEG: each folder in held/set is taken"):
+        read_images(held / "set")
 
 
 def test_without_pillow_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

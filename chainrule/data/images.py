@@ -2,7 +2,9 @@
 
 In: a path. Out: `Images`, bytes as they are shown, all of one size, grey or in colour. What had to be changed to make them alike is
 said in the notes. PNG and JPEG are decoded by Pillow, which is imported when it is needed. No file is trusted: one that is cut off,
-no picture, or would unpack to very much is refused with its name, before it fills the memory.
+no picture, or would unpack to very much is refused with its name, before it fills the memory. The one damage that passes is that of
+the data of a JPEG which still has its end: JPEG has no checksums, libjpeg warns of what it notices and goes on, and Pillow keeps these
+warnings to itself.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,12 +110,16 @@ def read_images(
     """The pictures in an IDX file, in a folder, or in one PNG or JPEG file.
 
     An IDX file of bytes has the axes (rows, height, width) or (rows, height, width, 3). Of a folder, the folders in it are the classes
-    and the PNG and JPEG files in these are the pictures; a folder with pictures of its own has no classes.
+    and the PNG and JPEG files in these are the pictures; a folder with pictures of its own has no classes. Classes are in the order of
+    their names, or of their numbers if all names are whole numbers.
 
     Sizes: pictures from files are brought to one size: the one asked for, or the one that most have, made smaller in proportion where a
     side is longer than 64. A picture of another size is scaled, with its proportions, until it fits inside, and stands in the middle of
     black. Colours: all are grey if all files are, else all have three channels. What is transparent lies on white. Numbers of 16 bits
     lose the lower eight. Pictures in IDX files are never changed.
+
+    Damage: a file that is cut off is refused, and so is a damaged PNG, which has checksums. A JPEG of which some bytes in the middle are
+    wrong may be read as the wrong picture.
 
     Args: labels: for an IDX file, that of its labels; without it, `...-images-idx3-ubyte` brings `...-labels-idx1-ubyte`, gzipped or not.
     size: (height, width) to bring pictures to. colour: whether they are to have three channels or one.
@@ -131,31 +138,31 @@ def read_images(
         return _folder(path, size, colour)
     data = file_bytes(path)
     if not data:
-        raise DataError(f"{path.name} is empty: it holds no picture")
+        raise DataError(f"{path} is empty: it holds no picture")
     if data[:2] == b"\0\0" and data[2:3] and data[2] in IDX_DTYPES:
         return _idx(path, data, None if labels is None else Path(labels), size, colour)
     if labels is not None:
-        raise DataError(f"labels in a file of their own go with IDX images, and {path.name} is none: leave them out")
+        raise DataError(f"labels in a file of their own go with IDX images, and {path} is none: leave them out")
     if not data.startswith(SIGNATURES):
-        raise DataError(f"{path.name} is neither a PNG or JPEG picture nor an IDX file: its first bytes are {data[:4]!r}")
+        raise DataError(f"{path} is neither a PNG or JPEG picture nor an IDX file: its first bytes are {data[:4]!r}")
     return _pictures(path.name, [(path, None)], (), size, colour, [])
 
 
 def _idx(path: Path, data: bytes, labels: Path | None, size: Size | None, colour: bool | None) -> Images:
-    pixels = idx_array(path.name, data)
+    pixels = idx_array(str(path), data)
     if pixels.ndim == 4 and pixels.shape[3] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8 or pixels.ndim < 3 or (pixels.ndim == 4 and pixels.shape[3] != 3) or pixels.ndim > 4:
         raise DataError(
-            f"{path.name} holds {pixels.dtype} of shape {pixels.shape}: pictures are uint8, (rows, height, width) or "
+            f"{path} holds {pixels.dtype} of shape {pixels.shape}: pictures are uint8, (rows, height, width) or "
             "(rows, height, width, 3)"
         )
     if not pixels.size:
-        raise DataError(f"{path.name} has no pictures: its shape is {pixels.shape}")
+        raise DataError(f"{path} has no pictures: its shape is {pixels.shape}")
     if size is not None and pixels.shape[1:3] != size:
-        raise DataError(f"{path.name} has pictures of {_by(pixels.shape[1:3])}; {_by(size)} are needed, and IDX is never resized")
+        raise DataError(f"{path} has pictures of {_by(pixels.shape[1:3])}; {_by(size)} are needed, and IDX is never resized")
     if colour is not None and colour != (pixels.ndim == 4):
-        raise DataError(f"{path.name} is {'in colour' if pixels.ndim == 4 else 'grey'}, and {_tone(colour)} is needed")
+        raise DataError(f"{path} is {'in colour' if pixels.ndim == 4 else 'grey'}, and {_tone(colour)} is needed")
     found = idx_labels(path, len(pixels), labels)
     names = tuple(str(i) for i in range(1, len(pixels) + 1))
     if found is None:
@@ -163,7 +170,7 @@ def _idx(path: Path, data: bytes, labels: Path | None, size: Size | None, colour
     classes, codes = np.unique(found[0], return_inverse=True)
     if classes.dtype.kind == "f":
         raise DataError(f"{found[1]} holds {classes.dtype}: labels are whole numbers")
-    return Images(pixels, codes, tuple(classes.tolist()), names, path.name, (f"labels from {found[1]}",))
+    return Images(pixels, codes, tuple(classes.tolist()), names, path.name, (f"labels from {found[1].name}",))
 
 
 def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
@@ -172,7 +179,11 @@ def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
     source = path.resolve().name or str(path)
     inside = {folder.name: _listed(folder) for folder in folders}
     classes = tuple(name for name, (pictures, _, _) in inside.items() if pictures)
+    if all(name.isascii() and name.isdecimal() for name in classes):
+        classes = tuple(sorted(classes, key=int))
     if not own and not classes:
+        if deeper := [f for f in folders if any(_listed(below)[0] for below in inside[f.name][2])]:
+            raise DataError(f"{path} has the folders of classes one level further down: {_call(deeper)}")
         idx = next((f.name for f in others if "idx3" in f.name), None)
         hint = f"name a file in it, such as {idx}" if idx else f"they are told by their endings ({', '.join(ENDINGS)})"
         raise DataError(f"{path} is a folder without PNG or JPEG pictures: {hint}")
@@ -180,7 +191,7 @@ def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
         raise DataError(f"{path} holds both pictures ({own[0].name}) and folders ({classes[0]}): put all into folders by class")
     if classes and len(classes) < len(inside):
         empty = next(name for name in inside if name not in classes)
-        raise DataError(f"{source}/{empty} holds no PNG or JPEG: each folder in {source} is taken for a class")
+        raise DataError(f"{path / empty} holds no PNG or JPEG: each folder in {path} is taken for a class")
     files: list[tuple[Path, int | None]] = [(file, None) for file in own]
     files += [(file, code) for code, name in enumerate(classes) for file in inside[name][0]]
     strange = len(others) + sum(len(inside[name][1]) for name in classes)
@@ -188,6 +199,14 @@ def _folder(path: Path, size: Size | None, colour: bool | None) -> Images:
     below = sum(len(inside[name][2]) for name in classes)
     notes += [f"{below:,} {'folder' if below == 1 else 'folders'} within those of the classes left out"] * bool(below)
     return _pictures(source, files, tuple(map(_text, classes)), size, colour, notes)
+
+
+def _call(folders: list[Path]) -> str:
+    """How to learn from folders of which each has classes: from the one for training, tested on another, if there is one."""
+    learn = next((f for f in folders if f.name.lower().startswith("train")), folders[0])
+    others = [f for f in folders if f != learn]
+    test = next((f for f in others if f.name.lower().startswith("test")), others[0] if others else None)
+    return f"chainrule train {quote(str(learn))}" + (f" --test {quote(str(test))}" if test else "")
 
 
 def _text(name: str) -> str:
@@ -220,7 +239,7 @@ def _pictures(
         with _opened(file) as image:
             heads.append((_size(image), image.mode not in GREYS))
     sizes, coloured = Counter(head[0] for head in heads), sum(head[1] for head in heads)
-    wanted = size or _reduced(sizes.most_common(1)[0][0])
+    wanted = size or reduced(sizes.most_common(1)[0][0])
     colour = coloured > 0 if colour is None else colour
     height, width = wanted
     total = len(files) * height * width * (3 if colour else 1)
@@ -250,13 +269,13 @@ def _tone(colour: bool) -> str:
     return "colour" if colour else "grey"
 
 
-def _reduced(size: Size) -> Size:
-    """No side longer than `LONGEST_SIDE`, in proportion.
+def reduced(size: Size, longest: int = LONGEST_SIDE) -> Size:
+    """No side longer than this, in proportion.
 
-    >>> _reduced((300, 400)), _reduced((28, 28))
+    >>> reduced((300, 400)), reduced((28, 28))
     ((48, 64), (28, 28))
     """
-    factor = min(1.0, LONGEST_SIDE / max(size))
+    factor = min(1.0, longest / max(size))
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
@@ -319,7 +338,9 @@ def _decode(image: Image, into: Values) -> None:
     reader, ops = _pillow()
     shown = ops.exif_transpose(image)
     if shown.mode.startswith("I"):  # 16 bits; Pillow would cut off what is larger than 255
-        shown = reader.fromarray((np.asarray(shown).astype(np.uint32) >> 8).astype(np.uint8))
+        deep = np.asarray(shown).astype(np.uint32)
+        grey = np.where(deep == shown.info.get("transparency", -1), 255, deep >> 8)
+        shown = reader.fromarray(grey.astype(np.uint8))
     if "A" in shown.getbands() or "transparency" in shown.info:
         shown = reader.alpha_composite(reader.new("RGBA", shown.size, "white"), shown.convert("RGBA"))
     shown = shown.convert("RGB" if into.ndim == 3 else "L")

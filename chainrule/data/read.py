@@ -138,9 +138,9 @@ def file_bytes(path: str | Path) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             unpacked = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name} is gzipped but cut off or damaged ({error}): copy it again") from None
+        raise DataError(f"{path} is gzipped but cut off or damaged ({error}): copy it again") from None
     if len(unpacked) > most:
-        raise DataError(f"{path.name} {_too_much(data, None)}")
+        raise DataError(f"{path} {_too_much(data, None)}")
     return unpacked
 
 
@@ -249,17 +249,17 @@ def _columns(name: str, array: Values) -> dict[str, Values]:
 
 def _idx_pair(path: Path, data: bytes, labels: Path | None) -> Table:
     """Images (rows, height, width) as the block `pixels`, and the column `label` from the file beside them."""
-    array = idx_array(path.name, data)
+    array = idx_array(str(path), data)
     if array.ndim == 1:
         return Table.of({"label": array}, path.name)
     beside = idx_labels(path, len(array), labels)
     if beside is None:
         return Table.of({"pixels": array}, path.name)
-    return Table.of({"pixels": array, "label": beside[0]}, path.name, [f"labels from {beside[1]}, as column label"])
+    return Table.of({"pixels": array, "label": beside[0]}, path.name, [f"labels from {beside[1].name}, as column label"])
 
 
-def idx_labels(path: Path, rows: int, labels: Path | None) -> tuple[Values, str] | None:
-    """(labels of the images in `path`, the name of their file): the one given, or the one beside that is named alike; None without one.
+def idx_labels(path: Path, rows: int, labels: Path | None) -> tuple[Values, Path] | None:
+    """(labels of the images in `path`, their file): the one given, or the one beside that is named alike; None without one.
 
     Raises: `DataError` for labels of other images.
     """
@@ -269,10 +269,10 @@ def idx_labels(path: Path, rows: int, labels: Path | None) -> tuple[Values, str]
         labels = next((f for f in choices if f != path and f.is_file()), None)
     if labels is None:
         return None
-    column = idx_array(labels.name, file_bytes(labels))
+    column = idx_array(str(labels), file_bytes(labels))
     if column.ndim != 1 or len(column) != rows:
-        raise DataError(f"{labels.name} has shape {column.shape}, but {path.name} has {rows:,} images: they are no pair")
-    return column, labels.name
+        raise DataError(f"{labels} has shape {column.shape}, but {path} has {rows:,} images: they are no pair")
+    return column, labels
 
 
 def idx_array(source: str, data: bytes) -> Values:
