@@ -1,6 +1,7 @@
 """How the tests sample: `ci` draws the same examples at each run, `all` more and new ones (`--hypothesis-profile=all`).
 
-Machine code is kept in a folder of its own for each run of the tests, which all their processes share.
+Machine code is kept in a folder of its own for each run of the tests, which all their processes share. What each pass of the compiler
+makes is verified.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chainrule.compiler import pipeline
+
 os.environ.setdefault("COLUMNS", "130")  # terminal tables must not depend on the width of the developer's window
 
 # Asserts of what tests share say what they compared, as those of tests do.
@@ -23,6 +26,8 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=SLOW)
 settings.register_profile("all", deadline=None, max_examples=400, print_blob=True, suppress_health_check=SLOW)
 settings.load_profile("ci")
+
+pipeline.VERIFY_EACH_PASS = True
 
 # The first process of a run makes the folder and takes it away; the workers that it starts find its name in their environment.
 OWNER = "PYTEST_XDIST_WORKER" not in os.environ

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from emulation import Emulated
 
+from chainrule.compiler import pipeline
 from chainrule.compiler.target import host, narrowed, runnable
 from chainrule.graph.node import Graph
 from chainrule.program import Program
@@ -206,6 +207,7 @@ def serve() -> None:
     import importlib
     import traceback
 
+    pipeline.VERIFY_EACH_PASS = True  # as conftest.py does
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while head := incoming.read(8):

@@ -44,6 +44,7 @@ from chainrule.compiler.target import LEVELS, Target, host, narrowed
 from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.graph.node import Type
+from chainrule.graph.text import graph_text
 from chainrule.graph.trace import build, type_of
 from chainrule.losses import losses
 from chainrule.normalize import normalize
@@ -70,11 +71,11 @@ AVX2 = fixed("avx2")
 
 def compiled(
     f: Callable[..., Any], shapes: dict[str, tuple[int, ...]], outputs: Sequence[str], *, state: Sequence[str] = (),
-    rows: Sequence[str] = (), whole: Sequence[str] = (), threads: int = 1, target: Target = AVX2,
+    rows: Sequence[str] = (), whole: Sequence[str] = (), threads: int = 1, target: Target = AVX2, dtype: np.dtype[Any] = F4,
 ) -> Code:  # fmt: skip
     """A function of arrays of these shapes through all passes. rows: inputs of which a step takes some rows; whole: those that are whole
     numbers."""
-    types = {n: Type(s, np.dtype(np.int32) if n in whole else F4) for n, s in shapes.items()}
+    types = {n: Type(s, np.dtype(np.int32) if n in whole else dtype) for n, s in shapes.items()}
     graph = normalize(build(f, list(types.values())))
     given = {n: Buffer(n, t.shape, t.dtype, "state" if n in state else "input") for n, t in types.items()}
     results = [Buffer(n, o.shape, o.dtype, "result") for n, o in zip(outputs, graph.outputs, strict=True)]
@@ -131,8 +132,14 @@ def ragged(w: Any, h: Any, x: Any, lengths: Any, rate: Any) -> Any:
     return [value, w - rate * dw]
 
 
+VARIANTS = {level: (fixed(level), F4) for level in LEVELS if level != "avx2"} | {"float64": (AVX2, np.dtype(np.float64))}
+
+
 @cache
 def example(name: str) -> Code:
+    if name in VARIANTS:
+        target, dtype = VARIANTS[name]
+        return compiled(dense, {"x": (2, 3), "w": (3, 21), "b": (21,)}, ["out"], target=target, dtype=dtype)
     if name == "dense":
         return compiled(dense, {"x": (4, 3), "w": (3, 5), "b": (5,)}, ["out"])
     if name == "sgd":
@@ -150,11 +157,26 @@ def example(name: str) -> Code:
 EXAMPLES = ("dense", "sgd", "scan", "ragged", "convolution")
 
 
-@pytest.mark.parametrize("stage", ["kernels", "loops", "llvm"])
-@pytest.mark.parametrize("name", EXAMPLES)
+STAGES = ("graph", "kernels", "schedules", "memory", "loops", "llvm")
+
+
+def text_of(code: Code, stage: str) -> str:
+    """A stage as text, without anything of this machine."""
+    kernels = list(kernels_of(i for items in [code.plan.late, *code.plan.phases] for i in items))
+    if stage == "graph":
+        return graph_text(code.graph, sources=False)
+    if stage == "schedules":
+        return "\n".join(f"{k.name}: {schedule(k, AVX2)}, shared out {k.unit}, packed {[*k.packed.values()]}" for k in kernels)
+    if stage == "memory":
+        places = sorted((start, start + b.bytes, f"{b} {b.dtype}{list(b.shape)}") for b, start in code.arena.offsets.items())
+        return "\n".join([*(f"{start}..{end} {what}" for start, end, what in places), f"{code.arena.bytes} bytes"])
+    return code.text if stage == "llvm" else code.stage(stage)
+
+
+@pytest.mark.parametrize(("name", "stage"), [*itertools.product(EXAMPLES, STAGES), *((v, "loops") for v in VARIANTS)])
 def test_golden_texts(name: str, stage: str) -> None:
     code, file = example(name), GOLDEN / f"{name}.{stage}.txt"
-    text = (code.text if stage == "llvm" else code.stage(stage)).rstrip("\n") + "\n"
+    text = text_of(code, stage).rstrip("\n") + "\n"
     if os.environ.get("RENEW_GOLDEN"):
         GOLDEN.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")

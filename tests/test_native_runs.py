@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,40 @@ def check_threads(kind: str, rows: int, several: Sequence[int] = THREADS) -> Non
 @pytest.mark.parametrize(("kind", "rest"), [("dense", 17), ("tokens", 1)])
 def test_any_number_of_threads_gives_the_same_bits(kind: str, rest: int) -> None:
     check_threads(kind, 96 + rest, THREADS[1:] if kind == "tokens" else THREADS[1:2])
+
+
+BATCH = 24
+SHARED_OUT: dict[
+    str, tuple[Callable[[], nn.Module], tuple[int, ...]]
+] = {  # what threads share out differs: the network, and a row
+    "panels": (lambda: nn.Sequential(nn.Dense(96, "relu"), nn.Dense(3)), (10,)),
+    "tall": (lambda: nn.Sequential(nn.Dense(6, "tanh"), nn.Dense(3)), (400,)),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2D(4, 3, activation="relu"), nn.MaxPool2D(2), nn.Flatten(), nn.Dense(3)),
+        (8, 8, 1),
+    ),
+    "lengths": (lambda: nn.Sequential(nn.GRU(4), nn.Dense(3)), (6, 2)),
+    "normalised": (lambda: nn.Sequential(nn.Dense(9), nn.BatchNorm(), nn.Dropout(0.2), nn.Dense(3)), (5,)),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED_OUT)
+def test_threads_and_rests_of_batches(kind: str) -> None:
+    make, shape = SHARED_OUT[kind]
+    r = np.random.default_rng(0)
+    for rest in (0, 2 if kind == "normalised" else 1, 7, BATCH - 1):  # batch norm refuses a batch of one row
+        rows = 2 * BATCH + rest
+        x, t = r.normal(size=(rows, *shape)).astype(np.float32), r.normal(size=(rows, 3)).astype(np.float32)
+        options = {"lengths": r.integers(1, shape[0] + 1, rows)} if kind == "lengths" else {}
+        found = []
+        for threads in (1, *THREADS):
+            net, backend = make(), Threaded(threads)
+            with registered(backend) as name:
+                run = net.fit(x, t, epochs=2, batch_size=BATCH, backend=name, **options)
+            assert {key[-1] for session in backend.sessions for key in session._known} == {threads}
+            found.append({**state(net), "loss": np.array(run.loss)})
+        for other in found[1:]:
+            assert_same(other, found[0])
 
 
 RESTS = [(kind, rest) for kind in NETS for rest in (0, 1, 2, 3, 5, 7, 8, 15, 16, 31)]

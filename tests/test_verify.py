@@ -1,5 +1,5 @@
 """What the verifier of kernels says of what several kernels do together: whether they write different elements, and whether what is read
-has been written. What it says of single kernels is tested in test_compiler.py.
+has been written; and when it looks. What it says of single kernels is tested in test_compiler.py.
 
 Elements are counted by arithmetic on evenly spaced places; here they are counted one by one beside it.
 """
@@ -7,7 +7,8 @@ Elements are counted by arithmetic on evenly spaced places; here they are counte
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chainrule import nn
+from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Affine, Axis, affine, of
-from chainrule.compiler.kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, load
+from chainrule.compiler.kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, kernels_of, load
+from chainrule.compiler.phases import Plan
 from chainrule.compiler.regions import Region, Run, common, region, shared
+from chainrule.compiler.target import host
 from chainrule.compiler.verify import _Memory, verify
 from chainrule.errors import GraphError
+from chainrule.graph.node import Graph, Type
+from chainrule.graph.trace import build
+from chainrule.normalize import normalize
 
 F4, I8 = np.dtype(np.float32), np.dtype(np.int64)
 ONE = constant(1, F4)
@@ -249,3 +257,67 @@ def test_many_parts_in_a_row_are_one() -> None:
     memory = _Memory()
     memory.items(parts)
     assert [p.region.runs for p in memory.parts[0][long]] == [(Run(0, 1, 4000),)]
+
+
+# ---- after which passes ------------------------------------------------------------------------------------------------------
+
+KERNEL_PASSES = (
+    "fuse", "in_lanes", "in_blocks", "with_siblings", "absorbed", "split", "in_panels", "ragged", "parted", "replayed", "gathered",
+    "carried", "share", "with_better_copies", "plan",
+)  # fmt: skip
+
+
+def breaking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same pass, whose first kernel then writes behind its buffer."""
+
+    def broken(*args: Any) -> Any:
+        made = function(*args)
+        items = made[0] if isinstance(made, tuple) else made.phases[0] if isinstance(made, Plan) else made
+        kernel = next(k for k in kernels_of(items) if k.stores[0].index)
+        store = kernel.stores[0]
+        kernel.stores[0] = replace(store, index=(Affine(store.view[0]), *store.index[1:]))
+        return made
+
+    return broken
+
+
+def square() -> None:
+    """A small graph through the pipeline."""
+    graph, out = build(lambda x: [x * x + 1], [Type((4, 5), F4)]), Buffer("out", (4, 5), F4, "result")
+    given = [pipeline.Given(Buffer("x", (4, 5), F4, "input"))]
+    pipeline.compile_graph("entry", normalize(graph), given, [out], [], {"x": 2, "out": 3}, [None], host())
+
+
+@pytest.mark.parametrize("name", KERNEL_PASSES)
+def test_a_pass_that_breaks_a_kernel_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, name, breaking(getattr(pipeline, name)))
+    with pytest.raises(GraphError, match=f"after {name}: kernel k.* writes .* outside of it"):
+        square()
+
+
+@pytest.mark.parametrize("name", ["simplify", "improve"])
+def test_a_pass_that_breaks_a_graph_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, name, lambda graph: Graph((), graph.outputs))
+    with pytest.raises(GraphError, match=f"after {name}: .* an input that is not one of this graph"):
+        square()
+
+
+def test_outside_of_tests_the_last_pass_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "VERIFY_EACH_PASS", False)
+    looks: list[Sequence[Item]] = []
+    monkeypatch.setattr(pipeline, "verify", lambda items: looks.append(items))
+    square()
+    assert len(looks) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "VERIFY_EACH_PASS", False)
+    for name in ("in_lanes", "with_better_copies"):
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, name, breaking(getattr(pipeline, name)))
+            with pytest.raises(GraphError, match=r"after with_better_copies: .* writes .* outside of it"):
+                square()
+
+
+def test_sums_of_halves_of_the_rows_are_sums_of_their_kernels() -> None:
+    """Where rows lie in blocks, a half may be one block: its axis is gone from the index, and is no less one that is summed over."""
+    x, t = np.zeros((70, 20, 5), np.float32), np.zeros((70, 3), np.float32)
+    nn.Sequential(nn.LSTM(8), nn.Dense(3)).fit(x, t, epochs=1, batch_size=32, backend="native")

@@ -220,6 +220,7 @@ def _in_halves(
     assert rows is not None
     part, row = Axis(names("h"), PARTS), Axis(names("r"), rows.extent // PARTS)
     where = {rows: of(part) * row.extent + of(row)}
+    reduced = tuple(row if a is rows else a for a in kernel.reduced)
     stores, zeros = list[Store](), list[Store]()
     for s in kernel.stores:
         halves = Buffer(names("t"), (PARTS, *s.buffer.shape), s.buffer.dtype)
@@ -228,12 +229,13 @@ def _in_halves(
         term = _term(s)
         assert term is not None
         term = rebuilt([term], {}, where)[term]
+        if term.op == "reduce":  # each half has a sum of its own
+            term = reduce("sum", term.args[0], reduced, term.attrs.get("within", ()))
         stores.append(Store(halves, index, elementwise("add", term.dtype, [load(halves, index), term])))
         zeros.append(Store(halves, index, constant(0, term.dtype)))
         after.append(_both(kernel, s, halves, names))
     domain = (part, *kernel.domain)
     before.append(Kernel(names("k"), domain, (), zeros, part, origin=kernel.origin))
-    reduced = tuple(row if a is rows else a for a in kernel.reduced)
     return replace(kernel, domain=domain, reduced=reduced, stores=stores, unit=part, rows=row, part=part)
 
 

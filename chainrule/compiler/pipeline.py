@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..derive.checkpoint import Checkpoints
+from ..errors import GraphError
 from ..graph.node import Graph, Node, Rows
+from ..graph.verify import verify as verify_graph
 from .absorb import absorbed
 from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
@@ -61,6 +63,8 @@ from .simplify import simplify
 from .target import Target
 from .verify import verify
 
+VERIFY_EACH_PASS = False  # the tests set it: what any pass makes is verified, not only what the last one does
+
 
 @dataclass(frozen=True)
 class Given:
@@ -103,7 +107,7 @@ def compile_graph(
     caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel;
     memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
     """
-    graph = improve(simplify(graph))
+    graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(_verified_graph("normalize", graph)))))
     arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
@@ -164,18 +168,25 @@ def _arranged(
     kept = {own[b]: None for b in state}
     items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
-    items += fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names)
-    items = absorbed(with_siblings(in_blocks(in_lanes(items, target, names), names)))
-    items, panels = in_panels(split(items, target, names), set(kept), target, names)
-    items = parted(ragged(items, names), names)
+    items = _verified("fuse", items + fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names))
+    items = _verified("in_lanes", in_lanes(items, target, names))
+    items = _verified("in_blocks", in_blocks(items, names))
+    items = _verified("with_siblings", with_siblings(items))
+    items = _verified("absorbed", absorbed(items))
+    items = _verified("split", split(items, target, names))
+    items, panels = in_panels(items, set(kept), target, names)
+    items = _verified("ragged", ragged(_verified("in_panels", items), names))
+    items = _verified("parted", parted(items, names))
     pairs = pairs_of(items)
     plans = plans_of(pairs, spare)
-    items = carried(gathered(replayed(items, pairs, plans, names, threads), names, threads), names)
-    items = share(items, panels, set(kept), target, names)
-    items = with_better_copies(items, target, names, threads)
-    verify(items)
+    items = _verified("replayed", replayed(items, pairs, plans, names, threads))
+    items = _verified("gathered", gathered(items, names, threads))
+    items = _verified("carried", carried(items, names))
+    items = _verified("share", share(items, panels, set(kept), target, names))
+    items = _verified("with_better_copies", with_better_copies(items, target, names, threads), last=True)
     planned = plan(items, list(kept), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
+    _verified("plan", every)
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
@@ -187,6 +198,26 @@ def _arranged(
     size = arena(planned.phases, planned.late).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
+
+
+def _verified(made_by: str, items: list[Item], last: bool = False) -> list[Item]:
+    """What a pass has made: under test it is verified after each, else after the last of those that make kernels."""
+    if VERIFY_EACH_PASS or last:
+        try:
+            verify(items)
+        except GraphError as error:
+            raise GraphError(f"after {made_by}: {error}") from error
+    return items
+
+
+def _verified_graph(made_by: str, graph: Graph) -> Graph:
+    """A graph that a pass has made, verified under test."""
+    if VERIFY_EACH_PASS:
+        try:
+            verify_graph(graph, normal=True)
+        except GraphError as error:
+            raise GraphError(f"after {made_by}: {error}") from error
+    return graph
 
 
 def _scheduled(
