@@ -281,7 +281,6 @@ WRONG_ROWS: list[tuple[str, Any, type[Exception], str]] = [
     ("named input", {"table": X}, cr.ShapeError, r"x.*x\.table"),
     ("NaN", but(X, (5, 0), np.nan), cr.DataError, r"row 5, column 0"),
     ("text", X.astype(str), cr.DataError, r"text"),
-    ("empty", X[:0], cr.DataError, r"empty"),
 ]
 
 
@@ -292,6 +291,18 @@ def test_rows_that_a_network_was_not_built_for(reader: str, x: Any, error: type[
     net.fit(X, Y, epochs=1)
     with pytest.raises(error, match=said):
         READERS[reader](net, x, Y)
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+def test_no_rows_for_a_trained_network(reader: str) -> None:
+    """They have no mean, and nothing can be learnt from them; but they can be predicted."""
+    net = network()
+    net.fit(X, Y, epochs=1)
+    if reader in ("predict", "call"):
+        assert READERS[reader](net, X[:0], Y[:0]).shape == Y[:0].shape
+        return
+    with pytest.raises(cr.DataError, match="to learn from" if reader == "fit" else "to take the mean over"):
+        READERS[reader](net, X[:0], Y[:0])
 
 
 def test_wrong_names_and_numbers_of_inputs() -> None:

@@ -589,6 +589,25 @@ def test_gradient_through_time_of_a_linear_network() -> None:
         np.testing.assert_allclose(norms["hidden"], [np.linalg.norm(g) * scale ** (5 - t) for t in range(6)], rtol=1e-10)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradient_through_time_that_explodes(backend: str) -> None:
+    """Norms are right up to the largest number that there is, and from there on inf, and nan where inf has met inf."""
+    x, y = np.zeros((3, 100, 2)), data(3, 100, 2)[:, 0]
+    net = nn.RNN(2, "identity")
+    net.fit(x, y, epochs=0, dtype="float64")
+    w = np.array([[0.6, -0.8], [0.8, 0.6]])
+    for scale, begin in ((1e4, 25), (1e-4, 25)):
+        net.load_parameters({"weight_input": np.eye(2), "weight_hidden": scale * w, "bias": np.zeros(2)})
+        norms = net.gradients(x, y, loss="mse", through_time=True, backend=backend)["hidden"]
+        expected = [np.linalg.norm(2 * y / y.size) * scale ** (99.0 - t) for t in range(begin, 100)]
+        np.testing.assert_allclose(norms[begin:], expected, rtol=1e-10)
+        if scale > 1:
+            assert np.isinf(norms[20:23]).any()
+            assert np.isnan(norms[0])
+    assert norms[0] == 0
+
+
 def test_gradient_through_time_of_a_stack_agrees_with_autograd() -> None:
     x, y = data(3, 4), data(3, 4)[:, 0]
     net = shaken(nn.Sequential(nn.LSTM(3, True), nn.Bidirectional(nn.GRU(2)), nn.Dense(2)), x, y)

@@ -299,6 +299,59 @@ def test_words_of_different_number() -> None:
         net.predict([[1, 2], [9]])
 
 
+@pytest.mark.parametrize("sequences", [False, True])
+def test_predictions_of_nothing(sequences: bool) -> None:
+    x = data(4, 6)
+    y = data(4, 6, seed=2) if sequences else data(4, 6, seed=2)[:, 0]
+    net = shaken(ragged_net(sequences), x, y)
+    zero = net.predict(x, lengths=[0] * 4)
+    expected = zero[:, :0] if sequences else zero
+    rows = [x[0, :0]] * 4
+    for got in (net.predict(rows), net.predict(x[:, :0]), net.predict(x[:, :0], lengths=[0] * 4)):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == np.float64
+    for none in (x[:0], x[:0, :0], x[:0, :3]):
+        got = net.predict(none)
+        assert (got.shape, got.dtype) == ((0, none.shape[1], 2) if sequences else (0, 2), np.float64)
+    assert net.predict(x[:0], lengths=[]).shape == net.predict(x[:0], mask=np.ones((0, 6))).shape == (0, *y.shape[1:])
+    for use in (net.evaluate, net.gradients, net.check_gradients):
+        for none in (slice(0), (slice(None), slice(0))):
+            with pytest.raises(cr.DataError, match=r"x is empty .*there is nothing to take the mean over"):
+                use(x[none], y[none])
+    with pytest.raises(cr.DataError, match=r"x is empty .*there is nothing to learn from"):
+        net.fit(x[:0], y[:0])
+    with pytest.raises(cr.ShapeError, match=r"\(6, 0\)"):
+        net.predict(x[..., :0])
+
+
+@pytest.mark.parametrize(("outputs", "loss"), [(3, "cross_entropy"), (1, "binary_cross_entropy")])
+def test_probabilities_of_nothing(outputs: int, loss: str) -> None:
+    x = data(4, 5)[:, 0]
+    net = nn.Dense(outputs)
+    net.fit(x, [0, 1, 0, 1], loss=loss, epochs=1)
+    assert (net.predict(x[:0]).shape, net.predict(x[:0]).dtype) == ((0, outputs), np.float32)
+    assert net.predict_proba(x[:0]).shape == (0, max(outputs, 2))
+    assert net.predict(x[:0], backend="reference").shape == (0, outputs)
+    with pytest.raises(cr.ShapeError, match=r"\(0,\)"):
+        net.predict(x[:, :0])
+
+
+def test_an_input_without_a_step_beside_one_with_some() -> None:
+    a, b = data(4, 5), data(4, 3, seed=2)
+    net = shaken(Pair(), (a, b), np.zeros((4, 5)))
+    np.testing.assert_array_equal(net.predict((a[:, :0], b)), net.predict((a, b), lengths=([0] * 4, None)))
+    given = net.predict((a[:, :0], b), lengths=(None, [1, 0, 2, 3]))
+    np.testing.assert_array_equal(given, net.predict((a, b), lengths=([0] * 4, [1, 0, 2, 3])))
+
+
+def test_a_tuple_of_sequences_is_no_list() -> None:
+    net = nn.Sequential(nn.GRU(3), nn.Dense(2))
+    with pytest.raises(cr.ShapeError, match=r"x\.0 has 5 rows, x\.1 has 2 rows; sequences of different length come as a list"):
+        net.fit((np.ones((5, 2)), np.ones((2, 2))), np.ones((2, 2)))
+    with pytest.raises(cr.ShapeError, match=r"x\.a has 5 rows, x\.b has 2 rows$"):
+        net.fit({"a": np.ones((5, 2)), "b": np.ones((2, 2))}, np.ones((2, 2)))
+
+
 class Pair(nn.Module):
     """Two sequences with lengths of their own."""
 

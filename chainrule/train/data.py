@@ -48,11 +48,15 @@ def name_of(key: Any) -> str:
     return "x" if key == "" else f"x.{key}"
 
 
-def inputs_of(x: Any, lengths: Any = None, mask: Any = None) -> Inputs:
+NOTHING = "there is nothing to learn from"
+
+
+def inputs_of(x: Any, lengths: Any = None, mask: Any = None, *, empty: str | None = NOTHING) -> Inputs:
     """`x` as named arrays: a tuple or a dict holds several inputs, anything else is one. A list of sequences of different length
     becomes an array, padded. What lies beyond the end of a sequence is set to 0, whatever it was.
 
-    Args: lengths, mask: of the sequences; for several inputs a dict or tuple like x, with None or nothing for those without.
+    Args: lengths, mask: of the sequences; for several inputs a dict or tuple like x, with None or nothing for those without. empty: why
+    data without a number are refused; None: they are not.
     Raises: `DataError` for what is not numeric, empty or not finite, `ShapeError` for different numbers of rows.
     """
     if isinstance(x, Inputs):
@@ -68,10 +72,11 @@ def inputs_of(x: Any, lengths: Any = None, mask: Any = None) -> Inputs:
     arrays, measured = {}, {}
     for key, value in parts.items():
         name = name_of(key)
-        arrays[name], found = _sequences(value, name, lengths.get(key), masks.get(key))
+        arrays[name], found = _sequences(value, name, lengths.get(key), masks.get(key), empty)
         if found is not None:
             measured[name] = found
-    same_length(arrays)
+    advice = "; sequences of different length come as a list, for a tuple holds several inputs" if isinstance(x, tuple) else ""
+    same_length(arrays, advice)
     return Inputs(arrays, tuple(parts), _grouped(measured))
 
 
@@ -89,7 +94,7 @@ def _by_input(given: Any, parts: Mapping[Any, Any], what: str) -> dict[Any, Any]
     return given
 
 
-def _sequences(value: Any, name: str, lengths: Any, mask: Any) -> tuple[Array, Array | None]:
+def _sequences(value: Any, name: str, lengths: Any, mask: Any, empty: str | None) -> tuple[Array, Array | None]:
     """One input as an array, and the lengths of its rows."""
     if is_ragged(value):
         if lengths is not None or mask is not None:
@@ -98,7 +103,7 @@ def _sequences(value: Any, name: str, lengths: Any, mask: Any) -> tuple[Array, A
         return numeric(array, name), found
     array = as_array(value, name)
     measured = checked_lengths(lengths, mask, array, name)
-    return numeric(array if measured is None else cleared(array, measured), name), measured
+    return numeric(array if measured is None else cleared(array, measured), name, empty), measured
 
 
 def _grouped(lengths: Mapping[str, Array]) -> dict[str, Array]:
@@ -126,14 +131,25 @@ def aligned(one: Inputs, other: Inputs, names: Sequence[str]) -> tuple[Inputs, I
     return formed(one, {n: v[: one.rows] for n, v in both.items()}), formed(other, {n: v[one.rows :] for n, v in both.items()})
 
 
+def begun(inputs: Inputs, names: Sequence[str]) -> Inputs:
+    """The same, where sequences of these names have not a single step with one that does not count."""
+    bare = [n for n in names if inputs.arrays[n].shape[1] == 0]
+    if not bare:
+        return inputs
+    arrays = {n: stretched(a, 1) if n in bare else a for n, a in inputs.arrays.items()}
+    measured = {n: v for name, v in inputs.lengths.items() for n in measured_by(name)}
+    measured |= {n: np.zeros(inputs.rows, np.int64) for n in bare}
+    return Inputs(arrays, inputs.keys, _grouped(measured))
+
+
 def _measured(inputs: Inputs, name: str) -> Array:
     """How long the sequences of this input are."""
     found = next((v for n, v in inputs.lengths.items() if name in measured_by(n)), None)
     return np.full(inputs.rows, inputs.arrays[name].shape[1], np.int64) if found is None else found
 
 
-def numeric(value: Any, name: str) -> Array:
-    """`value` as an array of numbers, at least one row.
+def numeric(value: Any, name: str, empty: str | None = NOTHING) -> Array:
+    """`value` as an array of numbers. empty: why it needs at least one; None: it may have none.
 
     Raises: `DataError` that says where the trouble is: text, ragged rows, NaN or infinity with column, count and first row.
     """
@@ -149,8 +165,8 @@ def numeric(value: Any, name: str) -> Array:
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
     if array.ndim == 0:
         raise DataError(f"{name} is a single number; the first axis of data is the samples")
-    if array.size == 0:
-        raise DataError(f"{name} is empty (shape {array.shape}); there is nothing to learn from")
+    if array.size == 0 and empty is not None:
+        raise DataError(f"{name} is empty (shape {array.shape}); {empty}")
     if array.dtype.kind == "f":
         finite(array, name)
     return array
@@ -230,11 +246,11 @@ def _first_odd(array: Array) -> str:
     return f"values of {array.dtype}"
 
 
-def same_length(arrays: Mapping[str, Array]) -> None:
+def same_length(arrays: Mapping[str, Array], advice: str = "") -> None:
     """All arrays must have one number of rows."""
     lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ShapeError(f"data of different length: {', '.join(f'{n} has {k} rows' for n, k in lengths.items())}")
+        raise ShapeError(f"data of different length: {', '.join(f'{n} has {k} rows' for n, k in lengths.items())}{advice}")
 
 
 def row_weights(rows: int, sample_weight: Any, class_weight: Any, target: Array, classes: bool) -> Array | None:

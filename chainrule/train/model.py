@@ -29,7 +29,7 @@ from ..run.interrupt import Watch
 from ..sizes import bytes_of
 from ..transforms import DEFAULT_BACKEND
 from .compiled import Compiled, Fitted
-from .data import Inputs, aligned, as_array, fits_into, row_weights, same_length, weights_fit
+from .data import Inputs, aligned, as_array, begun, fits_into, row_weights, same_length, weights_fit
 from .epochs import Data
 from .fit import EVALUATION_ROWS, Training, evaluate, evaluation_order, evaluation_sizes
 from .fullbatch import FullBatch
@@ -348,12 +348,26 @@ class Model(Stateful):
     def predict(self, x: Any, *, lengths: Any = None, mask: Any = None, backend: str = DEFAULT_BACKEND) -> Array:
         """Raw outputs (scores) for each row of x, in evaluation mode: (rows, *outputs).
 
-        lengths, mask: as in `fit`; outputs of steps beyond a sequence's end are 0.
+        lengths, mask: as in `fit`; outputs of steps beyond a sequence's end are 0. No rows give no outputs, (0, *outputs), and
+        sequences without a step the outputs of length 0.
         Raises: `NotBuiltError` before the first fit; `ShapeError` for rows of another shape. Sequences that recurrent layers read may
         have any number of steps.
         """
         self._require_built("predict")
-        inputs = self._inputs(x, lengths, mask)
+        given = self._inputs(x, lengths, mask, empty=None)
+        inputs = begun(given, self._built["sequences"])
+        scores, steps = self._predicted(inputs, backend), self._steps(inputs)
+        if steps is None:
+            return scores
+        timed = next(n for n in self._seen(inputs).stepwise if n in measured_by(steps))
+        return cleared(scores, inputs.lengths[steps])[:, : given.arrays[timed].shape[1]]
+
+    def _predicted(self, inputs: Inputs, backend: str) -> Array:
+        """What the network makes of each row, in their order."""
+        if not inputs.rows:
+            entry = self._forward_program(1, inputs).entries["forward"]
+            of_one = entry.graph.outputs[entry.results.index("scores")].type
+            return np.empty((0, *of_one.shape[1:]), of_one.dtype)
         sizes = step_sizes(inputs.rows, EVALUATION_ROWS)
         programs = {n: self._forward_program(n, inputs) for n in dict.fromkeys(sizes)}
         session = backends[backend].session(programs, self._state())
@@ -361,9 +375,9 @@ class Model(Stateful):
         taken = session.run(Steps(["forward"] * len(sizes), inputs.all, order, sizes, {}, ("scores",)))
         if taken.interrupted:
             raise KeyboardInterrupt
-        scores, steps = np.empty_like(taken.results["scores"]), self._steps(inputs)
+        scores = np.empty_like(taken.results["scores"])
         scores[order] = taken.results["scores"]
-        return scores if steps is None else cleared(scores, inputs.lengths[steps])
+        return scores
 
     def predict_proba(self, x: Any, *, lengths: Any = None, mask: Any = None) -> Array:
         """Probabilities by the output link of the last loss: (rows, classes); for one sigmoid output two columns, [1 - p, p].
@@ -384,7 +398,7 @@ class Model(Stateful):
         only the steps that they count are judged."""
         self._require_built("evaluate")
         chosen = self._known_loss(loss, "evaluate")
-        inputs = self._inputs(x, lengths, mask)
+        inputs = self._inputs(x, lengths, mask, empty=NO_MEAN)
         data = self._data(inputs, y, chosen, sample_weight)
         measures = [_metric(m, chosen) for m in ((metrics,) if isinstance(metrics, str) else metrics)]
         task = self._task(chosen, data.target, data.weight is not None, inputs=inputs, metrics=measures)
@@ -408,7 +422,8 @@ class Model(Stateful):
         through_time: instead, how much gradient reaches each time step of each recurrent layer: the norm of ∂L/∂h_t over all rows and
         units, (T,), for each array of the state, such as "0.hidden" and "0.cell" of an LSTM. h_t is the state that step t leaves, and
         all that depends on it counts, later steps too. A norm that falls towards the beginning shows a gradient that vanishes, one
-        that grows towards it a gradient that explodes.
+        that grows towards it a gradient that explodes. inf: the gradient has become larger than its precision holds; nan: further back,
+        such numbers have met each other or a 0. dtype="float64" sees further.
 
         >>> import numpy as np
         >>> from chainrule import nn
@@ -422,7 +437,7 @@ class Model(Stateful):
         budget = _budget(memory, backend or DEFAULT_BACKEND)
         chosen = self._known_loss(loss, "gradients")
         shortened = truncation(truncate)
-        inputs = self._ready(x, seed, None, lengths, mask)
+        inputs = self._ready(x, seed, None, lengths, mask, empty=NO_MEAN)
         windows = self._windows(inputs, shortened)
         inputs = _measured(inputs, windows)
         data = self._data(inputs, y, chosen)
@@ -449,8 +464,9 @@ class Model(Stateful):
             at = {STEP: np.asarray(step)} if windows is None else {STEP: np.asarray(step), BEGIN: np.asarray(begin)}
             results = session.call(inputs.rows, "gradient", {**rows, **numbers, **at})
             parts.append({n.removeprefix("gradient."): v for n, v in results.items() if n.startswith("gradient.")})
-        found = {n: _over_time([p[n] for p in parts], windows if through_time else None) for n in parts[0]}
-        return {n.removeprefix(TAP): np.sqrt(_squares(v)) for n, v in found.items()} if through_time else found
+        if through_time:
+            return {n.removeprefix(TAP): _norms(_over_time([p[n] for p in parts], windows)) for n in parts[0]}
+        return {n: _over_time([p[n] for p in parts], None) for n in parts[0]}
 
     def _tapped(self, task: Task, rows: int, of: Any, training: bool) -> tuple[Task, dict[str, Array]]:
         """The task with zeros added to the states of recurrent layers, by which it is differentiated in place of the parameters. of: the
@@ -495,7 +511,7 @@ class Model(Stateful):
     ) -> Objective:  # fmt: skip
         """The objective as a graph: outputs [objective, scores], inputs named, with their values."""
         chosen = self._known_loss(loss, "explain")
-        inputs = self._ready(x, seed, None, lengths, mask)
+        inputs = self._ready(x, seed, None, lengths, mask, empty=NO_MEAN)
         data = self._data(inputs, y, chosen)
         task = self._task(
             chosen, data.target, data.weight is not None, dtype=None if dtype is None else dtype_of(dtype), inputs=inputs
@@ -571,6 +587,7 @@ def _unknown(task: Task) -> dict[str, Array]:
     return {n: np.zeros((windows.rows, *t.shape), t.dtype) for n, t in windows.kept.items()} if windows is not None else {}
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _over_time(parts: Sequence[Array], windows: Windows | None) -> Array:
     """The sum of gradients. windows: if they are by the steps of windows, (k2, ...), each is put where its steps are: (T, ...)."""
     if windows is None:
@@ -584,12 +601,17 @@ def _over_time(parts: Sequence[Array], windows: Windows | None) -> Array:
     return ahead[windows.before :][: windows.steps]
 
 
-def _squares(gradient: Array) -> Array:
-    """Σ g² over all but the first axis, the time."""
-    wide = gradient.astype(np.float64)
-    return np.asarray(np.sum(wide * wide, axis=tuple(range(1, wide.ndim))))
+def _norms(gradient: Array) -> Array:
+    """√(Σ g²) over all but the first axis, the time: at each time in units of the power of two next to its largest number, so that no
+    square overflows, or vanishes, where the norm does not. What has overflowed before is no news: inf and nan stay what they are."""
+    wide = gradient.astype(np.float64).reshape(len(gradient), -1)
+    _, exponents = np.frexp(np.max(np.abs(wide), axis=1))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        shares = np.ldexp(wide, -exponents[:, None])
+        return np.asarray(np.ldexp(np.sqrt(np.sum(shares * shares, axis=1)), exponents))
 
 
+NO_MEAN = "there is nothing to take the mean over"  # why a loss of no numbers is refused
 MOST_THREADS = 1024  # of a run: each takes memory of its own, whether there is a processor for it or not
 
 

@@ -66,7 +66,7 @@ def padded(value: Sequence[Any], name: str) -> tuple[Array, Array]:
     full = [r for r in rows if r.size]
     shapes = {r.shape[1:] for r in full}
     if not full:
-        raise DataError(f"{name}: its sequences hold no numbers, so there is nothing to learn from")
+        raise DataError(f"{name}: its sequences hold no numbers")
     if len(shapes) > 1:
         one, other = sorted(shapes)[:2]
         raise DataError(f"{name}: its rows differ in more than their length: steps of shape {one} and {other}")

@@ -27,7 +27,7 @@ from ..recent import keep, recall
 from ..records import record
 from ..registry import nearest
 from ..run.backend import Kept
-from .data import Inputs, check_index, fits_into, inputs_of, numeric
+from .data import NOTHING, Inputs, check_index, fits_into, inputs_of, numeric
 from .objective import Task, make_program
 from .scope import Scope, Window, initial
 from .sequences import Times, measured_by
@@ -391,9 +391,9 @@ class Stateful(ABC):
             known[key] = self._look(types, inputs.keys, self._state(), self._built["dtype"])
         return known[key]
 
-    def _inputs(self, x: Any, lengths: Any = None, mask: Any = None) -> Inputs:
-        """Data checked against what the network was built for."""
-        inputs = inputs_of(x, lengths, mask)
+    def _inputs(self, x: Any, lengths: Any = None, mask: Any = None, *, empty: str | None = NOTHING) -> Inputs:
+        """Data checked against what the network was built for. empty: why data without a number are refused; None: they are not."""
+        inputs = inputs_of(x, lengths, mask, empty=empty)
         expected: dict[str, Type] = self._built["inputs"]
         missing = sorted(set(self._built["names"]) - set(self._state()))
         if missing:
@@ -420,9 +420,9 @@ class Stateful(ABC):
             fits_into(array, expected[name].dtype, name)
         return inputs
 
-    def _ready(self, x: Any, seed: int, dtype: Any, lengths: Any = None, mask: Any = None) -> Inputs:
+    def _ready(self, x: Any, seed: int, dtype: Any, lengths: Any = None, mask: Any = None, *, empty: str = NOTHING) -> Inputs:
         """Build if needed; the inputs, checked. dtype None: what the network has."""
-        x = inputs_of(x, lengths, mask)
+        x = inputs_of(x, lengths, mask, empty=empty)
         if not self.built:
             self._build(x, seed, dtype)
         elif dtype is not None and dtype_of(dtype) != self._built["dtype"]:
