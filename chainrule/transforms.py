@@ -463,8 +463,8 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Args: f written in NumPy; its integer, boolean and string arguments are static: a new value is a new program. Python floats are
     numbers like any other. Arrays that f takes from outside keep the value they had when it was recorded.
-    A call takes microseconds beside the work of f, which the calling thread does alone, as for all functions of this module: only
-    `fit` spreads its steps over several. Several threads may call the same function at once.
+    A call takes some microseconds beside the work of f. The calling thread does that work alone, as for all functions of this module;
+    programs of networks, such as those of `fit`, run on several threads. Several threads may call the same function at once.
 
     >>> import numpy as np
     >>> fast = compile(lambda x, n: x * n)
