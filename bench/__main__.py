@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import compiling, general, growth, memory, peak, processes, tables
+from . import compiling, general, growth, memory, overhead, peak, processes, tables
 from .libraries import LIBRARIES, OURS, PEERS, Settings
 from .measure import Bench
 from .results import Report, RowResult
@@ -18,6 +18,7 @@ from .rows import ROWS, WIDTHS
 
 EXTRAS = {
     "process": "a whole process, from import to end",
+    "overhead": "importing chainrule, compiling the MNIST network, calling compiled functions",
     "compiling": "a recurrent network on short and on long sequences, with nothing compiled before",
     "memory": "backpropagation through 10,000 steps in 16 MB, beside the plain one",
     "passes": "forward and backward pass over the forward pass alone",
@@ -120,6 +121,10 @@ def measure_all(given: argparse.Namespace, report: Report, bench: Bench) -> None
         processes.whole(table, bench.libraries, bench.settings, given.repeats, say)
     if OURS not in bench.libraries:
         return
+    if "overhead" in given.rows:
+        table = overhead.new_table()
+        report.tables.append(table)
+        overhead.overhead(table, bench.settings, given.repeats, say)
     if "compiling" in given.rows:
         table = compiling.new_table()
         report.tables.append(table)

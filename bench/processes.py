@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -28,20 +28,28 @@ def once(library: Library, settings: Settings) -> float:
 
     Raises: RuntimeError if the script fails or does not learn.
     """
-    script = Path(__file__).parent / "whole" / f"{library.whole}.py"
-    command = [sys.executable, str(script), *([] if library.peer else [settings.backend])]
     begun = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment(settings), check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"took longer than {LIMIT:.0f} s") from None
+    said = output(library.whole, [] if library.peer else [settings.backend], environment(settings))
     seconds = time.perf_counter() - begun
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1][:200])
-    loss = float(done.stdout.split()[-1])
+    loss = float(said.split()[-1])
     if not loss < LEARNT:
         raise RuntimeError(f"it did not learn XOR: its last loss is {loss:.3g}")
     return seconds
+
+
+def output(script: str, arguments: Sequence[str], variables: Mapping[str, str]) -> str:
+    """What a script in the folder `whole` prints.
+
+    Raises: RuntimeError if it fails.
+    """
+    command = [sys.executable, str(Path(__file__).parent / "whole" / f"{script}.py"), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=variables, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"took longer than {LIMIT:.0f} s") from None
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1][:200])
+    return done.stdout
 
 
 def whole(table: Table, libraries: Sequence[Library], settings: Settings, repeats: int, say: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ Keyword arguments are passed on; derivatives are by positional ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -463,6 +463,8 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Args: f written in NumPy; its integer, boolean and string arguments are static: a new value is a new program. Python floats are
     numbers like any other. Arrays that f takes from outside keep the value they had when it was recorded.
+    A call takes some microseconds beside the work of f. The calling thread does that work alone, as for all functions of this module;
+    programs of networks, such as those of `fit`, run on several threads. Several threads may call the same function at once.
 
     >>> import numpy as np
     >>> fast = compile(lambda x, n: x * n)
@@ -470,16 +472,16 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
     [3.0, 6.0]
     """
     known: dict[Any, Callable[[Sequence[Any]], Any]] = {}
-    flat: dict[Any, Callable[[Sequence[Any]], Any]] = {}  # for arguments that are arrays and numbers, found with less effort
+    quick: dict[Any, Callable[[Sequence[Any]], Any]] = {}  # the same, found with less effort
 
     @wraps(f)
     def function(*args: Any, **kwargs: Any) -> Any:
         if Trace.current() is not None:
             return f(*args, **kwargs)  # recorded, or computed at once, with what is around it
-        short = None if kwargs else _flat_key(args)
-        run = flat.get(short)
+        short, arrays = _quick_key(args, kwargs)
+        run = quick.get(short)
         if run is not None:
-            return run(args)
+            return run(arrays)
         leaves, structure = trees.flatten((*args, kwargs))
         key = (structure, tuple(_compile_key(leaf) for leaf in leaves))
         try:
@@ -489,10 +491,10 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
         if run is None:
             traced = trace_call(lambda *values: f(*values[:-1], **values[-1]), (*args, kwargs))
             if len(known) >= _KEPT_FUNCTIONS:
-                flat.clear()
+                quick.clear()
             run = keep(known, key, _compiled(traced), _KEPT_FUNCTIONS)
         if short is not None:
-            flat[short] = run
+            quick[short] = run
         return run([leaf for leaf in leaves if is_array(leaf)])
 
     return function
@@ -500,32 +502,68 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compiled(traced: Traced) -> Callable[[Sequence[Any]], Any]:
     """The traced function, of the leaves that are arrays. What it took from outside is copied."""
-    run, graph, out = executable(traced.graph), traced.graph, traced.out
+    run, graph, fill = executable(traced.graph), traced.graph, trees.filler(traced.out)
     if graph.captures:
         run = run.bound(graph.captures)
 
     def call(arrays: Sequence[Any]) -> Any:
-        return trees.unflatten(out, [_plain(r) for r in run(arrays)])
+        return fill(iter([r if r.ndim else r[()] for r in run(arrays)]))
 
     def call_one(arrays: Sequence[Any]) -> Any:
         (result,) = run(arrays)
         return result if result.ndim else result[()]
 
-    return call_one if out == trees.LEAF else call
+    return call_one if traced.out == trees.LEAF else call
 
 
-def _flat_key(args: Sequence[Any]) -> tuple[Any, ...] | None:
-    """Shapes and types of arguments that are all arrays or Python floats."""
+_STATIC = frozenset([bool, int, str, bytes, type(None)])
+
+
+def _quick_key(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...] | None, list[Any]]:
+    """What tells the programs of these arguments apart, and their arrays and numbers in the order of `trees.flatten`. No key where
+    there are others than arrays, numbers, texts and plain nests of them."""
     key: list[Any] = []
-    for a in args:
+    arrays: list[Any] = []
+    try:
+        known = _add(args, key, arrays)
+        if kwargs and known:
+            key.append("keywords")
+            known = _add((kwargs,), key, arrays)
+    except RecursionError:
+        known = False
+    return (tuple(key) if known else None), arrays
+
+
+def _add(values: Iterable[Any], key: list[Any], arrays: list[Any]) -> bool:
+    """False if there are others. The first item of the key for a value says how many belong to it, so no two nests share a key."""
+    for a in values:
         kind = type(a)
         if kind is np.ndarray:
             key += a.shape, a.dtype
+            arrays.append(a)
         elif kind is float:
             key.append(kind)
+            arrays.append(a)
+        elif kind in _STATIC:
+            key += kind, a
+        elif kind is list or kind is tuple:
+            key += kind, len(a)
+            if not _add(a, key, arrays):
+                return False
+        elif kind is dict:
+            for name in a:
+                if type(name) is not str:
+                    return False
+            names = sorted(a)
+            key += kind, tuple(names)
+            if not _add([a[name] for name in names], key, arrays):
+                return False
+        elif issubclass(kind, np.generic):
+            key.append(kind)
+            arrays.append(a)
         else:
-            return None
-    return tuple(key)
+            return False
+    return True
 
 
 def _compile_key(leaf: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import chainrule as cr
-from bench import __main__, compiling, general, growth, memory, peak, tables
+from bench import __main__, compiling, general, growth, memory, overhead, peak, processes, tables
 from bench.layers import (
     GRU,
     LSTM,
@@ -312,6 +312,42 @@ def test_compiling_begins_with_nothing(monkeypatch, tmp_path):
     compiling.compiling(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
     assert (table.notes, table.failed, list(tmp_path.iterdir())) == ([], False, [])
     assert table.values[0]["compiling"] > 0.05  # a network that comes from a folder takes a tenth of that
+
+
+def test_what_is_above_its_limit_is_marked():
+    table = overhead.new_table()
+    said = {"import": 0.2, "compiling": 0.4, "array": 4e-6, "gradient": 9e-6, "keyword": 5e-6, "nest": 11e-6}
+    overhead.fill(table, [[said, {**said, "import": 0.3, "compiling": 0.05}], [said, {**said, "compiling": 0.09}]])
+    assert [v["median"] for v in table.values] == pytest.approx([0.2, 0.4, 0.07, 4e-6, 9e-6, 5e-6, 11e-6])
+    assert [v["times"] for v in table.values[:3]] == [[0.2, 0.3, 0.2, 0.2], [0.4, 0.4], [0.05, 0.09]]
+    times = ["200 ms", "400 ms", "70.0 ms (too long)", "4.00 µs", "9.00 µs", "5.00 µs", "11.0 µs (too long)"]
+    assert [cells[1] for cells in table.cells] == times
+    assert [cells[2] for cells in table.cells] == ["250 ms", "500 ms", "60.0 ms", *["10.0 µs"] * 4]
+
+
+def test_overhead_from_start_to_end(monkeypatch, tmp_path):
+    pytest.importorskip("llvmlite")
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))  # of this test's process: not used, and not filled
+    table = overhead.new_table()
+    overhead.overhead(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
+    assert (table.notes, table.failed, list(tmp_path.iterdir())) == ([], False, [])
+    cold, again = (table.values[i]["median"] for i in (1, 2))
+    assert cold > 2 * again  # what comes from a folder takes a tenth of that
+    assert all(1e-7 < v["median"] < 1e-3 for v in table.values[3:])
+    assert tables.markdown(
+        Report({"processor": "p", "threads": 1, "cores": 1, "system": "s", "peak": "-", "repeats": 1}, tables=[table])
+    )
+
+
+def test_a_script_that_fails_is_reported(monkeypatch):
+    table = overhead.new_table()
+    overhead.overhead(table, replace(SETTINGS, backend="nonsense"), 1, lambda message: None)
+    assert table.failed
+    assert "nonsense" in table.notes[0]
+    assert table.cells == []
+    monkeypatch.setattr(processes, "LIMIT", 0.01)
+    with pytest.raises(RuntimeError, match="took longer"):
+        overhead.once(SETTINGS)
 
 
 def test_losses_need_data_to_be_compared():

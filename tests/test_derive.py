@@ -155,7 +155,8 @@ OF_ARRAYS = """
 np.mean(x, axis=0); np.var(x); np.var(x, 0, ddof=1); np.std(x, axis=1); np.max(x); np.min(x, axis=1); np.linalg.norm(x);
 np.linalg.norm(x, axis=0); np.cumsum(x); np.cumsum(x, 1); np.cumprod(x, 0); np.prod(x); np.prod(x, (0, 1)); np.diff(x, 2);
 np.average(x, 0, np.abs(x)); x @ x.T @ x; np.einsum("ij,kj,kl->il", x, x, x); np.einsum("ii->i", x[:, :3]);
-np.trace(x[:, :3] @ x[:, 1:]); np.kron(x, x); np.outer(x, x); np.tensordot(x, x, ([1], [1])); np.dot(x, x.T);
+np.trace(x[:, :3] @ x[:, 1:]); np.diagonal(x * x, 1); np.trace(x * x, -1, 1, 0); np.kron(x, x); np.outer(x, x);
+np.tensordot(x, x, ([1], [1])); np.dot(x, x.T);
 np.concatenate([x, x * x], 1); np.stack([x, np.sin(x)]); np.tile(x * x, (2, 1)); np.repeat(x * x, 2, 0); np.roll(x * x, 1, 0);
 np.pad(x * x, 1); np.pad(x, ((1, 0), (2, 1)), constant_values=x[0, 0]); np.split(x * x, 3)[1]; np.flip(x * x); np.triu(x * x);
 np.clip(x, -0.5, 0.5) ** 2; np.where(x > 0, x * x, x); np.take(x * x, [0, 2, 2], 0); (x * x)[::-1, ::2];

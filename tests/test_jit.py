@@ -491,6 +491,13 @@ def test_the_place_by_platform(monkeypatch, tmp_path):
     assert jit._folder() is None
 
 
+def test_a_place_may_begin_with_the_users_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    monkeypatch.setenv("CHAINRULE_CACHE", os.path.join("~", "of mine"))
+    assert jit._folder() == tmp_path / "of mine"
+
+
 # ---- many at once ------------------------------------------------------------------------------------------------------------
 
 

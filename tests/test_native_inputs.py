@@ -132,6 +132,11 @@ def test_arguments_without_axes_and_without_elements(native_functions: Callable[
     assert_bits(cr.compile(lambda a: (np.zeros((3, 0)) @ a, np.sum(a, 0)))(np.zeros((0, 4))), [np.zeros((3, 4)), np.zeros(4)])
 
 
+def test_arguments_that_numpy_warns_of_when_they_are_written_to() -> None:
+    for a in np.broadcast_arrays(np.ones((1, 3)), np.arange(3.0)):
+        assert cr.compile(lambda a: a + 1)(a).tolist() == (a + 1).tolist()  # any warning fails a test
+
+
 def test_results_belong_to_the_caller(native_functions: Callable[[str], None]) -> None:
     native_functions("native")
     f = cr.compile(lambda a: (a, a * 1.0, a[1:]))

@@ -255,7 +255,11 @@ np.einsum("ij , jk -> k", m, r); np.einsum("bij,bkj->bik", x, x, optimize=True);
 np.einsum("ij,j->i", f, g); np.einsum("ij,j->i", f, v); np.einsum("ij,kl->", m, r)
 np.einsum("aij,aij->a", x, x); np.einsum(",i->i", s, v); np.einsum("i->i", v); np.einsum("ijj->i", x[:, :, :3]);
 np.einsum("iji->j", q[:, None, :]); np.einsum("Zj,jZ->Z", m, r)
+np.einsum("iii->i", x[:, :2, :2]); np.einsum("iijj->ij", q[None, None] * q[:, :, None, None][:1, :1]); np.einsum("ii", i[:, :3])
 np.trace(q); np.trace(m); np.trace(x); np.trace(i); np.trace(j[:, None]); np.diagonal(q); np.diagonal(m); np.diagonal(r);
+np.trace(m, 1); np.trace(m, -1); np.trace(x, 1, 1, 2); np.trace(f, 0, 1, 0, np.float64); np.trace(b); np.diagonal(m, 1);
+np.diagonal(m, -2); np.diagonal(m, 7); np.diagonal(m, -7); np.diagonal(x, 1, 2, 0); np.diagonal(x, axis1=-1, axis2=1);
+np.diagonal(e); np.diagonal(i, offset=1); np.diagonal(b); m.diagonal(1); x.trace(0, 2, 1)
 np.kron(m, q); np.kron(v, w); np.kron(v, m); np.kron(np.eye(2), q)
 np.reshape(x, (6, 4)); np.reshape(x, -1); np.reshape(x, (2, -1)); np.reshape(x, 24); np.reshape(e, (3, -1));
 np.reshape(s, (1, 1)); np.ravel(x); np.ravel(s); np.ravel(e)
@@ -322,6 +326,30 @@ def named(expression: str) -> list[str]:
 def test_every_recorded_function(expression: str) -> None:
     names = named(expression)
     assert_like_numpy(function(expression, names), *(ARRAYS[n] for n in names))
+
+
+OFF_DIAGONAL = {
+    "diagonal": np.diagonal,
+    "trace": np.trace,
+    "ii": lambda a: np.einsum("ii", a),
+    "ii->i": lambda a: np.einsum("ii->i", a),
+    "ii,i": lambda a: np.einsum("ii,i", a, np.array([2.0, 3.0, 4.0])),
+    "batched": lambda a: np.einsum("bii->bi", a[None] * np.ones((2, 1, 1))),
+    "thrice": lambda a: np.einsum("iii->i", a[:, :, None] * np.ones((1, 1, 3))),
+    "rectangular": lambda a: np.diagonal(a[:2]),
+}
+
+
+@pytest.mark.parametrize("name", OFF_DIAGONAL)
+def test_a_diagonal_does_not_read_what_is_beside_it(name: str) -> None:
+    f = OFF_DIAGONAL[name]
+    a = np.array([[1.0, np.inf, np.nan], [np.nan, 5.0, -np.inf], [np.inf, np.nan, 9.0]])
+    finite = np.where(np.isfinite(a), a, 7.0)
+    cubes = lambda a: np.sum(f(a) ** 3)
+    np.testing.assert_array_equal(cr.compile(lambda a: f(a))(a), f(a))
+    np.testing.assert_array_equal(cr.grad(cubes)(a), cr.grad(cubes)(finite))
+    np.testing.assert_array_equal(cr.hvp(cubes, a, np.ones((3, 3))), cr.hvp(cubes, finite, np.ones((3, 3))))
+    assert np.isfinite(cr.grad(cubes)(a)).all()
 
 
 def test_no_recorded_function_is_left_out() -> None:

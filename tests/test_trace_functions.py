@@ -16,7 +16,7 @@ import chainrule as cr
 from chainrule import transforms
 from chainrule.compiler.kernels import kernels_of
 from chainrule.derive.backward import backward
-from chainrule.errors import ChainruleError, DtypeError, ShapeError, TraceError, UsageError
+from chainrule.errors import ChainruleError, DataError, DtypeError, ShapeError, TraceError, UsageError
 from chainrule.graph import tree as trees
 from chainrule.graph.node import Graph, Type
 from chainrule.graph.trace import Tracer, build
@@ -375,6 +375,67 @@ def test_compile_traces_once_for_shapes_types_nests_and_static_arguments() -> No
         assert counted.calls == calls
         assert np.asarray(got).dtype == np.asarray(want).dtype
         np.testing.assert_array_equal(got, want)
+
+
+A, B = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+SIMILAR: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    *[((A, n), {}) for n in (1, True, 1.0, np.float64(1), np.float32(1), np.int64(1), np.array(1), np.array(1.0), None, 2, False)],
+    *[(args, {}) for args in ((A, B), ([A, B],), ((A, B),), ([A], B), (A, [B]), ([[A], B],), ([A, [B]],), ((A,), (B,)), ([], A, B))],
+    *[((A, {"x": B}), {}), ((A,), {"x": B}), ((A, {"x": 3}), {}), ((A,), {"x": 3}), ((), {"x": A, "y": B}), ((A, "x", 0), {})],
+    *[(({"y": A, "x": B},), {}), (({"x": B, "y": A},), {}), (({"x": A, "y": B},), {}), ((), {"y": A, "x": B}), ((A, b"x", 0), {})],
+    *[(({1: A, 0: B},), {}), (({"x": {"x": A}, "y": B},), {}), (({"x": A, "y": {"x": B}},), {}), (({"x": [], "y": A},), {})],
+    *[((Point(A, B),), {}), ((OrderedDict(y=A, x=B),), {}), ((A[::2], B[None]), {}), ((A.astype(">f8"), B), {}), (([],), {"x": A})],
+    *[((A, "keywords", {"x": B}), {}), ((A, "keywords"), {"x": B}), ((A, (2,)), {}), ((A, 2, ()), {}), ((A[:0], A[:1]), {})],
+]  # fmt: skip
+
+
+def test_compile_tells_similar_arguments_apart() -> None:
+    """In the first call and in later ones, which find what is compiled with less effort; dicts in any order of their keys."""
+
+    def f(*args: Any, **kwargs: Any) -> Any:
+        shown = lambda leaf: len(leaf) * (1 if isinstance(leaf, str) else 100) if isinstance(leaf, (str, bytes)) else leaf
+        return trees.tree_map(shown, [args, kwargs])
+
+    fast = cr.compile(f)
+    for args, kwargs in [*SIMILAR, *SIMILAR[::-1], *SIMILAR]:
+        got, made = trees.flatten(fast(*args, **kwargs))
+        want, structure = trees.flatten(f(*args, **kwargs))
+        assert made == structure
+        for g, w in zip(got, want, strict=True):
+            w = np.asarray(w)
+            assert (np.shape(g), np.asarray(g).dtype) == (w.shape, w.dtype.newbyteorder("="))
+            np.testing.assert_array_equal(g, w)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((A, 3), {}), ((A, True, "x", None, b"y"), {}), ((A, 2.0), {}), ((A, np.float32(2)), {}), ((A,), {"scale": B, "n": 3}),
+        (([A, B], (A, {"w": A, "b": [B]})), {}), ((), {"x": {"w": A}}),
+    ],
+    ids=["int", "static", "float", "NumPy", "keywords", "nests", "keyword alone"],
+)  # fmt: skip
+def test_a_later_call_takes_the_quick_way(monkeypatch: pytest.MonkeyPatch, args: Any, kwargs: Any) -> None:
+    """Without the work that a first call takes: it costs more than the whole call may."""
+    fast = cr.compile(
+        lambda *args, **kwargs: [sum(np.sum(x) for x in trees.flatten((args, kwargs))[0] if isinstance(x, Tracer)), A]
+    )
+    before = fast(*args, **kwargs)
+    monkeypatch.setattr(trees, "flatten", None)
+    after = fast(*args, **kwargs)
+    assert before[0] == after[0]
+
+
+def test_a_nest_that_contains_itself_and_masked_values_are_refused_in_later_calls_too() -> None:
+    fast = cr.compile(lambda x: x[0] * 2.0)
+    endless: list[Any] = [A]
+    endless.append(endless)
+    for refused, error in ((endless, UsageError), (np.ma.masked_array(A, [True, False]), DataError)):
+        for _ in range(2):
+            assert fast([A, B]).tolist() == [2.0, 4.0]
+            assert fast(A) == 2.0
+            with pytest.raises(error):
+                fast(refused)
 
 
 def test_compile_hands_static_arguments_over_as_they_are() -> None:

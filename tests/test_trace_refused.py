@@ -279,6 +279,9 @@ def test_the_list_of_bad_functions_is_not_empty() -> None:
         (lambda a, b: np.split(a, 2), ["(3,)", "2"]),
         (lambda a, b: np.squeeze(a, 0), ["(3,)"]),
         (lambda a, b: np.max(a[:0]), ["(0,)"]),
+        (lambda a, b: np.diagonal(a), ["axes 0 and 1", "(3,)"]),
+        (lambda a, b: np.trace(a[None], 0, 1, -1), ["axes 1 and -1", "(1, 3)"]),
+        (lambda a, b: np.einsum("ii", a[None]), ['"i"', "(1, 3)"]),
     ],
 )
 def test_shapes_that_do_not_fit_give_both_and_the_line(f: Any, shapes: list[str]) -> None:

@@ -420,7 +420,7 @@ def _folder() -> Path | None:
     """Where the cache is, whether it exists or not; None: there shall be none."""
     chosen = os.environ.get("CHAINRULE_CACHE")
     if chosen is not None:
-        return None if chosen in ("", "0") else Path(chosen)
+        return None if chosen in ("", "0") else Path(os.path.expanduser(chosen))
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA", "")
     elif sys.platform == "darwin":

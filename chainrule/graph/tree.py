@@ -65,22 +65,24 @@ def unflatten(structure: Structure, leaves: Sequence[Any]) -> Any:
     """The nest of this structure with these leaves."""
     if structure.leaves != len(leaves):
         raise UsageError(f"a tree of {structure.leaves} leaves cannot be filled with {len(leaves)}")
-    return _unflatten(structure, iter(leaves))
+    return filler(structure)(iter(leaves))
 
 
-def _unflatten(s: Structure, leaves: Iterator[Any]) -> Any:
-    if s.kind is None:
-        return next(leaves)
-    if s.kind is type(None):
-        return None
-    children = [_unflatten(c, leaves) for c in s.children]
-    if s.kind is dict:
-        return dict(zip(s.keys, children, strict=True))
-    if issubclass(s.kind, tuple) and hasattr(s.kind, "_fields"):
-        return s.kind(*children)
-    if issubclass(s.kind, (list, tuple)):
-        return s.kind(children)
-    return s.kind(**dict(zip(s.keys, children, strict=True)))
+def filler(s: Structure) -> Callable[[Iterator[Any]], Any]:
+    """`unflatten` for nests of this structure, of as many leaves as it has: quick, for a call that takes microseconds."""
+    kind, keys = s.kind, s.keys
+    if kind is None:
+        return next
+    if kind is type(None):
+        return lambda leaves: None
+    fill = [filler(c) for c in s.children]
+    if kind is dict:
+        return lambda leaves: {k: f(leaves) for k, f in zip(keys, fill, strict=True)}
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return lambda leaves: kind(*[f(leaves) for f in fill])
+    if issubclass(kind, (list, tuple)):
+        return lambda leaves: kind([f(leaves) for f in fill])
+    return lambda leaves: kind(**{k: f(leaves) for k, f in zip(keys, fill, strict=True)})
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -18,7 +18,7 @@ from ..errors import ShapeError
 from ..graph.node import OPS, Array, Op, Rows, Type
 from ..graph.trace import answers, apply, located, type_of
 from .elementwise import convert, multiply
-from .layout import reshape, transpose
+from .layout import moveaxis, normal_axis, reshape, transpose
 
 
 def parse(spec: str) -> tuple[str, str, str]:
@@ -228,19 +228,16 @@ def _letters(subscripts: str, operands: Sequence[Any]) -> tuple[list[str], str]:
 
 
 def _diagonals(word: str, x: Any) -> tuple[str, Any]:
-    """A repeated letter means the diagonal: multiply by the identity and sum one of the two axes."""
+    """A repeated letter means the diagonal. Its axis comes last."""
     for letter in dict.fromkeys(word):
         while word.count(letter) > 1:
-            at = word.rindex(letter)
-            n = x.shape[at]
-            if x.shape[word.index(letter)] != n:
+            at, again = word.index(letter), word.rindex(letter)
+            if np.shape(x)[at] != np.shape(x)[again]:
                 raise ShapeError(
-                    located(f'einsum: the repeated letter "{letter}" stands for axes of different length in shape {x.shape}')
+                    located(f'einsum: the repeated letter "{letter}" stands for axes of different length in shape {np.shape(x)}')
                 )
-            spare = next(c for c in ascii_letters if c not in word)
-            renamed = word[:at] + spare + word[at + 1 :]
-            word = word[:at] + word[at + 1 :]
-            x = contract(f"{renamed},{letter}{spare}->{word}", x, np.eye(n, dtype=x.dtype))
+            x = np.diagonal(x, 0, at, again)
+            word = word[:at] + word[at + 1 : again] + word[again + 1 :] + letter
     return word, x
 
 
@@ -257,15 +254,20 @@ def _without_stretched(word: str, x: Any, sizes: dict[str, int]) -> tuple[str, A
 
 
 @answers(np.trace, method="trace")
-def trace(x: Any) -> Any:
-    n = min(x.shape[:2])
-    return np.sum(einsum("ii...->i...", x[:n, :n]), axis=0)
+def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None) -> Any:
+    return np.sum(diagonal(x, offset, axis1, axis2), axis=-1, dtype=dtype)
 
 
 @answers(np.diagonal, method="diagonal")
-def diagonal(x: Any) -> Any:
-    n = min(x.shape[:2])
-    return einsum("ii...->...i", x[:n, :n])
+def diagonal(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Any:
+    """Every (columns + 1)th element of the matrix written row by row. The others are not read, so they may be infinite or NaN."""
+    if x.ndim < 2 or normal_axis(axis1, x.ndim) == normal_axis(axis2, x.ndim):
+        raise ShapeError(located(f"a diagonal lies between two axes, not axes {axis1} and {axis2} of shape {x.shape}"))
+    x = moveaxis(x, [axis1, axis2], [-2, -1])
+    *batch, rows, columns = x.shape
+    length = max(0, min(rows + min(offset, 0), columns - max(offset, 0)))
+    first = max(offset, -offset * columns)
+    return reshape(x, (*batch, rows * columns))[..., first : first + length * (columns + 1) : columns + 1]
 
 
 @answers(np.kron)
