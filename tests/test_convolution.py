@@ -60,6 +60,10 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any], Sh
     "explicit, by side": conv2d(2, 4, 3, 2, padding=((2, 0), (0, 3)), stride=2),
     "dilation": conv2d(2, 6, 7, 2, dilation=(2, 3)),
     "dilation, same": conv2d(2, 5, 4, 2, dilation=2, padding="same", stride=2),
+    "causal": conv2d(2, 4, 3, 2, padding="causal"),
+    "causal, strides": conv2d(2, 5, 6, 2, kernel=(2, 3), stride=(2, 3), padding="causal", activation="tanh"),
+    "causal, dilation": conv2d(2, 4, 5, 1, kernel=(3, 2), dilation=(1, 3), padding="causal"),
+    "causal, larger than the image": conv2d(2, 2, 3, 4, kernel=4, padding="causal", groups=2),
     "groups": conv2d(2, 4, 5, 4, filters=6, groups=2),
     "depthwise": conv2d(2, 4, 5, 3, filters=3, groups=3, padding="same"),
     "depthwise, multiplied": conv2d(2, 5, 4, 3, filters=6, groups=3, stride=2, dilation=2, padding=1),
@@ -86,6 +90,14 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any], Sh
     "mean, padding counts": pool("AvgPool2D", oracle.avg_pool, 2, 4, 3, 2, size=3, padding=1, count_padding=True),
     "mean, time": pool("AvgPool1D", oracle.avg_pool1d, 2, 7, 2, size=3, stride=2, padding="same"),
     "mean, time, padding counts": pool("AvgPool1D", oracle.avg_pool1d, 2, 7, 2, size=3, padding=(2, 1), count_padding=True),
+    "18 rows": conv2d(18, 4, 5, 2, filters=3, padding="same"),
+    "18 rows, causal": conv2d(18, 4, 3, 2, kernel=2, padding="causal", activation="tanh"),
+    "18 rows, depthwise": conv2d(18, 4, 3, 3, filters=6, kernel=2, groups=3, padding=1, stride=2),
+    "18 rows, max": pool("MaxPool2D", oracle.max_pool, 18, 4, 5, 2, size=3, stride=(1, 2)),
+    "37 rows, strides": conv2d(37, 5, 4, 1, kernel=2, stride=2, activation="relu"),
+    "37 rows, groups, dilation": conv2d(37, 3, 4, 4, kernel=2, groups=2, dilation=2, padding=1),
+    "37 rows, time": conv1d(37, 6, 2, stride=2, padding="same", activation="softplus"),
+    "37 rows, mean": pool("AvgPool2D", oracle.avg_pool, 37, 4, 3, 2, size=3, stride=2, padding="same"),
     "mean of all": (nn.GlobalAvgPool, lambda p, x: anp.mean(anp.reshape(x, (2, 12, 3)), axis=1), (2, 4, 3, 3)),
     "mean of all time": (nn.GlobalAvgPool, lambda p, x: anp.mean(x, axis=1), (2, 4, 3)),
 }  # fmt: skip
@@ -201,7 +213,7 @@ def test_a_convolution_is_the_correlation_of_scipy() -> None:
 
 
 AXES = st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.integers(1, 2))
-PADDINGS = st.one_of(st.sampled_from(("valid", "same")), st.tuples(st.integers(0, 2), st.integers(0, 3)))
+PADDINGS = st.one_of(st.sampled_from(("valid", "same", "causal")), st.tuples(st.integers(0, 2), st.integers(0, 3)))
 
 
 @given(axes=st.tuples(AXES, AXES), padding=PADDINGS, channels=st.integers(1, 3), groups=st.integers(1, 2), each=st.integers(1, 3))
@@ -214,12 +226,12 @@ def test_any_geometry(axes: Any, padding: Any, channels: int, groups: int, each:
     net = Gain(nn.Conv2D(each * groups, kernel, stride, sides, None, dilation, groups))
     extra = sum(padding) if isinstance(padding, tuple) else 0
     lacking = any((k - 1) * d + 1 > n + extra for n, k, d in zip((height, width), kernel, dilation, strict=True))
-    if lacking and padding != "same":
+    if lacking and padding not in ("same", "causal"):
         with pytest.raises(cr.ShapeError, match=r"Conv2D: a window .* does not fit"):
             built(net, x)
     else:
         compare(net, lambda p: oracle.convolution(x, p["weight"], p["bias"], stride, sides, None, dilation, groups), x)
-    if all(k <= n for n, k in zip((height, width), kernel, strict=True)) and not isinstance(padding, tuple):
+    if all(k <= n for n, k in zip((height, width), kernel, strict=True)) and padding in ("valid", "same"):
         compare(Gain(nn.MaxPool2D(kernel, stride, padding)), lambda p: oracle.max_pool(x, kernel, stride, padding), x)
         compare(Gain(nn.AvgPool2D(kernel, stride, padding)), lambda p: oracle.avg_pool(x, kernel, stride, padding), x)
 
@@ -260,6 +272,23 @@ def test_causal_outputs_do_not_see_the_future() -> None:
     x[:, 5] += 1
     changed = np.any(net.predict(x) != before, axis=(0, 2))
     assert changed.tolist() == [False] * 5 + [True, False, True, False]
+
+
+@given(axes=st.tuples(AXES, AXES), at=st.tuples(st.integers(0, 6), st.integers(0, 6)))
+@settings(max_examples=15)
+def test_causal_outputs_see_no_later_row_and_no_later_column(axes: Any, at: tuple[int, int]) -> None:
+    """And of the others exactly those under the elements of their window."""
+    lengths, kernel, stride, dilation = zip(*axes, strict=True)
+    at = (at[0] % lengths[0], at[1] % lengths[1])
+    x = images((1, *lengths, 2))
+    net = built(nn.Conv2D(3, kernel, stride, "causal", dilation=dilation), x)
+    before = net.predict(x)
+    assert before.shape == (1, *(-(-n // s) for n, s in zip(lengths, stride, strict=True)), 3)
+    x[:, at[0], at[1]] += 1
+    changed = np.any(net.predict(x) != before, axis=(0, 3))
+    for place in np.ndindex(*changed.shape):
+        back = [p * s - a for p, s, a in zip(place, stride, at, strict=True)]
+        assert changed[place] == all(b in range(0, k * d, d) for b, k, d in zip(back, kernel, dilation, strict=True))
 
 
 def test_groups_do_not_see_each_other() -> None:
@@ -632,8 +661,7 @@ MAKING = [
     (lambda: nn.Conv2D(4, 3, dilation=0), "Conv2D: dilation .*not 0"),
     (lambda: nn.Conv2D(4, 3, groups=0), "Conv2D: groups .*not 0"),
     (lambda: nn.Conv2D(4, 3, groups=3), "Conv2D: 4 filters do not divide into 3 groups.*multiple of 3"),
-    (lambda: nn.Conv2D(4, 3, padding="full"), 'Conv2D: there is no padding "full".*Known: valid, same, a number'),
-    (lambda: nn.Conv2D(4, 3, padding="causal"), 'Conv2D: there is no padding "causal": causal is for time, and Conv1D'),
+    (lambda: nn.Conv2D(4, 3, padding="full"), 'Conv2D: there is no padding "full".*Known: valid, same, causal, a number'),
     (lambda: nn.Conv2D(4, 3, padding=-1), "Conv2D: padding must be .*not -1"),
     (lambda: nn.Conv2D(4, 3, padding=(1, 2, 3)), r"Conv2D: padding .*\(1, 2, 3\)"),
     (lambda: nn.Conv2D(4, 3, padding=(1, (2, 3, 4))), r"Conv2D: padding .*\(1, \(2, 3, 4\)\)"),
@@ -642,7 +670,8 @@ MAKING = [
     (lambda: nn.MaxPool2D(0), "MaxPool2D: size .*not 0"),
     (lambda: nn.MaxPool2D(2, padding=2), "MaxPool2D: padding 2 is not less than the size 2 x 2"),
     (lambda: nn.AvgPool1D(2, padding=(0, 3)), r"AvgPool1D: padding \(0, 3\) is not less than the size 2"),
-    (lambda: nn.MaxPool1D(2, padding="causal"), r'MaxPool1D: padding="causal" is for Conv1D; .*\(n, 0\)'),
+    (lambda: nn.MaxPool1D(2, padding="causal"), r'MaxPool1D: padding="causal" is for convolutions; .* \(n, 0\)'),
+    (lambda: nn.AvgPool2D(2, padding="causal"), r'AvgPool2D: padding="causal" is for convolutions; .*\(\(n, 0\), \(n, 0\)\)'),
     (lambda: nn.Dropout2D(1.0), r"Dropout2D: the rate .*1\.0"),
     (lambda: nn.Residual(nn.Dense(3), nn.Dense), "the class Dense"),
     (lambda: nn.Residual(nn.Dense(3), 3), "Residual: projection takes layers, not 3"),

@@ -33,6 +33,9 @@ _REMEDIES = {
 }
 
 
+_RULES = ("valid", "same", "causal")
+
+
 class _Sliding(Module):
     """What layers with windows share. `spatial`: along how many axes they slide."""
 
@@ -104,18 +107,16 @@ def _each(value: Any, spatial: int, what: str) -> Sizes:
 
 def _padding_of(padding: Any, spatial: int, name: str) -> str | Pairs:
     """A rule by name, or what goes before and after each axis."""
-    known = ("valid", "same", "causal") if spatial == 1 else ("valid", "same")
     form = (
         "a number for both ends or a pair (before, after)"
         if spatial == 1
         else "a number for all sides, or (height, width), each a number or a pair (before, after)"
     )
     if isinstance(padding, str):
-        if padding in known:
+        if padding in _RULES:
             return padding
-        later = ": causal is for time, and Conv1D" if padding == "causal" else ""
-        raise UsageError(f'{name}: there is no padding "{padding}"{later}. Known: {", ".join(known)}, {form}')
-    wanted = f"{name}: padding must be {', '.join(known)}, {form}, none of them negative; not {padding!r}"
+        raise UsageError(f'{name}: there is no padding "{padding}". Known: {", ".join(_RULES)}, {form}')
+    wanted = f"{name}: padding must be {', '.join(_RULES)}, {form}, none of them negative; not {padding!r}"
     if spatial == 1:
         return (_pair(padding, wanted),)
     axes = padding if isinstance(padding, (tuple, list)) else (padding, padding)
@@ -191,7 +192,9 @@ class Conv2D(_Convolution):
     Args:
         filters F; kernel: the size of a window, K or (height, width); stride s: windows lie so far apart; one number, or two.
         padding: "valid": none, only windows that lie inside; "same": zeros around, so that there are ceil(H / s) windows, an odd one
-            after; a number p for all sides; (height, width), each a number or a pair (before, after).
+            after; "causal": (K - 1) d zeros before each axis and none after, p = (K - 1) d, so that y[b, h, w] sees no row of x
+            later than h s and no column later than w s; a number p for all sides; (height, width), each a number or a pair
+            (before, after).
         activation φ: a name, any function, None for none.
         dilation d: elements of a window lie so far apart. groups G: channels and filters are cut into G parts, and each part of the
             filters sees its part of the channels; G = C is the depthwise convolution, with F / C filters for each channel.
@@ -201,7 +204,7 @@ class Conv2D(_Convolution):
     Source: LeCun et al., "Backpropagation applied to handwritten zip code recognition", Neural Computation 1, 1989; dilation: Yu &
     Koltun, ICLR 2016; groups: Krizhevsky et al., NIPS 2012; depthwise: Chollet, CVPR 2017.
     Differs: like everywhere in this field it is a correlation, the kernel is not turned. "same" with a stride is that of Keras and
-    TensorFlow; PyTorch has none.
+    TensorFlow; PyTorch has none. Elsewhere "causal" is for sequences only; here it is the rule of `Conv1D` along both axes.
 
     >>> net = Conv2D(8, 3, stride=2, padding="same", activation="relu")
     >>> _ = net.fit(np.ones((1, 5, 5, 3)), np.ones((1, 3, 3, 8)), epochs=0)
@@ -214,6 +217,7 @@ class Conv2D(_Convolution):
         {"args": (3, (3, 2), 1, "same", "tanh"), "input": (2, 3, 3, 2)},
         {"args": (2, 2, (2, 1), ((1, 0), 1), None, 1, 1, "orthogonal", False), "input": (2, 4, 3, 1)},
         {"args": (4, 2, 1, "valid", None, (1, 2), 2), "input": (2, 3, 4, 2)},
+        {"args": (2, (2, 3), (1, 2), "causal"), "input": (2, 3, 4, 1)},
     )
 
 
@@ -250,7 +254,10 @@ class _Pool(_Sliding, overrides=["_size_over"]):
     def __init__(self, size: Any = 2, stride: Any = None, padding: Any = "valid") -> None:
         super().__init__(size, size if stride is None else stride, padding, 1, "size")
         if self.padding == "causal":
-            raise UsageError(f'{type(self).__name__}: padding="causal" is for Conv1D; give the zeros before as (n, 0)')
+            before = "(n, 0)" if self.spatial == 1 else "((n, 0), (n, 0))"
+            raise UsageError(
+                f'{type(self).__name__}: padding="causal" is for convolutions; give how much goes before as {before}'
+            )
         if not isinstance(self.padding, str) and any(max(p) >= k for p, k in zip(self.padding, self.size, strict=True)):
             raise UsageError(
                 f"{type(self).__name__}: padding {padding!r} is not less than the size {_by(self.size)}: a window would see no element"
@@ -279,8 +286,9 @@ class MaxPool2D(_MaxPool):
 
     y[b, h, w, c] = max_{i, j} x[b, h s + i - p, w s + j - p, c]
 
-    Args: size K or (height, width); stride s: as large as the window unless given; padding: as for `Conv2D`, less than the size.
-    Padding is never the largest. Elements that are equally large share the gradient in equal parts, as in `np.max` everywhere here.
+    Args: size K or (height, width); stride s: as large as the window unless given; padding: as for `Conv2D` (not causal), less than
+    the size. Padding is never the largest. Elements that are equally large share the gradient in equal parts, as in `np.max`
+    everywhere here.
     Shapes: x (B, H, W, C), y (B, H', W', C), H' = (H + padding - K) // s + 1.
     Raises: `ShapeError` for anything but images, and for images that are smaller than a window.
     Source: Riesenhuber & Poggio, "Hierarchical models of object recognition in cortex", Nature Neuroscience 2, 1999.
@@ -346,8 +354,8 @@ class AvgPool2D(_AvgPool):
 
     y[b, h, w, c] = Σ_{i, j} x[b, h s + i - p, w s + j - p, c] / n, n being the number of elements of x in the window
 
-    Args: size K or (height, width); stride s: as large as the window unless given; padding: as for `Conv2D`, less than the size.
-    count_padding: n = K² also where a window reaches over the border, so that padding counts as zeros.
+    Args: size K or (height, width); stride s: as large as the window unless given; padding: as for `Conv2D` (not causal), less than
+    the size. count_padding: n = K² also where a window reaches over the border, so that padding counts as zeros.
     Shapes: x (B, H, W, C), y (B, H', W', C), H' = (H + padding - K) // s + 1.
     Raises: `ShapeError` for anything but images, and for images that are smaller than a window.
     Source: LeCun et al., "Gradient-based learning applied to document recognition", Proceedings of the IEEE 86, 1998 (whose
