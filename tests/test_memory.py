@@ -16,7 +16,7 @@ from test_compiler_graphs import graph_of
 
 import chainrule as cr
 from chainrule import nn
-from chainrule.compiler.cost import copies_of_data
+from chainrule.compiler.cost import copies_of_data, work
 from chainrule.compiler.pipeline import Code
 from chainrule.derive.checkpoint import least_advances
 from chainrule.errors import UsageError
@@ -527,12 +527,55 @@ def test_the_least_budget_is_exact_and_each_is_kept(seed: int) -> None:
         code = step_within(int(memory), net, threads)
         scratch = code.arena.bytes - sum(b.bytes for b in copies_of_data(i for items in code.plan.phases for i in items))
         assert scratch <= memory, (threads, scratch, memory)
-        assert memory > least or least - 64 * 8 < scratch, (
+        assert memory > least or threads > 1 or least - 64 * 8 < scratch, (
             "all of it is used, but for what lies between copies of data and others"
         )
-        extra.append(sum(plan.advances for _, plan in code.plans))
+        extra.append(sum(plan.advances * work(loop).flops / plan.steps for loop, plan in code.plans))
     assert extra[-1] == 0, "where all fits nothing is computed again"
     assert extra == sorted(extra, reverse=True), "more memory never means more work"
+
+
+# ---- several loops -----------------------------------------------------------------------------------------------------------
+
+
+def plans_within(net: nn.Sequential, *shares: float) -> list[list[Any]]:
+    """The plans of all loops within some shares of what is kept without a budget."""
+    plan = net.compiled.plan()
+    return [[p for _, p in step_within(int(share * (plan.bytes - plan.data)), net).plans] for share in shares]
+
+
+def test_two_loops_use_what_a_budget_leaves_over() -> None:
+    """Both in segments of half their steps fit 52 %, with 2,048 extra steps; one of them whole, and the other so, 77 %."""
+    net = nn.Sequential(nn.Bidirectional(nn.GRU(32)), nn.Dense(1))
+    with native(backend_of(level=0)):
+        net.fit(np.ones((16, 2000, 2)), np.ones((16, 1)), epochs=1, batch_size=16)
+    plans = plans_within(net, 0.53, 0.55, 0.6, 0.65, 0.8, 0.95)
+    extra = [sum(p.advances for p in ps) for ps in plans]
+    assert extra == sorted(extra, reverse=True)
+    assert extra[0] <= 2048
+    assert extra[1] < 2000
+    assert extra[-2:] == [1024, 1024]
+    assert [sorted(p.kind for p in ps) for ps in plans[-2:]] == [["all", "segments"]] * 2
+
+
+def test_a_small_loop_is_kept_where_that_costs_little() -> None:
+    net = nn.Sequential(nn.LSTM(32, **S), nn.RNN(4), nn.Dense(1))
+    with native(backend_of(level=0)):
+        net.fit(np.ones((16, 500, 2)), np.ones((16, 1)), epochs=1, batch_size=16)
+    for large, small in plans_within(net, 0.6, 0.95):
+        assert (large.kind, small.kind) == ("segments", "all")
+
+
+def test_a_loop_whose_tape_others_read_is_kept_first() -> None:
+    """The states that the second layer reads lie in the first one's tape, if that is kept: without it they take as much again."""
+    net = nn.Sequential(nn.RNN(8, **S), nn.GRU(8), nn.Dense(1))
+    with native(backend_of(level=0)):
+        net.fit(np.ones((16, 500, 2)), np.ones((16, 1)), epochs=1, batch_size=16)
+    least = least_of(lambda m: step_within(m, net))
+    first, second = (p for _, p in step_within(least, net).plans)
+    assert (first.kind, second.kind) == ("all", "recursive")
+    taken = least - second.bytes
+    assert taken < 3 * 500 * 16 * 8 * 4, "the states and two gradients"
 
 
 # ---- the time it takes to compile --------------------------------------------------------------------------------------------

@@ -169,7 +169,8 @@ def _arranged(
     items, panels = in_panels(split(items, target, names), set(kept), target, names)
     items = parted(ragged(items, names), names)
     pairs = pairs_of(items)
-    plans = plans_of(pairs, spare)
+    costs = [max(1.0, work(p.forward).flops / p.steps) for p in pairs]
+    plans = plans_of(pairs, costs, spare)
     items = carried(gathered(replayed(items, pairs, plans, names, threads), names, threads), names)
     items = share(items, panels, set(kept), target, names)
     items = with_better_copies(items, target, names, threads)
