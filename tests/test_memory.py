@@ -578,6 +578,31 @@ def test_a_loop_whose_tape_others_read_is_kept_first() -> None:
     assert taken < 3 * 500 * 16 * 8 * 4, "the states and two gradients"
 
 
+# layers, whether there is a loss at each step, and how many numbers each step and row adds to the least budget
+GROWING = {
+    "one output": (lambda: [nn.LSTM(32)], False, 0),
+    "one output, a small layer": (lambda: [nn.LSTM(8)], False, 2),  # the inputs, with rows side by side
+    "an output at each step": (lambda: [nn.LSTM(32, **S)], True, 3 * 32 + 1),
+    "two layers, one output": (lambda: [nn.LSTM(32, **S), nn.LSTM(32)], False, 2 * 32),
+    "three layers, one output": (lambda: [nn.GRU(32, **S), nn.LSTM(16, **S), nn.RNN(32)], False, 2 * (32 + 16)),
+    "both directions, then one": (lambda: [nn.Bidirectional(nn.LSTM(32, **S)), nn.LSTM(32)], False, 3 * 64),
+    "two layers, an output at each step": (lambda: [nn.LSTM(32, **S), nn.LSTM(32, **S)], True, 5 * 32 + 1),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_how_the_least_budget_grows_with_time(name: str) -> None:
+    layers, each, numbers = GROWING[name]
+    least = []
+    for steps in (2048, 4096):
+        net = nn.Sequential(*layers(), nn.Dense(1))
+        y = np.ones((16, steps, 1) if each else (16, 1))
+        with native(backend_of(level=0)):
+            net.fit(np.ones((16, steps, 2)), y, epochs=1, batch_size=16)
+        least.append(least_of(partial(step_within, net=net)))
+    assert least[1] - least[0] == pytest.approx(2048 * 16 * numbers * 4, rel=0.01, abs=64)
+
+
 # ---- the time it takes to compile --------------------------------------------------------------------------------------------
 
 
