@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -601,6 +605,44 @@ def test_how_the_least_budget_grows_with_time(name: str) -> None:
             net.fit(np.ones((16, steps, 2)), y, epochs=1, batch_size=16)
         least.append(least_of(partial(step_within, net=net)))
     assert least[1] - least[0] == pytest.approx(2048 * 16 * numbers * 4, rel=0.01, abs=64)
+
+
+MEASURED = """
+import sys
+import numpy as np
+from chainrule import nn
+
+def most():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM:"))
+
+def fit(steps, **options):
+    net = nn.Sequential(nn.LSTM(64), nn.Dense(1))
+    net.fit(np.ones((16, steps, 4), "f4"), np.ones((16, 1), "f4"), epochs=2, batch_size=16, threads=2, verbose=False, **options)
+
+fit(300, memory="5MB")  # what compiling and Python take is there afterwards
+before = most()
+fit(4000, **eval(sys.argv[1]))
+print(most() - before)
+"""
+
+
+def peak_of(cache: Path, **options: Any) -> int:
+    """By how many bytes the most memory in use grows, of a fresh process that has to compile both networks."""
+    cache.mkdir()
+    own = {**os.environ, "CHAINRULE_CACHE": str(cache)}
+    made = subprocess.run(
+        [sys.executable, "-c", MEASURED, repr(options)], capture_output=True, text=True, check=True, timeout=300, env=own
+    )
+    return int(made.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say how much memory a process has used")
+def test_the_memory_in_use_stays_within_the_budget(tmp_path: Path) -> None:
+    data = 2 * 16 * 4000 * 4 * 4  # the sequences, and the batch
+    other = 8 * 2**20  # Python's own objects, and what the compiler takes more
+    assert peak_of(tmp_path / "within", memory="20MB") <= 1.1 * 20e6 + data + other
+    assert peak_of(tmp_path / "plain") >= 16 * 4000 * 64 * 4 * 5, "without a budget the gates and states of all steps are kept"
 
 
 # ---- the time it takes to compile --------------------------------------------------------------------------------------------
