@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
 
-from chainrule.derive.checkpoint import BACKWARD, Checkpoints, choose, least_advances, plan
+from chainrule.derive.checkpoint import BACKWARD, Checkpoints, choose, frontier, least_advances, plan, shares
 from chainrule.errors import UsageError
 
 
@@ -126,6 +127,82 @@ def test_a_budget_that_cannot_be_kept_names_the_least() -> None:
         choose(1000, least - 1, state=2, taped=5, chunk=8, fixed=7)
     made = choose(1000, least, state=2, taped=5, chunk=8, fixed=7)
     assert (made.kind, made.slots, made.bytes) == ("recursive", 1, least)
+
+
+def test_less_has_to_fit_where_all_is_kept() -> None:
+    options = {"state": 2, "taped": 5, "chunk": 8, "fixed": 7}
+    kept = choose(100, 509 - 30, **options, saved=30)
+    assert (kept.kind, kept.bytes) == ("all", 509)
+    assert choose(100, 509 - 31, **options, saved=30).kind == "segments"
+    assert choose(100, 20, **options, saved=490).kind == "all", "which may be the least of all"
+    with pytest.raises(UsageError, match="at least 19 are needed"):
+        choose(100, 18, **options, saved=490)
+
+
+# ---- several chains ----------------------------------------------------------------------------------------------------------
+
+CHAINS = [  # steps, state, taped, chunk, fixed, saved, work of a step
+    (30, 3, 10, 1, 5, 0, 1), (30, 3, 10, 1, 5, 0, 1), (17, 10, 3, 4, 0, 20, 9), (1, 4, 9, 1, 0, 0, 3), (24, 1, 40, 5, 2, 100, 2),
+    (64, 16, 80, 8, 0, 0, 5), (9, 2, 2, 1, 0, 17, 1000),
+]  # fmt: skip
+
+
+def every_plan(steps: int, state: int, taped: int, chunk: int, fixed: int, saved: int, work: int) -> list[tuple[int, int]]:
+    """Bytes and work of all plans, good and bad."""
+    plans = {plan(steps, n, s) for s in _all_segments(steps, chunk) for n in range(1, steps + 1)}
+    return [(fixed + _bytes(p, state, taped) - saved * (p.units == 1), p.advances * work) for p in plans]
+
+
+def front_of(steps: int, state: int, taped: int, chunk: int, fixed: int, saved: int, work: int) -> tuple[np.ndarray, np.ndarray]:
+    size, advances = frontier(steps, state=state, taped=taped, chunk=chunk, fixed=fixed, saved=saved)
+    return size, work * advances
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_frontier_is_all_that_nothing_beats(chain: tuple[int, ...]) -> None:
+    every = set(every_plan(*chain))
+    best = sorted(p for p in every if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in every))
+    assert list(zip(*(part.tolist() for part in front_of(*chain)), strict=True)) == best
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("first", range(len(CHAINS)))
+def test_chains_share_a_budget_with_the_least_work_of_all_combinations(first: int, count: int) -> None:
+    chains = [CHAINS[(first + n) % len(CHAINS)] for n in range(count)]
+    fronts = [front_of(*c) for c in chains]
+    pairs = [list(zip(*(part.tolist() for part in f), strict=True)) for f in fronts]
+    every = sorted((sum(b for b, _ in ps), sum(w for _, w in ps)) for ps in product(*pairs))
+    least, most = every[0][0], sum(p[-1][0] for p in pairs)
+    before = None
+    for budget in sorted({least, least + 1, *np.linspace(least, most + 5, 40).astype(int).tolist()}):
+        found = shares(fronts, budget)
+        assert sum(found) <= budget
+        work = sum(dict(p)[b] for p, b in zip(pairs, found, strict=True))
+        assert work == min(w for b, w in every if b <= budget)
+        assert before is None or work <= before
+        before = work
+    assert before == 0
+
+
+def test_long_chains_share_a_budget_at_once() -> None:
+    began = time.perf_counter()
+    fronts = [frontier(10_000, state=2048, taped=taped, chunk=16, saved=100) for taped in (10_000, 20_000, 700, 10_000)]
+    found = shares(fronts, 40_000_000)
+    assert time.perf_counter() - began < 0.5  # seconds; a hundredth of that where nothing else runs
+    assert 39_000_000 < sum(found) <= 40_000_000
+    assert shares(fronts, sum(int(size[0]) for size, _ in fronts)) == [int(size[0]) for size, _ in fronts]
+    assert shares(fronts, sum(int(size[-1]) for size, _ in fronts)) == [int(size[-1]) for size, _ in fronts]
+
+
+def test_of_many_numbers_of_slots_some_are_tried() -> None:
+    """In the longest chains, and even there little is lost."""
+    model = {"state": 1000, "taped": 10_000}
+    size, advances = frontier(5000, **model)
+    for budget in np.geomspace(size[0], size[-1], 50).astype(int):
+        best = choose(5000, int(budget), **model).advances
+        found = advances[np.searchsorted(size, budget, "right") - 1]
+        assert best <= found <= 1.02 * best
+        assert best or not found
 
 
 @pytest.mark.parametrize("wrong", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])

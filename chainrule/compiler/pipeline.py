@@ -178,7 +178,8 @@ def _arranged(
     items = _verified("ragged", ragged(_verified("in_panels", items), names))
     items = _verified("parted", parted(items, names))
     pairs = pairs_of(items)
-    plans = plans_of(pairs, spare)
+    costs = [max(1.0, work(p.forward).flops / p.steps) for p in pairs]
+    plans = plans_of(pairs, costs, spare)
     items = _verified("replayed", replayed(items, pairs, plans, names, threads))
     items = _verified("gathered", gathered(items, names, threads))
     items = _verified("carried", carried(items, names))

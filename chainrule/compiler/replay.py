@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..derive.checkpoint import BACKWARD, Checkpoints, choose
+from ..derive.checkpoint import BACKWARD, Checkpoints, choose, frontier, shares
 from ..errors import BudgetError
 from .affine import Affine, Axis, of
 from .carry import doubled
@@ -36,8 +36,8 @@ SAVE, RESTORE, ADVANCE, BACK = range(4)
 
 @dataclass(frozen=True)
 class Pair:
-    """A forward loop, the backward loop that reads its tape, and the buffers of the tape; `doubled`: those that come to lie where
-    another lies (carry.py)."""
+    """A forward loop, the backward loop that reads its tape, and the buffers of the tape; `doubled`: those that the forward loop writes
+    and that come to lie where another lies, if all of the tape is kept (carry.py)."""
 
     forward: Loop
     back: Loop
@@ -62,6 +62,16 @@ class Pair:
     def state(self) -> int:
         """Bytes of one state."""
         return max(1, sum(b.bytes for b in self.forward.states))
+
+    @property
+    def saved(self) -> int:
+        """Bytes of what others read of each step that has the tape for its memory, if all of that is kept."""
+        return sum(b.bytes for b in self.doubled - set(self.tape))
+
+    def model(self) -> dict[str, int]:
+        """What plans are counted by: the state at hand and what the sums of a chunk are made of are part of any."""
+        steps, fixed = chunk(self.back)
+        return {"state": self.state, "taped": self.taped, "chunk": steps, "fixed": self.state + fixed}
 
 
 def replayed(
@@ -90,7 +100,8 @@ def pairs_of(items: Sequence[Item]) -> list[Pair]:
             if is_way_back(forward, back) and not {forward, back} & taken:
                 tape = _tape(forward, back, items)
                 if tape:
-                    found.append(Pair(forward, back, tape, frozenset(hidden & set(tape))))
+                    written = {s.buffer for k in kernels_of([forward]) for s in k.stores}
+                    found.append(Pair(forward, back, tape, frozenset(hidden & written)))
                     break
     for pair in found:
         pair.forward.gathers = False
@@ -169,29 +180,42 @@ def fitted(taken: Callable[[int | None], int], memory: int | None) -> int | None
     return max(spare, 0)
 
 
-def plans_of(pairs: Sequence[Pair], spare: int | None) -> list[Checkpoints]:
-    """A plan for each pair that takes so many bytes more than the smallest; None: for all that it keeps.
+def plans_of(pairs: Sequence[Pair], costs: Sequence[float], spare: int | None) -> list[Checkpoints]:
+    """A plan for each pair: of those that take so many bytes more than the smallest, together, the ones with the least work in all;
+    None: all is kept. A loop with a budget of its own has that for itself.
 
+    Args: costs: of a forward step of each pair.
     Raises: `BudgetError` for a pair whose own budget is too little.
     """
-    whole = sum(p.bytes for p in pairs if p.forward.memory is None)
-    plans = []
-    for pair in pairs:
-        own, least = pair.forward.memory, _least(pair)
-        if own is not None and own < least:
-            raise _too_little(own, least)
-        above = pair.bytes + pair.state if spare is None else spare * pair.bytes // whole if own is None else 0
-        budget = own if own is not None else least + above
-        steps, fixed = chunk(pair.back)
-        plans.append(choose(pair.steps, budget, state=pair.state, taped=pair.taped, chunk=steps, fixed=pair.state + fixed))
-    return plans
+    found = {p: _alone(p, p.forward.memory) for p in pairs if p.forward.memory is not None or spare is None}
+    others = {p: cost for p, cost in zip(pairs, costs, strict=True) if p not in found}
+    if others and spare is not None:
+        found.update(_together(others, spare))
+    return [found[p] for p in pairs]
 
 
-def _least(pair: Pair) -> int:
-    """Bytes of the smallest plan: the state at hand, what the sums of a chunk are made of, and a chunk on the tape, or all of it; the
-    start, and the state that the chunk begins with."""
-    steps, fixed = chunk(pair.back)
-    return pair.state + fixed + min(pair.bytes + pair.state, steps * pair.taped + 2 * pair.state)
+def _alone(pair: Pair, own: int | None) -> Checkpoints:
+    """The plan of a pair with a budget of its own; None: all is kept."""
+    model = pair.model()
+    least = int(frontier(pair.steps, **model)[0][0]) if own is not None else 0
+    if own is not None and own < least:
+        raise _too_little(own, least)
+    return choose(pair.steps, model["fixed"] + pair.bytes + pair.state if own is None else own, **model)
+
+
+def _together(costs: Mapping[Pair, float], spare: int) -> Iterator[tuple[Pair, Checkpoints]]:
+    """Plans of pairs that share a budget. What no plan has a use for goes from each to the next: where not all have been tried, it may
+    be enough for a better one."""
+    fronts = {p: frontier(p.steps, **p.model(), saved=p.saved) for p in costs}
+    rest = spare + sum(int(size[0]) for size, _ in fronts.values())
+    parts = shares(
+        [(size, cost * advances) for (size, advances), cost in zip(fronts.values(), costs.values(), strict=True)], rest
+    )
+    rest -= sum(parts)
+    for pair, part in zip(costs, parts, strict=True):
+        made = choose(pair.steps, part + rest, **pair.model(), saved=pair.saved)
+        rest += part - made.bytes + (pair.saved if made.units == 1 else 0)
+        yield pair, made
 
 
 def _too_little(memory: int, least: int) -> BudgetError:

@@ -1,7 +1,8 @@
 """Which states of a long chain of steps to keep for the backward pass, and which to compute again.
 
-In: a number of steps, and a number of slots or a budget of bytes. Out: integers only: how many steps are computed again, and the
-actions in their order. What a step is, and where a slot lies, is the affair of whoever runs them.
+In: a number of steps, and a number of slots or a budget of bytes; for several chains, one budget for all of them. Out: integers only:
+how many steps are computed again, and the actions in their order. What a step is, and where a slot lies, is the affair of whoever runs
+them.
 
 A chain of `steps` steps is cut at t = 0, L, 2 L, ... into units of `segment` = L steps, of which the last may be shorter. The backward
 pass goes through the units from the last to the first. For each it needs the state that the unit begins with, from which it takes the
@@ -23,7 +24,7 @@ Gruslys et al., "Memory-efficient backpropagation through time", NIPS 2016, whos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import comb
 
 import numpy as np
@@ -33,6 +34,8 @@ from ..graph.node import Array
 from ..records import record
 
 BACKWARD = -1  # as the place where an action leaves its state
+MOST_SLOTS = 1000  # numbers of slots that are tried for one length of segments
+MOST_SUMS = 2**16  # plans of two chains that are put together in every way; of longer lists only some plans are
 
 
 @record(frozen=True)
@@ -104,30 +107,29 @@ def least_advances(units: int, slots: int) -> int:
     return r * units - _reach(slots + 1, r - 1)
 
 
-def choose(steps: int, budget: int, *, state: int, taped: int, chunk: int = 1, fixed: int = 0) -> Checkpoints:
+def choose(steps: int, budget: int, *, state: int, taped: int, chunk: int = 1, fixed: int = 0, saved: int = 0) -> Checkpoints:
     """The plan with the fewest advances of all that fit a budget; of several, the smallest.
 
     Args: steps T; budget: bytes; state: bytes of one state; taped: bytes of one step on the tape, all that it keeps counted, but for the
-    state that the unit begins with; chunk: segments are multiples of so many steps; fixed: bytes that any plan takes.
+    state that the unit begins with; chunk: segments are multiples of so many steps; fixed: bytes that any plan takes; saved: so many
+    fewer have to fit where all steps are on the tape, because something else can lie there as well.
     Raises: `UsageError` with the least budget, if none fits.
 
     >>> chosen = choose(1000, 100_000, state=100, taped=400, chunk=8)
     >>> chosen.kind, chosen.segment, chosen.slots, chosen.advances, chosen.bytes
     ('segments', 200, 4, 800, 80500)
     """
-    if min(steps, state, taped, chunk) < 1 or fixed < 0:
-        raise UsageError(
-            f"checkpoints need positive numbers of steps, bytes and steps of a chunk, not {(steps, state, taped, chunk, fixed)}"
-        )
+    _check(steps, state, taped, chunk, fixed)
     best: Checkpoints | None = None
     least = 0
     for segment in _segments(steps, chunk):
         tape, units = fixed + segment * taped, _units(steps, segment)
+        within = budget if units > 1 else budget + saved
         smallest = tape + state * _states(units, 1)
-        least = min(least or smallest, smallest)
-        if smallest > budget:
+        least = min(least or smallest, smallest - (within - budget))
+        if smallest > within:
             continue
-        found = plan(steps, 1 if units == 1 else (budget - tape) // state - 1, segment)
+        found = plan(steps, 1 if units == 1 else (within - tape) // state - 1, segment)
         found = Checkpoints(steps, segment, found.slots, found.advances, tape + state * found.states)
         if best is None or (found.advances, found.bytes) < (best.advances, best.bytes):
             best = found
@@ -137,6 +139,108 @@ def choose(steps: int, budget: int, *, state: int, taped: int, chunk: int = 1, f
             "fewer rows at a time or shorter sequences"
         )
     return best
+
+
+def _check(steps: int, state: int, taped: int, chunk: int, fixed: int) -> None:
+    if min(steps, state, taped, chunk) < 1 or fixed < 0:
+        raise UsageError(
+            f"checkpoints need positive numbers of steps, bytes and steps of a chunk, not {(steps, state, taped, chunk, fixed)}"
+        )
+
+
+# ---- several chains ----------------------------------------------------------------------------------------------------------
+
+
+def frontier(steps: int, *, state: int, taped: int, chunk: int = 1, fixed: int = 0, saved: int = 0) -> tuple[Array, Array]:
+    """The bytes and the advances of all plans that another one beats in one of them only: bytes rise, advances fall to 0.
+
+    Args: as for `choose`. Of more than `MOST_SLOTS` numbers of slots for one length of segments, some are left out.
+
+    >>> [part.tolist() for part in frontier(6, state=1, taped=10)]
+    [[12, 13, 14, 15, 16, 23, 32, 61], [15, 8, 7, 6, 5, 4, 3, 0]]
+    """
+    _check(steps, state, taped, chunk, fixed)
+    lengths = list(_segments(steps, chunk))
+    numbers = [_numbers_of_slots(_units(steps, n)) for n in lengths]
+    segment, slots = np.repeat(lengths, [len(n) for n in numbers]), np.concatenate(numbers)
+    units = -(-steps // segment)
+    advances = segment * _fewest_advances(units, slots)
+    return _best(fixed + segment * taped + np.where(units > 1, state * (slots + 1), state - saved), advances)[:2]
+
+
+def shares(chains: Sequence[tuple[Array, Array]], budget: int) -> list[int]:
+    """How many bytes each of several chains may take, such that they take no more than a budget together and the least work.
+
+    Args: chains: the bytes and the work of each one's plans, as `frontier` gives them. One plan of each fits.
+    Returns: the bytes of one plan of each. Of three chains or more, plans that differ by little are not all tried.
+
+    >>> shares([(np.array([10, 50]), np.array([7, 0])), (np.array([20, 30, 70]), np.array([9, 5, 0]))], 100)
+    [50, 30]
+    """
+    *others, last = chains
+    size, effort, ways = np.zeros(1, np.int64), np.zeros(1), []
+    for n, chain in enumerate(others):
+        free = budget - sum(int(c[0][0]) for c in chains[n + 1 :])
+        size, effort, way = _together((size, effort), chain, free)
+        ways.append(way)
+    at = np.searchsorted(last[0], budget - size, "right") - 1  # the most that is left for the last one
+    place = np.lexsort((size + last[0][at], effort + last[1][at]))[0]
+    found = [int(last[0][at[place]])]
+    for chain, way in zip(reversed(others), reversed(ways), strict=True):
+        place, own = way[:, place]
+        found.append(int(chain[0][own]))
+    return found[::-1]
+
+
+def _together(one: tuple[Array, Array], other: tuple[Array, Array], budget: int) -> tuple[Array, Array, Array]:
+    """The frontier of two together, as far as a budget goes: bytes, work, and the places in both."""
+    i = np.flatnonzero(one[0] + other[0][0] <= budget)
+    j = np.flatnonzero(other[0] + one[0][0] <= budget)
+    if len(i) * len(j) > MOST_SUMS:
+        i, j = (n[_spread(part[0][n])] for n, part in ((i, one), (j, other)))
+    size, effort = ((a[i][:, None] + b[j]).ravel() for a, b in zip(one, other, strict=True))
+    size, effort, kept = _best(size, effort)
+    fits = size <= budget
+    return size[fits], effort[fits], np.stack([i[kept[fits] // len(j)], j[kept[fits] % len(j)]])
+
+
+def _spread(size: Array) -> Array:
+    """Places in a rising list, few enough, by equal ratios; its ends are among them."""
+    marks = np.geomspace(max(size[0], 1), max(size[-1], 1), int(MOST_SUMS**0.5) - 1)
+    return np.unique([0, *np.searchsorted(size, marks[1:-1]), len(size) - 1])
+
+
+def _best(size: Array, effort: Array) -> tuple[Array, Array, Array]:
+    """Those that are smaller or less work than each other one, and their places; the smallest first."""
+    order = np.lexsort((effort, size))
+    least = np.minimum.accumulate(effort[order])
+    kept = order[np.r_[True, least[1:] < least[:-1]]]
+    return size[kept], effort[kept], kept
+
+
+def _numbers_of_slots(units: int) -> Array:
+    most = max(units - 1, 1)
+    found: Array = np.arange(1, most + 1)
+    if most > MOST_SLOTS:
+        found = np.unique(np.rint(np.geomspace(1, most, MOST_SLOTS)).astype(np.int64))
+    return found
+
+
+def _fewest_advances(units: Array, slots: Array) -> Array:
+    """`least_advances` of many at a time: r goes up until β(s, r) reaches each n."""
+    found: Array = units * (units - 1) // 2  # with one slot
+    left = np.flatnonzero(slots > 1)
+    reach, r = np.ones(len(left), np.int64), 0
+    while left.size:
+        n, s, before, r = units[left], slots[left], reach, r + 1
+        reach = before * (s + r) // r
+        done = reach >= n
+        found[left[done]] = (r * n - before * (s + r) // (s + 1))[done]  # β(s + 1, r - 1) = β(s, r - 1) (s + r) / (s + 1)
+        left, reach = left[~done], reach[~done]
+    return found
+
+
+# ---- segments, units and slots -----------------------------------------------------------------------------------------------
 
 
 def _segments(steps: int, chunk: int) -> Iterator[int]:

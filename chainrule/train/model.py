@@ -111,7 +111,10 @@ class Model(Stateful):
                 weights and all that a step needs to work in included; data, weights, the optimizer's slots and what is returned do
                 not count. A recurrent network then keeps some states and computes the steps between them again:
                 `net.compiled.plan()` says which. The gradient has the same bits as without. A budget that cannot be kept is
-                refused with the least that can.
+                refused with the least that can. What it can cut is what loops keep from step to step. Sequences that go whole from
+                one layer to the next, or to a loss at each step, and their gradients are kept whole: the least budget grows by
+                2 numbers (8 bytes in float32) for each step, row and unit of a layer that another recurrent one reads (3, if its
+                two directions are joined), and by 3 (12 bytes) for each of a last layer with an output at each step.
             dtype: "float32" (None, at first) or "float64", fixed when the network is built.
             truncate: (k1, k2), truncated backpropagation through time, for recurrent networks with a loss at each step: along the
                 sequences of a batch an update every k1 steps, whose gradient goes back k2 steps. See below.
@@ -418,7 +421,9 @@ class Model(Stateful):
 
         Args: lengths, mask: as in `fit`; loss None: that of the last fit; training: with batch statistics and the dropout of `seed`
         (running statistics stay untouched), else in evaluation mode; dtype: "float64" for another precision than the network's;
-        memory: as in `fit`. truncate: (k1, k2) as in `fit`: the sum of what all windows would learn from, all with these weights.
+        memory: as in `fit`: it cuts what loops keep from step to step, not the sequences between layers or to a loss at each step, with
+        which the least budget grows: 8 and 12 bytes in float32 for each step, row and unit.
+        truncate: (k1, k2) as in `fit`: the sum of what all windows would learn from, all with these weights.
         through_time: instead, how much gradient reaches each time step of each recurrent layer: the norm of ∂L/∂h_t over all rows and
         units, (T,), for each array of the state, such as "0.hidden" and "0.cell" of an LSTM. h_t is the state that step t leaves, and
         all that depends on it counts, later steps too. A norm that falls towards the beginning shows a gradient that vanishes, one
