@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from test_compiler_graphs import graph_of
 
 import chainrule as cr
 from chainrule import nn
+from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Axis, of
 from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_text, load, reduce
 from chainrule.compiler.schedule import together
 from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.ops.loop import apply_iota
+from chainrule.run import native
 from chainrule.run.batches import by_length
 
 T, F = 11, 3
@@ -179,6 +182,30 @@ def test_the_same_bits_for_any_number_of_threads_and_any_budget(name: str, rows:
     for options in ({"threads": 2}, {"threads": 3}, {"threads": 5}, {"memory": 10**6, "threads": 2}):
         for k, v in weights(**options).items():
             assert v.tobytes() == first[k].tobytes(), (k, options)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "both", *OWN])
+def test_the_same_bits_as_by_loops_that_go_on_to_the_end(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Of what belongs to rows; sums over rows are in another order then (`gather.py`)."""
+
+    def results() -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        net, x, y, n = network(name, 24)
+        sums = net.gradients(x, y, lengths=n, loss="mse", training=False)
+        norms = net.gradients(x, y, lengths=n, loss="mse", through_time=True)
+        return net.predict(x, lengths=n), norms, sums
+
+    expected = results()
+    monkeypatch.setattr(pipeline, "ragged", lambda items, names: items)
+    monkeypatch.setattr(native, "_machines", {})
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
+    got = results()
+    np.testing.assert_array_equal(got[0], expected[0])
+    for k, v in expected[1].items():
+        np.testing.assert_array_equal(got[1][k], v)
+    for k, v in expected[2].items():
+        np.testing.assert_allclose(got[2][k], v, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU, reset before", "both", "stack"])
