@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from test_compiler_graphs import graph_of
 
 import chainrule as cr
 from chainrule import nn
+from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Axis, of
 from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_text, load, reduce
 from chainrule.compiler.schedule import together
 from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.ops.loop import apply_iota
+from chainrule.run import native
 from chainrule.run.batches import by_length
 
 T, F = 11, 3
@@ -37,6 +40,102 @@ LAYERS = {
     "stack of both": lambda: [nn.Bidirectional(nn.RNN(3, return_sequences=True)), nn.Bidirectional(nn.GRU(3)), nn.Dense(2)],
     "dropout": lambda: [nn.LSTM(5, dropout=0.3, recurrent_dropout=0.2), nn.Dense(2)],
 }
+
+
+# ---- cells of one's own -------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(a: Any) -> Any:
+    return 1 / (1 + np.exp(-a))
+
+
+class Cell(nn.Recurrent):
+    """One step of a cell of one's own: `made(w, state, x)` -> the new state; w(name, *shape) is a weight."""
+
+    def __init__(self, made: Any, state: Any) -> None:
+        super().__init__(state=state)
+        self.made = made
+
+    def step(self, state: Any, x: Any) -> Any:
+        new = self.made(
+            lambda name, *shape: self.parameter(name, shape, "zeros" if len(shape) == 1 else "glorot_uniform"), state, x
+        )
+        return new, new[0] if isinstance(new, tuple) else new
+
+
+def joined(w: Any, h: Any, x: Any) -> Any:
+    return np.tanh(np.concatenate([x, h], axis=-1) @ w("w", x.shape[1] + h.shape[1], h.shape[1]))
+
+
+def state_first(w: Any, h: Any, x: Any) -> Any:
+    return np.tanh(np.concatenate([h, x], axis=-1) @ w("w", x.shape[1] + h.shape[1], h.shape[1]))
+
+
+def with_one(w: Any, h: Any, x: Any) -> Any:
+    one = np.ones((h.shape[0], 1), h.dtype)
+    return np.tanh(np.hstack([x, h, one]) @ w("w", x.shape[1] + h.shape[1] + 1, h.shape[1]))
+
+
+def joined_twice(w: Any, h: Any, x: Any) -> Any:
+    n = h.shape[1]
+    a = np.tanh(np.concatenate([x, h], axis=-1) @ w("w", x.shape[1] + n, n))
+    return np.tanh(np.concatenate([a, h], axis=-1) @ w("v", 2 * n, n))
+
+
+def joined_lstm(w: Any, state: Any, x: Any) -> Any:
+    h, c = state
+    n = h.shape[1]
+    z = np.concatenate([x, h], axis=-1) @ w("w", x.shape[1] + n, 4 * n) + w("b", 4 * n)
+    i, f, g, o = (z[:, k * n : (k + 1) * n] for k in range(4))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def joined_gru(w: Any, h: Any, x: Any) -> Any:
+    n = h.shape[1]
+    z, r = np.split(sigmoid(np.concatenate([x, h], axis=-1) @ w("w", x.shape[1] + n, 2 * n)), 2, axis=-1)
+    new = np.tanh(np.concatenate([x, r * h], axis=-1) @ w("v", x.shape[1] + n, n))
+    return z * h + (1 - z) * new
+
+
+def halves(w: Any, h: Any, x: Any) -> Any:
+    """The new state is put together of two parts."""
+    n, half = h.shape[1], h.shape[1] // 2
+    both = np.concatenate([x, h], axis=-1)
+    return np.concatenate([np.tanh(both @ w("w", x.shape[1] + n, half)), both @ w("v", x.shape[1] + n, n - half)], axis=-1)
+
+
+def stacked(w: Any, h: Any, x: Any) -> Any:
+    """Two sums of a stack of the state and what is made of the input."""
+    pair = np.stack([h, x @ w("u", x.shape[1], h.shape[1])], axis=1)
+    return np.tanh(np.einsum("rkn,knm->rm", pair, w("w", 2, h.shape[1], h.shape[1])))
+
+
+def by_parts(w: Any, h: Any, x: Any) -> Any:
+    return np.tanh(x @ w("w", x.shape[1], h.shape[1]) + h @ w("v", h.shape[1], h.shape[1]) + w("b", h.shape[1]))
+
+
+def squared(w: Any, h: Any, x: Any) -> Any:
+    both = np.concatenate([x, h, x * x, h * h], axis=-1)
+    return np.tanh(both @ w("w", 2 * (x.shape[1] + h.shape[1]), h.shape[1]) + w("b", h.shape[1]))
+
+
+def in_place(w: Any, h: Any, x: Any) -> Any:
+    """The features are rolled before they are joined."""
+    both = np.roll(np.concatenate([x, h], axis=-1), 2, axis=-1)
+    return np.tanh(both @ w("w", x.shape[1] + h.shape[1], h.shape[1]))
+
+
+OWN: dict[str, tuple[Any, Any]] = {
+    f.__name__.replace("_", " "): (f, state)
+    for f, state in (
+        (joined, 6), (state_first, 6), (with_one, 6), (joined_twice, 6), (joined_lstm, [6, 6]), (joined_gru, 6), (halves, 6),
+        (stacked, 6), (by_parts, 6), (squared, 6), (in_place, 6),
+    )
+}  # fmt: skip
+
+
+LAYERS |= {name: lambda f=f, state=state: [Cell(f, state), nn.Dense(2)] for name, (f, state) in OWN.items()}
 
 
 def network(name: str, rows: int, dtype: str = "float64") -> tuple[nn.Module, Any, Any, Any]:
@@ -83,6 +182,30 @@ def test_the_same_bits_for_any_number_of_threads_and_any_budget(name: str, rows:
     for options in ({"threads": 2}, {"threads": 3}, {"threads": 5}, {"memory": 10**6, "threads": 2}):
         for k, v in weights(**options).items():
             assert v.tobytes() == first[k].tobytes(), (k, options)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "both", *OWN])
+def test_the_same_bits_as_by_loops_that_go_on_to_the_end(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Of what belongs to rows; sums over rows are in another order then (`gather.py`)."""
+
+    def results() -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        net, x, y, n = network(name, 24)
+        sums = net.gradients(x, y, lengths=n, loss="mse", training=False)
+        norms = net.gradients(x, y, lengths=n, loss="mse", through_time=True)
+        return net.predict(x, lengths=n), norms, sums
+
+    expected = results()
+    monkeypatch.setattr(pipeline, "ragged", lambda items, names: items)
+    monkeypatch.setattr(native, "_machines", {})
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
+    got = results()
+    np.testing.assert_array_equal(got[0], expected[0])
+    for k, v in expected[1].items():
+        np.testing.assert_array_equal(got[1][k], v)
+    for k, v in expected[2].items():
+        np.testing.assert_allclose(got[2][k], v, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU, reset before", "both", "stack"])

@@ -483,7 +483,9 @@ class _Fusion:
     def copy(self, source: Buffer, sink: Sink) -> Kernel:
         domain = self._axes(source.shape)
         index = tuple(of(a) for a in domain)
-        return Kernel(self.names("k"), domain, (), [Store(sink.buffer, sink.at(index), load(source, index))])
+        return Kernel(
+            self.names("k"), domain, (), [Store(sink.buffer, sink.at(index), load(source, index))], _unit(domain, source.row)
+        )
 
     def _part(
         self, group: Group, target: Buffer, shape: tuple[int, ...], value: Callable[[Former, Index], Value],
