@@ -33,7 +33,7 @@ from .data.images import ENDINGS, holds_images
 from .data.read import file_bytes, original_rows
 from .data.understand import understand
 from .errors import ChainruleError, GradientMismatch, UsageError
-from .report import plain, run_folder, short, write_text
+from .report import counted, plain, run_folder, short, write_text
 from .sizes import bytes_of
 from .terminal import SHOWN, say, show_facts, show_results, show_scores
 
@@ -318,10 +318,11 @@ def _train_images(console: Console, data: Path, folder: Path, quiet: bool, optio
     pictures = read_images(data, labels=options["labels"], size=options["size"])
     test = None if apart is None else read_images(apart, size=pictures.size, colour=pictures.colour)
     if not quiet:
-        say(console, f"{short(pictures.source)}: {pictures.rows:,} pictures of {len(pictures.classes)} classes")
+        classes = counted(len(pictures.classes), "class", "classes")
+        say(console, f"{short(pictures.source)}: {counted(pictures.rows, 'picture')} of {classes}")
     outcome = images.train_images(pictures, recipe, test, verbose=not quiet)
     images.write_image_run(folder, outcome)
-    title = f"Scores on {outcome.held.rows:,} held-out pictures"
+    title = f"Scores on {counted(outcome.held.rows, 'held-out picture')}"
     return _show_outcome(console, outcome, images.summary(outcome)[1:], title, folder, quiet, "NEW.png")
 
 
@@ -519,9 +520,10 @@ def _write_predictions(
     for line in made.remarks:
         say(console, f"note: {line}")
     if made.scores:
-        show_scores(console, f"Scores on these {made.what}", {"this network": made.scores})
+        these = "this" if made.what.startswith("1 ") else "these"
+        show_scores(console, f"Scores on {these} {made.what}", {"this network": made.scores})
     if not printed:
-        say(console, f"{made.count:,} predictions: {out}", path=True)
+        say(console, f"{counted(made.count, 'prediction')}: {out}", path=True)
 
 
 @dataclass(frozen=True)
@@ -546,7 +548,7 @@ def _of_rows(known: Run, data: Path, missing: tuple[str, ...], header: bool | No
     names, rows = original_rows(data, header=header, data=content) or _rows(table)
     window = known.preparation.window
     count = table.rows if window is None else table.rows - window.length + 1
-    return _Predictions(names, rows, columns, remarks, scores, f"{table.rows:,} rows", count)
+    return _Predictions(names, rows, columns, remarks, scores, counted(table.rows, "row"), count)
 
 
 def _of_images(known: ImageRun, data: Path, missing: tuple[str, ...], header: bool | None) -> _Predictions:
@@ -557,7 +559,7 @@ def _of_images(known: ImageRun, data: Path, missing: tuple[str, ...], header: bo
     pictures = read_images(data, size=known.seen.size, colour=known.seen.colour)
     columns, remarks, scores = predict_images(known, pictures)
     rows = [[name] for name in pictures.names]
-    return _Predictions(["picture"], rows, columns, remarks, scores, f"{pictures.rows:,} pictures", pictures.rows)
+    return _Predictions(["picture"], rows, columns, remarks, scores, counted(pictures.rows, "picture"), pictures.rows)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:

@@ -22,7 +22,7 @@ from .data.understand import Understanding
 from .errors import DivergenceError
 from .folders import write_run
 from .optim import AdamW
-from .report import Report
+from .report import Report, counted
 from .schedules import cosine
 from .train.history import Run as History
 from .train.progress import duration
@@ -384,7 +384,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         ("target", f"{facts.target}: {facts.task}, {facts.reason}"),
         ("columns", ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + "".join(f", {c.remark}" for c in blocks)),
         ("network", f"{widths}, {recipe.units}, {outcome.preparation.target.loss}"),
-        ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
+        ("training", f"{counted(epochs, 'epoch')} in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 

@@ -25,7 +25,7 @@ from .experiment import Recipe, Scores, ending, fitted, history_of
 from .features import activations, saliency
 from .folders import ReadRun, check_pair, formulas, write_run
 from .pictures import SHOWN, Gallery, Picture, Pixels, centred, coloured, resized, signed, strip
-from .report import Report, short, write_page
+from .report import Report, counted, short, write_page
 from .train.fit import EVALUATION_ROWS
 from .train.progress import duration
 
@@ -170,7 +170,7 @@ def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None
             "of IDX images with --labels"
         )
     if len(images.classes) < 2 or images.rows < FEWEST:
-        found = f"{images.rows:,} pictures of {len(images.classes)} classes"
+        found = f"{counted(images.rows, 'picture')} of {counted(len(images.classes), 'class', 'classes')}"
         raise DataError(f"{images.source} has {found}: two classes and {FEWEST} pictures are needed at least")
     if test is None:
         training, testing = hold_out(images.codes, images.classes, recipe.test, recipe.split_seed)
@@ -182,7 +182,12 @@ def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None
     net = network(recipe, learn.pixels, len(images.classes))
     run, failure, seconds = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, verbose)
     chances = np.asarray(net.predict_proba(held.pixels), np.float64)
-    notes = [*images.notes, *(f"{held.source}: {note}" for note in held.notes if test is not None), *ending(run, failure)]
+    notes = [
+        *images.notes,
+        *(f"{held.source}: {note}" for note in held.notes if test is not None),
+        *_unjudged(held),
+        *ending(run, failure),
+    ]
     shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows
     scores = {"this network": score(chances, held.codes)}
     interrupted = run.interrupted
@@ -197,6 +202,20 @@ def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None
         recipe, net, learn, held, chances, history_of(run), run.best_epoch, scores, seconds, notes,
         interrupted, run.stopped, failure,
     )  # fmt: skip
+
+
+def _unjudged(held: Images) -> list[str]:
+    """A remark on the classes of which no picture is held out."""
+    assert held.codes is not None
+    there = set(held.codes.tolist())
+    names = [f'"{short(name, 20)}"' for code, name in enumerate(held.classes) if code not in there]
+    if not names:
+        return []
+    if len(names) == 1:
+        return [f"no picture of the class {names[0]} is held out: the scores say nothing about it"]
+    more = ", ..." if len(names) > CLASSES else ""
+    which = f"{len(names):,} classes {', '.join(names[:CLASSES])}{more}"
+    return [f"no picture of the {which} is held out: the scores say nothing about them"]
 
 
 def score(chances: Values, codes: Values) -> Scores:
@@ -216,21 +235,22 @@ def summary(outcome: ImageOutcome) -> list[tuple[str, str]]:
     kept = f", the weights of epoch {outcome.best_epoch} kept" if outcome.best_epoch else ""
     stopped = f" ({outcome.stopped})" if outcome.stopped else ""
     named = ", ".join(short(name, 20) for name in learn.classes[:CLASSES]) + (", ..." if len(learn.classes) > CLASSES else "")
-    kinds = " → ".join(type(layer).__name__ + _units(layer) for layer in outcome.network)
+    kinds = " → ".join(map(_kind, outcome.network))
     weights = sum(v.size for v in outcome.network.parameters.values())
     apart = "held out" if outcome.held.source == learn.source else f"of {outcome.held.source} to test on"
-    what = f"{learn.rows + outcome.held.rows:,} pictures of {learn.size[0]} x {learn.size[1]} in {'colour' if learn.colour else 'grey'}"
+    pictures = counted(learn.rows + outcome.held.rows, "picture")
+    what = f"{pictures} of {learn.size[0]} x {learn.size[1]} in {'colour' if learn.colour else 'grey'}"
     return [
         ("data", f"{learn.source}: {what}, {learn.rows:,} to learn from, {outcome.held.rows:,} {apart}"),
         ("classes", f"{len(learn.classes)}: {named}"),
         ("network", f"{kinds}; {weights:,} weights, {recipe.activation}, {LOSS}"),
-        ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
+        ("training", f"{counted(epochs, 'epoch')} in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 
-def _units(layer: nn.Module) -> str:
+def _kind(layer: nn.Module) -> str:
     units = getattr(layer, "units", None) or getattr(layer, "filters", None)
-    return f" {units}" if units else ""
+    return type(layer).__name__ + (f" {units}" if units else "")
 
 
 def write_image_run(folder: Path, outcome: ImageOutcome) -> None:
@@ -304,9 +324,10 @@ def _mistakes(outcome: ImageOutcome) -> Gallery:
     wrong = np.flatnonzero(predicted != codes)
     worst = wrong[np.argsort(outcome.chances[wrong, codes[wrong]], kind="stable")][:MISTAKES]
     shown = [Picture(_small(held.pixels[i]), f"{_judged(outcome, i)}, {short(held.names[i], 40)}") for i in worst.tolist()]
+    count = f"{len(wrong):,} of {counted(held.rows, 'held-out picture')} {'was' if len(wrong) == 1 else 'were'}"
     about = (
-        f"{len(wrong):,} of {held.rows:,} held-out pictures were taken for another class; these with the least probability of what "
-        "they are: true class, predicted one and its probability, and the picture's name."
+        f"{count} taken for another class; these with the least probability of what they are: true class → predicted one, the "
+        "probability of each, and the picture's name."
     )
     return Gallery(
         "The worst mistakes", about if len(wrong) else "There are none among the held-out pictures.", shown, _height(held.size)
@@ -314,9 +335,21 @@ def _mistakes(outcome: ImageOutcome) -> Gallery:
 
 
 def _judged(outcome: ImageOutcome, i: int) -> str:
-    """True class → predicted class and its probability."""
-    names, p = outcome.held.classes, outcome.predicted[i]
-    return f"{short(names[outcome.codes[i]], 20)} → {short(names[p], 20)} ({100 * outcome.chances[i, p]:.0f} %)"
+    """True class → predicted class, each with its probability."""
+
+    def named(code: int) -> str:
+        return f"{short(outcome.held.classes[code], 20)} ({percent(outcome.chances[i, code])})"
+
+    return f"{named(outcome.codes[i])} → {named(outcome.predicted[i])}"
+
+
+def percent(share: float) -> str:
+    """A probability; of a small one, its first digit.
+
+    >>> percent(0.934), percent(0.02), percent(0.00034)
+    ('93 %', '2 %', '0.03 %')
+    """
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.1g} %"
 
 
 def _salient(outcome: ImageOutcome) -> Gallery:
@@ -357,7 +390,7 @@ def _filters(outcome: ImageOutcome) -> Gallery | None:
     rule = "blue above 0, orange below" if each.ndim == 3 else "a colour above grey adds, one below takes away"
     return Gallery(
         "The first layer's filters",
-        f"{about}: {rule}. The {len(shown)} with the largest weights.",
+        f"{about}: {rule}. The {counted(len(shown), 'unit')} with the largest weights.",
         shown,
         _height(each.shape[1:3]),
     )
@@ -382,11 +415,14 @@ def _responses(outcome: ImageOutcome) -> list[Gallery]:
             caption = f"class {short(held.classes[u], 40)}" if last else f"unit {u}: up to {excited[:, u].max():.3g}"
             shown.append(Picture(_exciting([_small(held.pixels[row]) for row in rows], below), caption))
         dead = int(np.sum(np.ptp(excited, axis=0) == 0))
-        silent = f" {dead} of {excited.shape[1]} units give the same for all pictures." if dead else ""
+        give = "gives" if dead == 1 else "give"
+        silent = f" {dead} of {excited.shape[1]} units {give} the same for all pictures." if dead else ""
         where = "; below each, where in it the unit is excited" if any(layer == name for layer, _, _ in maps) else ""
-        which = "each class" if last else "the units that differ most from picture to picture"
-        about = f"The held-out pictures that excite {which} most, the strongest first{where}.{silent}"
-        made.append(Gallery(f"What layer {name} responds to", about, shown, _height(held.size)))
+        which = "" if last else " The units are those that differ most from picture to picture."
+        what = "class" if last else "unit"
+        about = f"The held-out pictures that excite each {what} most, the strongest first{where}.{which}{silent}"
+        kind = _kind(network._layers()[name])
+        made.append(Gallery(f"What layer {name}, {kind}, responds to", about, shown, _height(held.size)))
     return made
 
 

@@ -170,6 +170,15 @@ def short(text: object, most: int = 60) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """So many of something. many: its plural, unless that is `one` with an s.
+
+    >>> counted(1, "epoch"), counted(2000, "epoch"), counted(2, "class", "classes")
+    ('1 epoch', '2,000 epochs', '2 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def _html(text: object, most: int = 300) -> str:
     """A text from data as HTML."""
     return escape(short(text, most))

@@ -20,7 +20,7 @@ from .data.table import Values
 from .errors import DataError, UsageError
 from .experiment import Recipe, Scores, ending, fitted, history_of
 from .folders import ReadRun, check_pair, write_run
-from .report import Report
+from .report import Report, counted
 from .series import CELLS
 from .train.progress import duration
 
@@ -196,7 +196,7 @@ def summary(outcome: TextOutcome) -> list[tuple[str, str]]:
         ("data", f"{outcome.source}: {learnt:,} characters to learn from, the last {held:,} to decide when to stop and to score"),
         ("alphabet", f"{len(alphabet.characters):,} characters and one for all others"),
         ("network", f"{widths}, {recipe.cell}, windows of {recipe.sequence} characters"),
-        ("training", f"{epochs} epochs in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
+        ("training", f"{counted(epochs, 'epoch')} in {duration(outcome.seconds)}{stopped}{kept}; seed {recipe.seed}"),
     ]
 
 

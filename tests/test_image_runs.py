@@ -32,6 +32,7 @@ from chainrule.images import (
     brightness,
     galleries,
     network,
+    percent,
     predict_images,
     score,
     train_images,
@@ -197,7 +198,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         (["table.csv", "--target", "b", "--filters", "none"], "--filters means nothing for a table without"),
         (["alone"], "says of no picture what it shows"),
         (["flat"], "says of no picture what it shows"),
-        (["one"], "1 pictures of 1 classes: two classes and 5 pictures are needed at least"),
+        (["one"], "1 picture of 1 class: two classes and 5 pictures are needed at least"),
         (["broken"], "x/1.png is empty"),
     ],
 )
@@ -299,6 +300,35 @@ def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPa
     assert found.interrupted
     assert list(found.scores) == ["this network", "always the most frequent"]
     assert "interrupted before the linear model was trained to its end" in found.notes
+
+
+def test_classes_of_which_no_picture_is_held_out_are_remarked() -> None:
+    whole = images(60)
+    recipe = ImageRecipe(filters=(), hidden=(), epochs=1, augment=False)
+    remark = "no picture of the {} held out: the scores say nothing about {}"
+    for left, expected in (
+        ((0, 1, 2), []),
+        ((0, 2), [remark.format('class "middle" is', "it")]),
+        ((2,), [remark.format('2 classes "low", "middle" is', "them")]),
+    ):
+        test = whole.take(np.flatnonzero(np.isin(whole.codes, left)))
+        notes = train_images(whole, recipe, test, verbose=False).notes
+        assert [note for note in notes if "held out" in note] == expected
+
+
+def test_one_is_not_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 epoch, 1 picture."""
+    folder = write_folder(tmp_path, 30)
+    save(tmp_path / "one" / "class0" / "1.png", bars(1)[0][0])
+    assert call("train", folder, "--test", "one", "--epochs", "1", "--hidden", "none", "--filters", "none", "--out", "run") == 0
+    said = capsys.readouterr().out
+    for words in ("30 pictures of 3 classes", "1 epoch in", "Scores on 1 held-out picture"):
+        assert words in said
+    assert call("predict", "run", "one", "--out", "p.csv") == 0
+    said += capsys.readouterr().out
+    assert "Scores on this 1 picture" in said
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"\b1 (epochs|pictures|held-out pictures|classes|predictions)\b", said + html)
 
 
 def test_pictures_stay_bytes(outcome: ImageOutcome) -> None:
@@ -425,7 +455,7 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     found = {gallery.heading: gallery for gallery in galleries(outcome)}
     assert list(found) == [
         "Samples", "The worst mistakes", "What the score hangs on", "The first layer's filters",
-        "What layer 3 responds to", "What layer 5 responds to", "What layer 7 responds to",
+        "What layer 3, Dense 12, responds to", "What layer 5, Dense 6, responds to", "What layer 7, Dense 3, responds to",
     ]  # fmt: skip
     held, codes, predicted = outcome.held, outcome.codes, outcome.predicted
 
@@ -440,8 +470,8 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     worst = wrong[outcome.chances[wrong, codes[wrong]].argmin()]
     first = found["The worst mistakes"].pictures[0]
     assert np.array_equal(first.pixels, held.pixels[worst])
-    p = 100 * outcome.chances[worst, predicted[worst]]
-    assert first.caption == f"{held.classes[codes[worst]]} → {held.classes[predicted[worst]]} ({p:.0f} %), {held.names[worst]}"
+    true, p = (f"{held.classes[c]} ({percent(outcome.chances[worst, c])})" for c in (codes[worst], predicted[worst]))
+    assert first.caption == f"{true} → {p}, {held.names[worst]}"
     assert f"{len(wrong)} of 60" in found["The worst mistakes"].about
 
     best = np.flatnonzero((codes == 0) & (predicted == 0))
@@ -458,10 +488,14 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
 
     excited = cr.activations(outcome.network, held.pixels)["3"]
     unit = excited.std(axis=0).argmax()
-    row = found["What layer 3 responds to"].pictures[0]
+    row = found["What layer 3, Dense 12, responds to"].pictures[0]
     assert row.caption == f"unit {unit}: up to {excited[:, unit].max():.3g}"
     assert np.array_equal(row.pixels[:, :8], held.pixels[excited[:, unit].argmax()])
-    assert [p.caption for p in found["What layer 7 responds to"].pictures] == ["class low", "class middle", "class high"]
+    assert [p.caption for p in found["What layer 7, Dense 3, responds to"].pictures] == [
+        "class low",
+        "class middle",
+        "class high",
+    ]
 
 
 def test_what_layers_give_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +567,7 @@ def test_the_galleries_of_a_convolutional_network() -> None:
     shown_by = {g.heading: g for g in galleries(found)}
     first, second = (str(i) for i, layer in enumerate(found.network) if isinstance(layer, nn.Conv2D))
     headings = [h for h in shown_by if "responds to" in h]
-    assert headings[:2] == [f"What layer {first} responds to", f"What layer {second} responds to"]
+    assert headings[:2] == [f"What layer {first}, Conv2D 4, responds to", f"What layer {second}, Conv2D 6, responds to"]
     assert len(headings) == 4
     weight = found.network.parameters[f"{first}.weight"]
     filters = shown_by["The first layer's filters"]
@@ -554,6 +588,10 @@ def test_the_galleries_of_a_convolutional_network() -> None:
     assert np.array_equal(below[:, 0], below[:, 1])
     assert "where in it the unit is excited" in shown_by[headings[1]].about
     assert "where in it" not in shown_by[headings[2]].about
+    assert shown_by[headings[2]].about.startswith(
+        "The held-out pictures that excite each unit most, the strongest first. The units are those that differ most from picture"
+    )
+    assert shown_by[headings[3]].about.startswith("The held-out pictures that excite each class most, the strongest first.")
 
 
 def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
@@ -566,7 +604,7 @@ def test_the_report_holds_all_of_its_pictures(tmp_path: Path) -> None:
         head, data = source.split(",")
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).load()
-    for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3 responds to"):
+    for heading in ("Which class was taken for which", "The worst mistakes", "What layer 3, Dense 8, responds to"):
         assert heading in html
     assert not re.search(r"url\(|https?://|<script", html)
 
