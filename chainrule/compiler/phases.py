@@ -94,7 +94,7 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
                 continue
             assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
             if buffer not in beside:
-                beside[buffer] = Buffer(names("t"), buffer.shape, buffer.dtype)
+                beside[buffer] = Buffer(names("t"), buffer.shape, buffer.dtype, lanes=buffer.lanes)
                 copies.append(_copied(beside[buffer], buffer, names))
             item.stores[:] = [replace(s, buffer=beside[buffer]) if s.buffer is buffer else s for s in item.stores]
     return [*order.sorted(), *copies]
@@ -155,7 +155,7 @@ def _in_place(kernel: Kernel, buffer: Buffer) -> bool:
 
 def _copied(other: Buffer, buffer: Buffer, names: Names) -> Kernel:
     """The copy at the end of what all kernels that compute new state have stored elsewhere."""
-    domain = tuple(Axis(names("i"), n) for n in buffer.shape)
+    domain = tuple(Axis(names("i"), n) for n in buffer.used)
     index = tuple(of(a) for a in domain)
     return Kernel(names("k"), domain, (), [Store(buffer, index, load(other, index))], domain[0] if domain else None)
 
