@@ -233,7 +233,6 @@ def test_line_through_times():
 
 
 def test_peak():
-    pytest.importorskip("llvmlite")
     rate = peak.measure(1)
     assert rate is not None
     assert 1e8 < rate < 1e12
@@ -305,7 +304,6 @@ def test_compiling_is_what_the_first_time_takes_longer():
 
 
 def test_compiling_begins_with_nothing(monkeypatch, tmp_path):
-    pytest.importorskip("llvmlite")
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))  # of this test's process: not used, and not filled
     table = compiling.new_table()
     monkeypatch.setattr(compiling, "SHORT_AND_LONG", compiling.SHORT_AND_LONG[:1])
@@ -326,7 +324,6 @@ def test_what_is_above_its_limit_is_marked():
 
 
 def test_overhead_from_start_to_end(monkeypatch, tmp_path):
-    pytest.importorskip("llvmlite")
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))  # of this test's process: not used, and not filled
     table = overhead.new_table()
     overhead.overhead(table, replace(SETTINGS, backend="native"), 1, lambda message: None)
@@ -367,7 +364,6 @@ def test_memory_and_time_are_judged():
 
 
 def test_a_budget_from_start_to_end(monkeypatch):
-    pytest.importorskip("llvmlite")
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("only Linux tells how much memory was in use at most")
     monkeypatch.setattr(memory, "LONG", ALL_ROWS["steps-10000"])
@@ -443,7 +439,6 @@ def test_speeds_stand_beside_the_nearest_measured_one():
 
 
 def test_general_from_start_to_end(monkeypatch):
-    pytest.importorskip("llvmlite")
     monkeypatch.setattr(general, "MEASURED", (SMALL,))
     monkeypatch.setattr(general, "GENERAL", tuple(ALL_ROWS[n] for n in ("tiny", "float64")))
     monkeypatch.setattr(general, "HAND_WRITTEN", (("xor", "Dense"), ("digits", "Dense")))

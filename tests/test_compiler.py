@@ -25,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from native import Threaded, registered
+from native_networks import Recurrent
 from same import state
 
 import chainrule as cr
@@ -484,17 +485,6 @@ def test_memory_is_used_again() -> None:
 
 
 # ---- programs for what follows -----------------------------------------------------------------------------------------------
-
-
-class Recurrent(nn.Module):
-    def __init__(self, units: int) -> None:
-        self.units = units
-
-    def __call__(self, x: Any) -> Any:
-        w = self.parameter("w", (x.shape[2], self.units), "glorot_uniform")
-        u = self.parameter("u", (self.units, self.units), "orthogonal")
-        start = np.zeros((x.shape[0], self.units), x.dtype)
-        return cr.scan(lambda h, now: (np.tanh(now @ w + h @ u), None), start, np.swapaxes(x, 0, 1))[0]
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Any, bool]] = {  # network, optimizer, whether its inputs are words

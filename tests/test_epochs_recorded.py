@@ -122,20 +122,21 @@ def test_functions_and_layers_of_a_user_are_recorded_each_time(recorded: list[An
     def loss(s: Any, t: Any) -> Any:
         return given[0] * (s - t) ** 2
 
-    for make, options in (
+    ways: list[tuple[Callable[[], nn.Module], dict[str, Any]]] = [
         (lambda: nn.Dense(4), {"loss": loss}),
         (lambda: nn.Dense(4, lambda z: given[0] * z), {}),
         (lambda: nn.Sequential(nn.Dense(4), Own()), {}),
         (lambda: nn.Dense(4), {"optimizer": Projected(0.1)}),
-    ):
+    ]
+    for make, options in ways:
         net, twin = make(), make()
         for k in range(3):
             given[0] = FACTOR[0] = 2.0 + k
             recorded.clear()
-            net.fit(x, t, epochs=1, batch_size=20, **options)  # type: ignore[arg-type]
+            net.fit(x, t, epochs=1, batch_size=20, **options)
             assert len(recorded) == 1
             twin._programs.clear()
-            twin.fit(x, t, epochs=1, batch_size=20, **options)  # type: ignore[arg-type]
+            twin.fit(x, t, epochs=1, batch_size=20, **options)
         assert_same(net.parameters, twin.parameters)
 
 

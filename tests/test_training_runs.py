@@ -136,7 +136,7 @@ def test_a_metric_that_is_not_defined_at_first_is_no_best_value() -> None:
     def odd(prediction: Array, target: Array) -> float:
         return next(values)
 
-    odd.greater_is_better = False  # type: ignore[attr-defined]
+    odd.greater_is_better = False  # type: ignore[attr-defined]  # functions may have any
     x, t = data(8)
     run = nn.Dense(2).fit(x, t, epochs=7, metrics=(odd,), early_stopping=cr.EarlyStopping(2, monitor="odd"))
     assert (run.best_epoch, run.epochs) == (5, 7)

@@ -61,10 +61,10 @@ def at_once(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Take so many epochs in the first call, so many in the second ...; the last number holds on."""
 
     def init(self: Pace, most: int) -> None:
-        self._most, self._numbers = max(1, most), list(numbers)  # type: ignore[attr-defined]
+        self._most, self._numbers = max(1, most), list(numbers)  # type: ignore[attr-defined]  # of this stand-in alone
 
     def following(self: Pace, left: int) -> int:
-        numbers = self._numbers  # type: ignore[attr-defined]
+        numbers = self._numbers  # type: ignore[attr-defined]  # of this stand-in alone
         return min(numbers.pop(0) if len(numbers) > 1 else numbers[0], left, self._most)
 
     monkeypatch.setattr(Pace, "__init__", init)

@@ -24,9 +24,7 @@ from .gates import GATES, Gate, shrunk, times_gate
 Dtype = np.dtype[Any]
 Attrs = Mapping[str, Any]
 
-MASKS = (
-    64  # bytes of vectors with which come registers of masks; without them a masked store may take 40 instructions (AVX2 on Zen)
-)
+MASKS = 64  # bytes of vectors with which come registers of masks: without them a masked store takes up to 40 instructions
 BOOL, U4, U8, F8 = np.dtype(bool), np.dtype(np.uint32), np.dtype(np.uint64), np.dtype(np.float64)
 
 
