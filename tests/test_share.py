@@ -58,10 +58,13 @@ def test_a_panel_holds_some_columns_of_all_rows() -> None:
 # ---- plans -------------------------------------------------------------------------------------------------------------------
 
 
-def kernels(net: nn.Module, inputs: int, classes: int, rows: int, cores: int, threads: int = 2) -> list[list[Kernel]]:
+def kernels(
+    net: nn.Module, inputs: int | tuple[int, ...], classes: int, rows: int, cores: int, threads: int = 2
+) -> list[list[Kernel]]:
     """The kernels of a training step, phase by phase."""
     backend = Threaded(threads, target=replace(host(), cores=cores))
-    x, y = np.ones((rows, inputs), np.float32), np.arange(rows) % classes
+    given = tuple(np.ones((rows, n), np.float32) for n in (inputs if isinstance(inputs, tuple) else (inputs,)))
+    x, y = given if len(given) > 1 else given[0], np.arange(rows) % classes
     with registered(backend) as name:
         net.fit(x, y, loss="cross_entropy", optimizer=cr.Adam(), batch_size=rows, backend=name, threads=threads)
         code = net.compiled._request("step", None).code(threads)
@@ -111,6 +114,36 @@ def test_a_tall_matrix_is_cut_along_its_rows(inputs: int) -> None:
     for kernel in readers:
         (index,) = {v.index for v in kernel.loads() if v.buffer and v.buffer.name == "0.weight"}
         assert (kernel.unit in index[0].axes and kernel.unit.extent == 4) == (inputs == 400)
+
+
+class Towers(nn.Module):
+    """Two layers side by side, each for an input of its own."""
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        parts = []
+        for name, given, units in (("a", x, 64), ("b", y, 32)):
+            weight = self.parameter(name, (given.shape[-1], units), "glorot_uniform")
+            parts.append(np.maximum(given @ weight, 0))
+        return np.concatenate(parts, axis=1) @ self.parameter("c", (96, 10), "glorot_uniform")
+
+
+def test_gradients_are_shared_out_as_threads_read_least_of_each_other() -> None:
+    """The data is nobody's; of errors that both have written each reads those of its units only."""
+    phases = kernels(Towers(), (40, 24), 10, 64, cores=2)
+    for name in ("a", "b"):
+        update = writer(phases, name)
+        read = [v for v in update.loads() if v.axes & set(update.reduced) and v.buffer and v.buffer.name.startswith("t")]
+        assert len(read) == 1, [str(v.buffer) for v in read]
+        assert any(update.unit in i.axes for i in read[0].index)
+
+
+def test_no_two_threads_write_to_one_line_of_memory() -> None:
+    """Ten columns could be shared out in the same way, but would end in the middle of a line."""
+    phases = kernels(nn.Sequential(*(nn.Dense(24, "tanh") for _ in range(3)), nn.Dense(10)), 64, 10, 64, cores=2)
+    for kernel in (k for items in phases for k in items if k.reduced and k.unit is not None and len(k.domain) > 1):
+        for store in kernel.stores:
+            if store.index and store.index[-1] == of(kernel.unit):
+                assert store.buffer.dtype.itemsize * kernel.unit.extent // 2 % 64 == 0
 
 
 def test_columns_of_a_product_are_not_cut_as_rows() -> None:

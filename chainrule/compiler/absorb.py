@@ -14,9 +14,9 @@ from math import prod
 from .affine import Affine, Axis, of
 from .kernels import Item, Kernel, Value, bounds, rebuilt, reindexed, roots
 from .phases import accesses
-from .schedule import COLUMNS
+from .schedule import MOST_COLUMNS
 
-WIDEST = max(COLUMNS)  # places of a sum, in each of two directions
+WIDEST = MOST_COLUMNS  # places of a sum, in each of two directions
 MOST_TERMS = WIDEST**2
 
 

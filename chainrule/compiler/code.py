@@ -390,6 +390,11 @@ class Block:
                 place = self.at(pointer, reg.dtype, i * stride)
                 self.do(f"store {self.extract(reg, i)}, ptr {place}, align {min(align, reg.dtype.itemsize)}")
 
+    def fetch(self, pointer: str) -> None:
+        """Memory from there on goes into the second cache, if it can be read at all."""
+        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 2, i32 1)")
+
     # ---- arithmetic that schedules need ----
 
     def combine(self, how: str, a: Reg, b: Reg) -> Reg:

@@ -15,7 +15,7 @@ import numpy as np
 from .affine import Affine, Axis
 from .code import Block, Reg
 from .kernels import Buffer
-from .loops import Bound, Call, Clamped, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
+from .loops import Bound, Call, Clamped, Fetch, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
 from .target import Target
 
 ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
@@ -131,6 +131,8 @@ class _Writer:
                 value, p = self.registers[s.value], s.place
                 stride = p.stride if value.width > 1 else 1
                 self.b.store(self._pointer(p), value, lanes=p.lanes if value.width > 1 else 1, stride=stride)
+            elif isinstance(s, Fetch):
+                self.b.fetch(self._pointer(s.place))
             elif isinstance(s, IfNaN):
                 self._if_nan(s)
             else:

@@ -10,6 +10,7 @@ Addresses are affine in loop variables, which count iterations; what is looked u
               | register = operator register*
               | register = buffer[address], lanes, stride
               | buffer[address] = register, lanes, stride
+              | fetch buffer[address]
               | if one of register, lanes* is NaN { statement* }, register = register or register*
 """
 
@@ -72,6 +73,13 @@ class Write:
 
     place: Place
     value: Register
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """Moves memory that will be read soon nearer. No value depends on it."""
+
+    place: Place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +148,7 @@ class IfNaN:
     results: tuple[tuple[Register, Register, Register], ...]
 
 
-Statement = Let | Read | Write | For | If | IfNaN | Call
+Statement = Let | Read | Write | Fetch | For | If | IfNaN | Call
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +189,8 @@ def _lines(body: Sequence[Statement], indent: str) -> list[str]:
             lines.append(f"{indent}{_register(s.target)} = {s.op} {' '.join(a.name for a in s.args)}{attrs}".rstrip())
         elif isinstance(s, Read):
             lines.append(f"{indent}{_register(s.target)} = {_place(s.place)}")
+        elif isinstance(s, Fetch):
+            lines.append(f"{indent}fetch {_place(s.place)}")
         elif isinstance(s, IfNaN):
             tested = ", ".join(r.name if r.width == 1 else f"{r.name}, {n} lanes" for r, n in s.tested)
             lines += [f"{indent}if NaN is in {tested}", *_lines(s.body, indent + "    ")]

@@ -17,9 +17,9 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value, bounds, plain, terms
-from .loops import Bound, Carry, Clamped, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
-from .schedule import LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule
+from .kernels import I8, Buffer, Kernel, Store, Value, bounds, constant, elementwise, iota, load, plain, terms
+from .loops import Bound, Carry, Clamped, Fetch, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
+from .schedule import LINE, LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule, stride
 from .target import Target
 
 PLAIN = {"strong_multiply": "multiply", "strong_divide": "divide"}
@@ -141,6 +141,7 @@ class _Lowering:
         self.summed: dict[Any, Register] = {}
         self.made_in: dict[Register, _Scope] = {}
         self.parts: dict[Value, list[Value]] = {}
+        self.following: dict[Value, Value] = {}  # by the number of a row of data, that of the row that is read one tile later
         self.hopeful = hopeful(kernel)
         # What was made of plain products in place of strong ones, and how it is made without hope.
         self.hoped: dict[Register, Let] = {}
@@ -583,7 +584,29 @@ class _Lowering:
             place = Place(place.buffer, place.address, place.looked_up)
         target = self.register(v.dtype, width)
         scope.body.append(Read(target, place))
+        if (row := self._row_of_data(v)) is not None and 2 * width * v.dtype.itemsize >= LINE:
+            scope.body.append(Fetch(self._where(v.buffer, (self._next(row), *v.index[1:]), v.shape)))
         return target
+
+    def _row_of_data(self, v: Value) -> Value | None:
+        """The number of the row of data that is read, if lanes go through it from end to end. The next row may lie anywhere, so a processor
+        cannot guess what will be read then."""
+        row = v.index[0] if v.index else None
+        if self.lanes not in self.reduced or v.buffer is None or v.buffer.space != "input" or not isinstance(row, Value):
+            return None
+        along = row.op == "load" and row.index == tuple(of(a) for a in row.axes) and stride(v, self.lanes) == 1
+        return row if along and self.domain and len(row.axes) == 1 else None
+
+    def _next(self, row: Value) -> Value:
+        """The number of the row that the next tile reads in place of this one; the last one again where there is none."""
+        if row not in self.following:
+            (axis,) = row.axes
+            own = self.renamed.get(axis, axis)
+            tile = self.s.rows if own is self.tile else self.s.columns if own is self.side else 1
+            place = elementwise("minimum", I8, [iota(of(axis) + tile, I8), constant(axis.extent - 1, I8)])
+            assert row.buffer is not None
+            self.following[row] = load(row.buffer, (place,))
+        return self.following[row]
 
     def _stored(self, store: Store) -> Register:
         for i in store.index:

@@ -1,6 +1,7 @@
-"""How matrices lie in memory: in panels, each of which holds some columns of all rows.
+"""How matrices lie in memory: in panels, each of which holds some columns of all rows, or some rows of all columns.
 
-In: kernels. Out: kernels that index matrices of state and of the step's own as (panel, row, column inside). A panel lies in one piece,
+In: kernels. Out: kernels that index matrices of state and of the step's own as (panel, row, column inside), or (panel, column, row
+inside). A panel lies in one piece,
 so a thread that has some of the columns shares no memory with its neighbours (a processor fetches lines that follow those it is asked
 for, also where they are another's), and what a tile reads lies together. How a matrix is laid out follows from its shape and the target
 alone, so all entries of a program agree about their state (layout.py).
@@ -8,33 +9,38 @@ alone, so all entries of a program agree about their state (layout.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
-from .layout import panel, physical
+from .layout import Shape, panels
 from .phases import Access, accesses
 from .schedule import FEW_PANELS
 from .target import Target
 
 Split = Mapping[Axis, tuple[Axis, Axis]]  # an axis -> that of panels, and that inside a panel
+Panels = tuple[int, int]  # the axis along which a matrix is cut into panels, and how much of it is in one
 
 
-def in_panels(items: Sequence[Item], state: set[Buffer], target: Target, names: Names) -> tuple[list[Item], set[Axis]]:
+def in_panels(
+    items: Sequence[Item], state: set[Buffer], tall: Collection[Shape], target: Target, names: Names
+) -> tuple[list[Item], set[Axis]]:
     """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
-    by row."""
-    splits = {k: _split(k, target, names) for k in kernels_of(items)}
-    matrices = dict.fromkeys(a.buffer for k in splits for a in accesses(k) if _is_matrix(a.buffer, target))
+    by row. tall: shapes of matrices that lie transposed."""
+    touched = dict.fromkeys(a.buffer for k in kernels_of(items) for a in accesses(k))
+    matrices = {b: found for b in touched if (found := _panels_of(b, tall, target)) is not None}
+    splits = {k: _split(k, matrices, names) for k in kernels_of(items)}
     misfits = {
-        a.buffer for k, split in splits.items() for a in accesses(k) if a.buffer in matrices and not _in_panel(a, split, target)
-    }
+        a.buffer for k, split in splits.items() for a in accesses(k)
+        if a.buffer in matrices and not _in_panel(a, split, matrices[a.buffer])
+    }  # fmt: skip
     copies = {b: Buffer(names("t"), b.shape, b.dtype) for b in matrices if b in misfits and b in state}
     before = [_copying(b, copy, names) for b, copy in copies.items()]
-    splits.update({k: _split(k, target, names) for k in before})
-    chosen = {b: physical(b.shape, target) for b in matrices if b not in misfits or b in copies}
+    splits.update({k: _split(k, matrices, names) for k in before})
+    chosen = {b: found for b, found in matrices.items() if b not in misfits or b in copies}
 
     for kernel, split in splits.items():
         needed = {x for a in accesses(kernel) if a.buffer in chosen for i in a.index for x in i.axes}
@@ -46,22 +52,30 @@ def in_panels(items: Sequence[Item], state: set[Buffer], target: Target, names: 
         if isinstance(item, Loop):
             item.items[:] = [rewritten(i) for i in item.items]
             return item
-        return _Panels(chosen, copies, splits[item], target).kernel(item)
+        return _Panels(chosen, copies, splits[item]).kernel(item)
 
     made = [rewritten(i) for i in (*before, *items)]
-    for buffer, shape in chosen.items():
-        buffer.shape = shape
+    for buffer, found in chosen.items():
+        buffer.shape = _shape(buffer, found)
     return made, {outer for split in splits.values() for outer, _ in split.values()}
 
 
-def along(kernel: Kernel, split: Split, target: Target) -> Kernel:
+def along(kernel: Kernel, split: Split) -> Kernel:
     """The kernel with these axes in two, and what it touches as it was."""
     own = {x: both for x, both in split.items() if x in kernel.domain or x in kernel.reduced}
-    return _Panels({}, {}, own, target).kernel(kernel)
+    return _Panels({}, {}, own).kernel(kernel)
 
 
-def _is_matrix(buffer: Buffer, target: Target) -> bool:
-    return buffer.space in ("state", "scratch") and len(physical(buffer.shape, target)) != len(buffer.shape)
+def _panels_of(buffer: Buffer, tall: Collection[Shape], target: Target) -> Panels | None:
+    """How it lies, if it is a matrix in panels. Those of rows are no place for rows of a batch."""
+    if buffer.space not in ("state", "scratch"):
+        return None
+    return panels(buffer.shape, target, tall if buffer.row is None else ())
+
+
+def _shape(buffer: Buffer, found: Panels) -> Shape:
+    axis, size = found
+    return buffer.shape[axis] // size, buffer.shape[1 - axis], size
 
 
 def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
@@ -70,15 +84,15 @@ def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
     return Kernel(names("k"), domain, (), [Store(copy, index, load(buffer, index))], domain[0])
 
 
-def _split(kernel: Kernel, target: Target, names: Names) -> Split:
-    """The axes that run along the columns of a matrix."""
+def _split(kernel: Kernel, matrices: Mapping[Buffer, Panels], names: Names) -> Split:
+    """The axes along which matrices are cut into panels."""
     found: dict[Axis, tuple[Axis, Axis]] = {}
     own = {*kernel.domain, *kernel.reduced}
     for a in accesses(kernel):
-        if _is_matrix(a.buffer, target) and a.view == a.buffer.shape:
-            axis = next((x for x in a.index[1].axes if a.index[1] == of(x)), None)
-            if axis in own and axis not in found and axis is not None and axis.extent == a.view[1]:
-                size = panel(axis.extent, target)
+        if a.buffer in matrices and a.view == a.buffer.shape:
+            along, size = matrices[a.buffer]
+            axis = next((x for x in a.index[along].axes if a.index[along] == of(x)), None)
+            if axis in own and axis not in found and axis is not None and axis.extent == a.view[along] > size:
                 found[axis] = Axis(names("p"), axis.extent // size), Axis(axis.name, size)
     return found
 
@@ -109,19 +123,21 @@ def _where(split: Split) -> dict[Axis, Affine]:
     return {x: of(outer) * inner.extent + of(inner) for x, (outer, inner) in split.items()}
 
 
-def _in_panel(a: Access, split: Split, target: Target) -> tuple[Affine, Affine] | None:
-    """Panel and column inside, where they are sums of axes, as an index has to be."""
-    column = a.index[1] if a.view == a.buffer.shape else None
-    return column.replaced(_where(split)).divided(panel(a.view[1], target)) if isinstance(column, Affine) else None
+def _in_panel(a: Access, split: Split, found: Panels) -> Index | None:
+    """The index in panels; None where panel and place inside would be no sums of axes."""
+    if a.view != a.buffer.shape:
+        return None
+    along, size = found
+    place, other = a.index[along], a.index[1 - along]
+    both = place.replaced(_where(split)).divided(size) if isinstance(place, Affine) else None
+    return (both[0], other, both[1]) if both is not None else None
 
 
 class _Panels:
-    """One kernel written anew. chosen: matrices -> their shape in memory; copies: what stands in place of those that do not fit."""
+    """One kernel written anew. chosen: matrices -> their panels; copies: what stands in place of those that do not fit."""
 
-    def __init__(
-        self, chosen: Mapping[Buffer, tuple[int, ...]], copies: Mapping[Buffer, Buffer], split: Split, target: Target
-    ) -> None:
-        self.chosen, self.copies, self.split, self.target = chosen, copies, split, target
+    def __init__(self, chosen: Mapping[Buffer, Panels], copies: Mapping[Buffer, Buffer], split: Split) -> None:
+        self.chosen, self.copies, self.split = chosen, copies, split
 
     def kernel(self, kernel: Kernel) -> Kernel:
         where = _where(self.split)
@@ -152,9 +168,6 @@ class _Panels:
         """Where the same element stands; index: in terms of the new axes."""
         if buffer not in self.chosen:
             return buffer, shape, index
-        where = _in_panel(Access(buffer, index, shape, None, False), {}, self.target)
-        return (
-            (self.copies[buffer], shape, index)
-            if where is None
-            else (buffer, self.chosen[buffer], (where[0], index[0], where[1]))
-        )
+        found = self.chosen[buffer]
+        where = _in_panel(Access(buffer, index, shape, None, False), {}, found)
+        return (self.copies[buffer], shape, index) if where is None else (buffer, _shape(buffer, found), where)

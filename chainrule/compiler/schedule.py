@@ -9,6 +9,7 @@ work is cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import ceil, prod
@@ -17,7 +18,7 @@ import numpy as np
 
 from .affine import Affine, Axis, flat
 from .fuse import EXPENSIVE
-from .kernels import Kernel, Value, bounds, ordered, plain, terms
+from .kernels import Kernel, Store, Value, bounds, ordered, plain, terms
 from .target import Target
 
 MOST_VECTORS = {32: 4, 16: 2}  # vectors side by side in a tile, by the number of registers
@@ -25,7 +26,9 @@ ACCUMULATORS = {32: 24, 16: 12}  # what is left holds operands; more would spill
 MOST_ROWS = {32: 12, 16: 6}
 SAME_SET = 4096  # bytes, and multiples of it, between lines of memory that share a set of the first cache
 MOST_IN_SET = 6  # rows of a tile whose lines do: a set holds 8 lines, and the other operand wants some
-COLUMNS = (2, 3, 4)  # of a tile with a second axis beside its rows
+MOST_COLUMNS = 4  # of a tile with a second axis beside its rows
+MOST_ACROSS = 6  # the same where sums are over lanes,
+LEAST_ACROSS = 128  # if they have so many terms
 COSTLY = 15  # instructions of an expensive operator, about
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
@@ -48,8 +51,12 @@ MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads 
 FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 BROKEN_PANELS = (64, 128)  # columns of a panel that is no whole tiles, at least and at most
 ENOUGH = 0.93  # of the lanes that would be full without such panels
+TALL = 512  # rows of a matrix that lies transposed, at least: sums across lanes cost little beside sums that long;
+NARROW = 0.75  # so full would its columns leave lanes, less than that;
+MOST_ROWS_OF_PANEL = 1024  # and so many of its rows are in a panel, at most
 PARTS_OF_ROWS = 4  # of a matrix that is shared out along its rows
 MOST_PARTS = 16  # of a sum over an axis that threads share out
+LINE = 64  # bytes of memory that processors fetch at a time
 APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further
 MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself
 TINY = 10_000  # operations in a step up to which calls of its kernels count
@@ -83,11 +90,12 @@ class Schedule:
         )
 
 
-def stride(value: Value, axis: Axis) -> int | None:
-    """How far apart in memory neighbours along `axis` are; None if that is looked up."""
-    if any(isinstance(i, Value) and axis in i.axes for i in value.index):
+def stride(touched: Value | Store, axis: Axis) -> int | None:
+    """How far apart in memory neighbours along `axis` are of what is read or written; None if that is looked up."""
+    if any(isinstance(i, Value) and axis in i.axes for i in touched.index):
         return None
-    return flat((i if isinstance(i, Affine) else Affine() for i in value.index), value.shape).coefficient(axis)
+    shape = touched.view if isinstance(touched, Store) else touched.shape
+    return flat((i if isinstance(i, Affine) else Affine() for i in touched.index), shape).coefficient(axis)
 
 
 def width_for(kernel: Kernel, target: Target, extent: int) -> int:
@@ -108,7 +116,8 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
         return square
     all_indices = [*(v.index for v in kernel.loads()), *(s.index for s in kernel.stores)]
     indices = [i for index in all_indices for i in index if isinstance(i, Value)]
-    blocked = frozenset().union(*(i.axes for i in indices))  # lanes that would each look at a place of their own
+    looked_up: frozenset[Axis] = frozenset().union(*(i.axes for i in indices))
+    blocked = looked_up  # lanes that would each look at a place of their own
     # Axes on which it depends how much is summed: no two of their values stand side by side.
     single = frozenset().union(*(i.axes for i in bounds(kernel.values())), *(v.axes for v in ordered(list(kernel.limits()))))
     blocked |= single | kernel.between.keys()
@@ -120,15 +129,25 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
         for lane in lanes or [None]
         for tile in [*(a for a in reversed(free) if a is not lane), None]
     ]
-    if kernel.inner in lanes and kernel.reduced:
-        ways += [
-            _way(kernel, target, kernel.inner, tile, side, columns, vectors)
-            for vectors in sorted({_most_vectors(kernel, kernel.inner, target), 1}, reverse=True)
-            for tile, side in permutations((a for a in reversed(free) if a is not kernel.inner), 2)
-            for columns in COLUMNS
-            if columns <= side.extent
-        ]
+    beside = [*(a for a in free if a in looked_up), *(a for a in reversed(free) if a not in looked_up)]  # rows of data: once
+    ways += [
+        _way(kernel, target, lane, tile, side, columns, vectors)
+        for lane, most in _lanes_of_wide_tiles(kernel, lanes)
+        for vectors in sorted({_most_vectors(kernel, lane, target), 1}, reverse=True)
+        for tile, side in permutations((a for a in beside if a is not lane), 2)
+        for columns in range(2, most + 1)
+        if columns <= side.extent
+    ]
     return min(ways, key=lambda w: w[0])[1]
+
+
+def _lanes_of_wide_tiles(kernel: Kernel, lanes: Sequence[Axis | None]) -> Iterator[tuple[Axis, int]]:
+    """Along which lanes a tile with two axes may pay, and of how many columns."""
+    for lane in lanes if kernel.reduced else ():
+        if lane is not None and lane is kernel.inner:
+            yield lane, MOST_COLUMNS
+        elif lane in kernel.reduced and lane.extent >= LEAST_ACROSS:
+            yield lane, MOST_ACROSS
 
 
 def packs(kernel: Kernel, made: Schedule, threads: int, target: Target) -> list[Value]:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from math import prod
+from itertools import groupby
+from math import inf, prod
 
 from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .panels import along
-from .phases import accesses, levels, local
-from .schedule import BARRIER, FOREIGN, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_ROWS, units
+from .phases import Access, accesses, levels, local
+from .schedule import BARRIER, FOREIGN, LINE, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_ROWS, stride, units
 from .target import Target
 
 Class = frozenset[Axis]
@@ -32,28 +33,32 @@ def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: 
 
     panels: the axes that count panels of matrices, which are what can be cut beside rows.
     """
-    best: list[Item] = [replace(i) if isinstance(i, Kernel) else i for i in items]
-    put_off(best, state)
-    if not all(isinstance(i, Kernel) for i in items):
-        return best  # the kernels of a loop go on without waiting only if all are cut along the same rows
     kernels = [i for i in items if isinstance(i, Kernel)]
-    cost, best_class = _cost(best, target), Class()
+    if len(kernels) < len(items):  # the kernels of a loop go on without waiting only if all are cut along the same rows
+        same: list[Item] = [replace(i) if isinstance(i, Kernel) else i for i in items]
+        put_off(same, state)
+        return same
+    best: list[Kernel] = []
+    cost, best_class = inf, Class()
 
     def attempt(kernels: Sequence[Kernel], chosen: Class) -> None:
         nonlocal best, cost, best_class
-        made: list[Item] = [part for k in kernels for part in _cut(k, chosen, names)]
+        made = [part for k in kernels for part in _cut(k, chosen, names)]
         put_off(made, state)
         if (other := _cost(made, target)) < cost:
             best, cost, best_class = made, other, chosen
 
+    attempt(kernels, Class())
     found = _classes(kernels, panels)
     alone = found if len(found) <= MOST_ALONE else []  # each way takes time to make
     for chosen in alone + ([frozenset().union(*found)] if len(found) > 1 else []):
         attempt(kernels, chosen)
     for rows in _tall(kernels, state):
         split = {x: (Axis(names("p"), PARTS_OF_ROWS), Axis(x.name, x.extent // PARTS_OF_ROWS)) for x in rows}
-        attempt([along(k, split, target) for k in kernels], best_class | {outer for outer, _ in split.values()})
-    return best
+        attempt([along(k, split) for k in kernels], best_class | {outer for outer, _ in split.values()})
+    best = _nearer(best, target.cores)
+    put_off(best, state)
+    return [*best]
 
 
 # ---- classes -----------------------------------------------------------------------------------------------------------------
@@ -81,8 +86,8 @@ def _summed_rows(kernel: Kernel, state: set[Buffer]) -> Iterator[Axis]:
     """The rows of matrices over which it sums, if there are far less sums than numbers in the matrix."""
     sums = prod(a.extent for a in kernel.domain)
     for a in accesses(kernel) if kernel.reduced else ():
-        if a.buffer in state and len(a.view) == 2 and sums * PARTS_OF_ROWS < prod(a.view):
-            yield from (x for x in kernel.reduced if a.index[0] == of(x))
+        if a.buffer in state and len(a.view) in (2, 3) and sums * PARTS_OF_ROWS < prod(a.view):
+            yield from (x for x in kernel.reduced if a.index[-2] == of(x))
 
 
 def _groups(kernels: Sequence[Kernel], among: set[Axis]) -> list[Class]:
@@ -157,6 +162,68 @@ def _over(v: Value, axes: tuple[Axis, ...]) -> Value:
     return reduce(v.attrs["how"], v.args[0], axes, v.attrs.get("within", ())) if axes else v.args[0]
 
 
+# ---- another axis ------------------------------------------------------------------------------------------------------------
+
+Seen = list[tuple[Access, bool]]  # what a kernel shares with others, and whether unit for unit both touch the same part
+
+
+def _nearer(kernels: Sequence[Kernel], threads: int) -> list[Kernel]:
+    """The kernels; those with sums are shared out along the axis with which threads read least of what others have written, if what went
+    on without waiting still does."""
+    made = list(kernels)
+    touched: dict[Buffer, dict[int, list[Access]]] = {}
+
+    def note(n: int) -> None:
+        for buffer, group in groupby(sorted(accesses(made[n]), key=lambda a: id(a.buffer)), key=lambda a: a.buffer):
+            touched.setdefault(buffer, {})[n] = list(group)
+
+    def seen(n: int, way: Kernel) -> Seen:
+        return [
+            (a, local(a, b, threads)) for a in accesses(way) for m, theirs in touched[a.buffer].items() if m != n
+            for b in theirs if a.write or b.write
+        ]  # fmt: skip
+
+    for n in range(len(made)):
+        note(n)
+    for n, k in enumerate(kernels):
+        others = [a for a in k.domain if _can_be_unit(k, a, threads)] if k.reduced and not k.sequential else []
+        now = seen(n, k) if others else []
+        least = _read_far(now, threads)
+        for axis in others if least else ():
+            way = replace(k, unit=axis)
+            then = seen(n, way)
+            far = _read_far(then, threads)
+            if far < least and all(b or not a for (_, a), (_, b) in zip(now, then, strict=True)):
+                made[n], least = way, far
+        if made[n] is not k:
+            note(n)
+    return made
+
+
+def _can_be_unit(kernel: Kernel, axis: Axis, threads: int) -> bool:
+    """Whether threads that share out this axis of the domain have no more to do than now, and no two of them write to the same line of
+    memory."""
+    if kernel.unit is None or axis is kernel.unit:
+        return False
+    (_, then), (_, now) = (units(a.extent, threads) for a in (axis, kernel.unit))
+    apart = [stride(s, axis) for s in kernel.stores]
+    whole = all(
+        n is not None and n * then * s.buffer.dtype.itemsize % LINE == 0 for n, s in zip(apart, kernel.stores, strict=True)
+    )
+    return whole and then * kernel.unit.extent <= now * axis.extent
+
+
+def _read_far(seen: Seen, threads: int) -> float:
+    """Bytes that a thread reads and another has written."""
+    return sum({(a.buffer, a.index): _far(a, threads) for a, near in seen if not near and not a.write}.values())
+
+
+def _far(a: Access, threads: int) -> float:
+    """Bytes of what a thread reads there that another has written, if threads have not written what they read."""
+    cut = a.unit is not None and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index)
+    return a.buffer.bytes * (1 / threads if cut else 1.0) * (1 - 1 / threads)
+
+
 # ---- what it costs -----------------------------------------------------------------------------------------------------------
 
 
@@ -184,9 +251,7 @@ def _foreign(items: Sequence[Item], threads: int) -> dict[Buffer, float]:
     found: dict[Buffer, float] = {}
     for a in (a for item in items for a in accesses(item) if not a.write):
         if a.buffer in writes and not local(a, writes[a.buffer], threads):
-            cut = a.unit is not None and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index)
-            part = 1 / threads if cut else 1.0
-            found[a.buffer] = max(found.get(a.buffer, 0.0), a.buffer.bytes * part * (1 - 1 / threads))
+            found[a.buffer] = max(found.get(a.buffer, 0.0), _far(a, threads))
     return found
 
 

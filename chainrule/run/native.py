@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,7 +47,7 @@ from ..compiler.driver import (
     keep_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
-from ..compiler.layout import laid_out, logical
+from ..compiler.layout import Shape, laid_out, logical, tall
 from ..compiler.schedule import APART
 from ..compiler.target import Target, host
 from ..errors import BudgetError, DataError
@@ -172,8 +172,9 @@ class NativeSession(Session):
         self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._shapes = {n: t.shape for n, t in types.items()}
+        self._tall = transposed = tall(_factors(programs.values()), self._shapes.values(), backend.target)
         self._state = {
-            n: own(laid_out(np.asarray(state[n]), backend.target), t.dtype) for n, t in types.items()
+            n: own(laid_out(np.asarray(state[n]), backend.target, transposed), t.dtype) for n, t in types.items()
         }  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
@@ -216,7 +217,7 @@ class NativeSession(Session):
             key = (rows, name, dtypes, units)
             if key not in self._known:
                 try:
-                    self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, units)
+                    self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, self._tall, units)
                 except BudgetError as error:
                     refused.append(error)
                     continue
@@ -573,6 +574,16 @@ def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
     return kinds, which
 
 
+def _factors(programs: Iterable[Program]) -> set[Shape]:
+    """The shapes of state that products read, and nothing looks up."""
+    found: dict[str, set[Shape]] = {"contract": set(), "take": set()}
+    for entry in (e for p in programs for e in p.entries.values()):
+        state = set(entry.graph.inputs[: len(entry.reads)])
+        for node in entry.graph.nodes():
+            found.get(node.op, set()).update(a.shape for a in node.args if a in state)
+    return found["contract"] - found["take"]
+
+
 def _captures(program: Program, entry: Entry) -> tuple[str, ...]:
     """What the table of pointers calls the arrays that an entry took from outside."""
     count = len(entry.graph.inputs) - len(entry.reads) - len(entry.inputs)
@@ -597,16 +608,32 @@ class NativeBackend(Backend):
     def session(self, programs: Mapping[int, Program], state: Mapping[str, Array], threads: int | None = None) -> Session:
         return NativeSession(programs, state, self, threads)
 
-    def entry(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Machine:
-        """Machine code for one entry, its rows gathered from data of these types."""
+    def entry(
+        self,
+        program: Program,
+        entry: Entry,
+        dtypes: Sequence[Any],
+        slots: Mapping[str, int],
+        tall: tuple[Shape, ...],
+        threads: int,
+    ) -> Machine:
+        """Machine code for one entry, its rows gathered from data of these types. tall: shapes of the state that lie transposed."""
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
         key = ("entry", self.target, self.level, self.guard, self.timed,
                _identity(entry.graph), entry.reads, entry.inputs, _captures(program, entry), entry.results, entry.writes, along,
-               program.rows, dtypes, tuple(slots.items()), threads, program.memory)  # fmt: skip
+               program.rows, dtypes, tuple(slots.items()), tall, threads, program.memory)  # fmt: skip
         bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
-        return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, threads), self.target, self.level)
+        return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, tall, threads), self.target, self.level)
 
-    def _compiled(self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], threads: int) -> Code:
+    def _compiled(
+        self,
+        program: Program,
+        entry: Entry,
+        dtypes: Sequence[Any],
+        slots: Mapping[str, int],
+        tall: tuple[Shape, ...],
+        threads: int,
+    ) -> Code:
         from ..compiler.kernels import Buffer
         from ..compiler.pipeline import Given, compile_graph
         from .threads import barrier_ir
@@ -631,7 +658,7 @@ class NativeBackend(Backend):
         barrier = barrier_ir(self.target.triple) if threads > 1 else ""
         return compile_graph(
             ENTRY, entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
-            guard=self.guard, barrier=barrier, timed=self.timed, memory=program.memory,
+            guard=self.guard, barrier=barrier, timed=self.timed, memory=program.memory, tall=tall,
         )  # fmt: skip
 
     def driver(self) -> Driver:
