@@ -121,9 +121,9 @@ class Towers(nn.Module):
 
     def __call__(self, x: Any, y: Any) -> Any:
         parts = []
-        for name, given, units in (("a", x, 64), ("b", y, 32)):
-            weight = self.parameter(name, (given.shape[-1], units), "glorot_uniform")
-            parts.append(np.maximum(given @ weight, 0))
+        for name, part, units in (("a", x, 64), ("b", y, 32)):
+            weight = self.parameter(name, (part.shape[-1], units), "glorot_uniform")
+            parts.append(np.maximum(part @ weight, 0))
         return np.concatenate(parts, axis=1) @ self.parameter("c", (96, 10), "glorot_uniform")
 
 
