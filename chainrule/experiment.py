@@ -28,6 +28,7 @@ from .train.history import Run as History
 from .train.progress import duration
 
 Scores = dict[str, float]
+INTERRUPTED = "interrupted before the baselines were fitted"
 STEPS = 6_000  # what a table of some thousand rows takes to be learnt well; larger tables get 20 epochs, whatever it takes
 
 
@@ -200,17 +201,26 @@ def learnt(facts: Understanding, recipe: Recipe, material: Material, verbose: bo
     answers, chances = predictions(network, preparation, material.x_judge, material.origin)
     scores = {"this network": score(preparation.target, material.true, answers, chances)}
     notes = [*material.notes, *ending(run, failure)]
-    interrupted = run.interrupted
-    try:
-        scores |= material.baselines()
-    except KeyboardInterrupt:
-        interrupted = True
-        notes.append("interrupted before the baselines were fitted")
+    found, trouble = beside(material.baselines)
+    scores |= found
+    notes += trouble
+    interrupted = run.interrupted or INTERRUPTED in trouble
     rows = (len(material.x), len(material.x_judge))
     return Outcome(
         facts, recipe, preparation, network, history_of(run), run.best_epoch, scores, material.true, answers, rows, seconds, notes,
         interrupted, run.stopped, failure, validated=len(material.validation[1]) if isinstance(material.validation, tuple) else 0,
     )  # fmt: skip
+
+
+def beside(baselines: Callable[[], dict[str, Scores]]) -> tuple[dict[str, Scores], list[str]]:
+    """What simple models reach, and notes on what went wrong: the network is trained by then, and nothing that happens to them shall take
+    it away."""
+    try:
+        return baselines(), []
+    except KeyboardInterrupt:
+        return {}, [INTERRUPTED]
+    except Exception as error:
+        return {}, [f"the baselines could not be fitted: {str(error) or 'there is not enough memory'} ({type(error).__name__})"]
 
 
 def fitted(

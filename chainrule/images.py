@@ -21,7 +21,7 @@ from .data.images import Images, Size, reduced
 from .data.prepare import hold_out
 from .data.table import Values
 from .errors import DataError, FileFormatError
-from .experiment import Recipe, Scores, ending, fitted, history_of
+from .experiment import INTERRUPTED, Recipe, Scores, beside, ending, fitted, history_of
 from .features import activations, saliency
 from .folders import ReadRun, check_pair, formulas, write_run
 from .pictures import SHOWN, Gallery, Picture, Pixels, centred, coloured, resized, signed, strip
@@ -190,18 +190,27 @@ def train_images(images: Images, recipe: ImageRecipe, test: Images | None = None
     ]
     shares = np.bincount(learn.codes, minlength=len(images.classes)) / learn.rows
     scores = {"this network": score(chances, held.codes)}
-    interrupted = run.interrupted
-    if not interrupted:
-        linear = network(replace(recipe, filters=(), hidden=(), augment=False, flip=False), learn.pixels, len(images.classes))
-        fit, _, _ = fitted(linear, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
-        scores["linear model"] = score(np.asarray(linear.predict_proba(held.pixels), np.float64), held.codes)
-        interrupted = fit.interrupted
-    notes += ["interrupted before the linear model was trained to its end"] * interrupted
+    trouble = [INTERRUPTED]
+    if not run.interrupted:
+        simple, trouble = beside(lambda: _linear(learn, held, recipe))
+        scores |= simple
+    notes += trouble
     scores["always the most frequent"] = score(np.broadcast_to(shares, chances.shape), held.codes)
     return ImageOutcome(
         recipe, net, learn, held, chances, history_of(run), run.best_epoch, scores, seconds, notes,
-        interrupted, run.stopped, failure,
+        INTERRUPTED in trouble, run.stopped, failure,
     )  # fmt: skip
+
+
+def _linear(learn: Images, held: Images, recipe: ImageRecipe) -> dict[str, Scores]:
+    """A linear model of the pixels, trained as the network was. Raises: `KeyboardInterrupt` if it is not trained to its end."""
+    assert learn.codes is not None
+    assert held.codes is not None
+    net = network(replace(recipe, filters=(), hidden=(), augment=False, flip=False), learn.pixels, len(learn.classes))
+    run, _, _ = fitted(net, learn.pixels, learn.codes, recipe, LOSS, recipe.validation or None, False)
+    if run.interrupted:
+        raise KeyboardInterrupt
+    return {"linear model": score(np.asarray(net.predict_proba(held.pixels), np.float64), held.codes)}
 
 
 def _unjudged(held: Images) -> list[str]:
@@ -360,11 +369,11 @@ def _salient(outcome: ImageOutcome) -> Gallery:
     chosen = [int(own[sure[own].argmax()]) for own in best if len(own)]
     wrong = np.flatnonzero(predicted != codes)
     chosen += wrong[np.argsort(sure[wrong], kind="stable")][:EACH].tolist()
-    maps = saliency(outcome.network, held.pixels[chosen], predicted[chosen])
-    shown = [
-        Picture(strip([coloured(_small(held.pixels[i])), signed(_small(m))]), _judged(outcome, i))
-        for i, m in zip(chosen, maps if maps.ndim == 3 else maps.sum(axis=3), strict=True)
-    ]
+    shown = []
+    for rows in _blocks(outcome.network, held.pixels, chosen):
+        maps = saliency(outcome.network, held.pixels[rows], predicted[rows])
+        for i, m in zip(rows, maps if maps.ndim == 3 else maps.sum(axis=3), strict=True):
+            shown.append(Picture(strip([coloured(_small(held.pixels[i])), signed(_small(m))]), _judged(outcome, i)))
     about = (
         "The picture of each class that was recognised best, then some mistakes. Beside each: the gradient of the predicted class's "
         "score by the pixels. Blue pixels raise the score when they get brighter, orange ones lower it."
@@ -426,12 +435,16 @@ def _responses(outcome: ImageOutcome) -> list[Gallery]:
     return made
 
 
-def _looks(network: nn.Sequential, pixels: Pixels, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], dict[str, Values]]]:
-    """(rows, layer -> what it gives for them) for block after block of these rows: of layers with weights, and as many rows at a time
-    as `LOOK_BYTES` hold what all layers give."""
+def _blocks(network: nn.Sequential, pixels: Pixels, rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    """These rows, as many at a time as `LOOK_BYTES` hold what all layers give."""
     each = sum(y.nbytes for y in activations(network, pixels[:1]).values())
     block = max(1, min(EVALUATION_ROWS, LOOK_BYTES // max(1, each)))
-    for some in (rows[start : start + block] for start in range(0, len(rows), block)):
+    return (rows[start : start + block] for start in range(0, len(rows), block))
+
+
+def _looks(network: nn.Sequential, pixels: Pixels, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], dict[str, Values]]]:
+    """(rows, layer -> what it gives for them) for block after block of these rows, of layers with weights."""
+    for some in _blocks(network, pixels, rows):
         found = activations(network, pixels[some])
         yield some, {n: y for n, y in found.items() if f"{n}.weight" in network.parameters and y.ndim in (2, 4)}
 

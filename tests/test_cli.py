@@ -338,6 +338,19 @@ def test_ctrl_c_while_the_baselines_are_fitted(
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
+def test_what_goes_wrong_with_the_baselines_takes_nothing_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("chainrule.experiment.baselines", broken)
+    assert call("train", houses(tmp_path), "--target", "price", "--out", "run", *QUICK) == 0
+    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(FILES)
+    note = "the baselines could not be fitted: there is not enough memory (MemoryError)"
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
 def test_ctrl_c_before_anything_is_learnt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

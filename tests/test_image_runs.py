@@ -23,7 +23,8 @@ import chainrule as cr
 from chainrule import images as module
 from chainrule import nn
 from chainrule.data import Images, read_images
-from chainrule.errors import DataError
+from chainrule.errors import DataError, DivergenceError
+from chainrule.experiment import INTERRUPTED
 from chainrule.images import (
     ImageOutcome,
     ImageRecipe,
@@ -299,7 +300,28 @@ def test_after_an_interrupt_nothing_more_is_trained(monkeypatch: pytest.MonkeyPa
     assert trained == [found.network]
     assert found.interrupted
     assert list(found.scores) == ["this network", "always the most frequent"]
-    assert "interrupted before the linear model was trained to its end" in found.notes
+    assert INTERRUPTED in found.notes
+
+
+@pytest.mark.parametrize("error", [MemoryError(), DivergenceError("the loss is infinite")], ids=lambda e: type(e).__name__)
+def test_what_goes_wrong_with_the_linear_model_takes_nothing_away(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[nn.Sequential] = []
+
+    def broken(net: nn.Sequential, *rest: Any) -> Any:
+        if trained:
+            raise error
+        trained.append(net)
+        return real(net, *rest)
+
+    real = module.fitted
+    monkeypatch.setattr(module, "fitted", broken)
+    found = train_images(images(40), ImageRecipe(hidden=(4,), epochs=1), verbose=False)
+    assert trained == [found.network]
+    assert not found.interrupted
+    assert list(found.scores) == ["this network", "always the most frequent"]
+    (note,) = [n for n in found.notes if "baselines" in n]
+    assert type(error).__name__ in note
+    assert str(error) in note
 
 
 def test_classes_of_which_no_picture_is_held_out_are_remarked() -> None:
@@ -498,7 +520,8 @@ def test_what_the_galleries_show(outcome: ImageOutcome) -> None:
     ]
 
 
-def test_what_layers_give_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [20, 3])
+def test_what_layers_give_is_looked_at_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pictures are held out: a block at a time is in memory, and what is shown is the same."""
     recipe = ImageRecipe(filters=(4,), hidden=(5,), epochs=1, augment=False, test=0.9)
     found = train_images(images(), recipe, verbose=False)
@@ -512,9 +535,17 @@ def test_what_layers_give_is_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch
 
     each = sum(y.nbytes for y in cr.activations(found.network, found.held.pixels[:1]).values())
     monkeypatch.setattr(module, "activations", counted)
-    monkeypatch.setattr(module, "LOOK_BYTES", 20 * each)
+    asked: list[int] = []
+
+    def hanging(net: nn.Module, x: Any, label: Any) -> Any:
+        asked.append(len(x))
+        return cr.saliency(net, x, label)
+
+    monkeypatch.setattr(module, "saliency", hanging)
+    monkeypatch.setattr(module, "LOOK_BYTES", block * each)
     blocks = galleries(found)
-    assert max(calls) == 20 * each
+    assert max(calls) == block * each
+    assert max(asked) <= block
     assert sum(calls) >= (found.held.rows + 2) * each, "all of the pictures were looked at"
     assert [(g.heading, g.about, [p.caption for p in g.pictures]) for g in blocks] == [
         (g.heading, g.about, [p.caption for p in g.pictures]) for g in whole
