@@ -250,6 +250,7 @@ GENERAL: tuple[Row, ...] = (
     Row("one-hidden", "784-512-10 relu, batch 128", (784,), dense([512, 10], "relu"), 128, 40),
     Row("six", "50-(40)x6-5 tanh, batch 60", (50,), dense([40] * 6 + [5], "tanh"), 60, 200),
     Row("linear", "1000-10, batch 64", (1000,), dense([10], "relu"), 64, 100),
+    Row("softmax", "784-10, batch 128", (784,), dense([10], "relu"), 128, 64),
     Row("tiny", "7-33-17-2 sigmoid, batch 10", (7,), dense([33, 17, 2], "sigmoid"), 10, 1000),
     Row("autoencoder", "300-77-300 tanh, batch 40, mse", (300,), dense([77, 300], "tanh"), 40, 100, "mse"),
     Row("silu", "17-200-1 silu, batch 7, mse", (17,), dense([200, 1], "silu"), 7, 1000, "mse"),

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from chainrule.compiler import driver, jit
-from chainrule.compiler.layout import logical
 from chainrule.compiler.pipeline import Code
 from chainrule.compiler.target import Target, narrowed
 from chainrule.errors import DataError
@@ -365,7 +364,7 @@ class EmulatedSession(NativeSession):
         program = self._programs[rows]
         entry = program.entries[name]
         dtypes = [sources[i].dtype if program.inputs[i].rows is not None else None for i in entry.inputs]
-        return self._backend._compiled(program, entry, dtypes, self._slots, self._backend.threads)
+        return self._backend._compiled(program, entry, dtypes, self._slots, storage=self._storage, threads=self._backend.threads)
 
     def keep(self) -> Kept | None:
         copies = {name: np.zeros_like(v) for name, v in self._state.items()}
@@ -377,4 +376,4 @@ class EmulatedSession(NativeSession):
             row.view(np.uint32)[6:] = driver.EXPONENTS.get(str(value.dtype), driver.NO_EXPONENT)
         emulator.call("d.keep", emulator.place(rows), len(rows))
         (bad,) = emulator.run()
-        return Kept({name: logical(v, self._shapes[name]) for name, v in copies.items()}) if bad == 0 else None
+        return Kept(self._seen(copies)) if bad == 0 else None

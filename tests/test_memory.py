@@ -175,7 +175,7 @@ def step_within(memory: int, net: nn.Sequential, threads: int = 1) -> Code:
     data = {n: a.dtype for n, a in request.fitted.data.items()}
     dtypes = [data.get(n) if request.program.inputs[n].rows is not None else None for n in request.entry.inputs]
     program = replace(request.program, memory=memory)
-    return request.backend._compiled(program, request.entry, dtypes, session._slots, threads)
+    return request.backend._compiled(program, request.entry, dtypes, session._slots, storage=session._storage, threads=threads)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from chainrule import nn
 from chainrule.compiler.affine import Axis, of
 from chainrule.compiler.alike import likeness
 from chainrule.compiler.kernels import Buffer, Kernel, Store, constant, elementwise, kernels_of, load
-from chainrule.compiler.layout import laid_out, logical, physical
+from chainrule.compiler.layout import Storage
+from chainrule.compiler.schedule import units
 from chainrule.compiler.target import host
 from chainrule.run.backend import backends
 
@@ -42,16 +43,16 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @given(st.lists(st.integers(0, 9), max_size=3).map(tuple), st.sampled_from([SMALL, (64, 48, 32), (1,)]))
 def test_there_and_back(shape: tuple[int, ...], panels: tuple[int, ...]) -> None:
-    target = replace(host(), panels=panels)
+    storage = Storage(replace(host(), panels=panels))
     array = np.random.default_rng(0).normal(size=shape)
-    inside = laid_out(array, target)
-    assert inside.shape == physical(shape, target)
-    np.testing.assert_array_equal(logical(inside.copy(), shape), array)
+    inside = storage.laid_out(array)
+    assert inside.shape == storage.physical(shape)
+    np.testing.assert_array_equal(storage.logical(inside.copy(), shape), array)
 
 
 def test_a_panel_holds_some_columns_of_all_rows() -> None:
     array = np.arange(12.0).reshape(2, 6)
-    inside = laid_out(array, replace(host(), panels=(3,)))
+    inside = Storage(replace(host(), panels=(3,))).laid_out(array)
     np.testing.assert_array_equal(inside, [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]])
 
 
@@ -121,8 +122,8 @@ class Towers(nn.Module):
 
     def __call__(self, x: Any, y: Any) -> Any:
         parts = []
-        for name, part, units in (("a", x, 64), ("b", y, 32)):
-            weight = self.parameter(name, (part.shape[-1], units), "glorot_uniform")
+        for name, part, width in (("a", x, 64), ("b", y, 32)):
+            weight = self.parameter(name, (part.shape[-1], width), "glorot_uniform")
             parts.append(np.maximum(part @ weight, 0))
         return np.concatenate(parts, axis=1) @ self.parameter("c", (96, 10), "glorot_uniform")
 
@@ -130,6 +131,7 @@ class Towers(nn.Module):
 def test_gradients_are_shared_out_as_threads_read_least_of_each_other() -> None:
     """The data is nobody's; of errors that both have written each reads those of its units only."""
     phases = kernels(Towers(), (40, 24), 10, 64, cores=2)
+    assert len(phases) == 2, "rows go through all layers without waiting, as they did"
     for name in ("a", "b"):
         update = writer(phases, name)
         read = [v for v in update.loads() if v.axes & set(update.reduced) and v.buffer and v.buffer.name.startswith("t")]
@@ -143,7 +145,7 @@ def test_no_two_threads_write_to_one_line_of_memory() -> None:
     for kernel in (k for items in phases for k in items if k.reduced and k.unit is not None and len(k.domain) > 1):
         for store in kernel.stores:
             if store.index and store.index[-1] == of(kernel.unit):
-                assert store.buffer.dtype.itemsize * kernel.unit.extent // 2 % 64 == 0
+                assert store.buffer.dtype.itemsize * units(kernel.unit.extent, 2)[1] % 64 == 0
 
 
 def test_columns_of_a_product_are_not_cut_as_rows() -> None:

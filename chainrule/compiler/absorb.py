@@ -16,8 +16,7 @@ from .kernels import Item, Kernel, Value, bounds, rebuilt, reindexed, roots
 from .phases import accesses
 from .schedule import MOST_COLUMNS
 
-WIDEST = MOST_COLUMNS  # places of a sum, in each of two directions
-MOST_TERMS = WIDEST**2
+MOST_TERMS = MOST_COLUMNS**2  # of a sum, in two directions
 
 
 def absorbed(items: Sequence[Item]) -> list[Item]:
@@ -86,7 +85,7 @@ def _side_by_side(reader: Kernel, where: Mapping[Axis, Axis]) -> bool:
         and not reader.sequential
         and reader.inner is not None
         and 1 <= len(others) <= 2
-        and max(others) <= WIDEST
+        and max(others) <= MOST_COLUMNS
     )
 
 

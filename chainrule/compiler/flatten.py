@@ -13,32 +13,32 @@ from math import ceil
 from .affine import Affine, Axis, flat, of
 from .fuse import EXPENSIVE, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, plain, rebuilt, terms
-from .target import Target
+from .layout import Storage
 
 FULL = 0.75  # of the lanes: a kernel that fills fewer is worth splitting, if
 LEAST_COST = 2  # so many expensive operators follow its sums
 
 
-def split(items: Sequence[Item], target: Target, names: Names) -> list[Item]:
+def split(items: Sequence[Item], storage: Storage, names: Names) -> list[Item]:
     """Sums that fill lanes badly apart from an expensive rest. Both keep the unit axis, so no thread waits in between."""
     made: list[Item] = []
     for item in items:
         if isinstance(item, Loop):
-            item.items[:] = split(item.items, target, names)
+            item.items[:] = split(item.items, storage, names)
             made.append(item)
         else:
-            made += _split(item, target, names)
+            made += _split(item, storage, names)
     return made
 
 
-def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
+def _split(kernel: Kernel, storage: Storage, names: Names) -> list[Kernel]:
     sums = [v for v in kernel.values() if v.op == "reduce"]
     if not sums or len(kernel.domain) < 2 or kernel.sequential:
         return [kernel]
     inside = terms(sums)
     rest = [v for v in kernel.values() if v.op in EXPENSIVE and v not in inside and v.axes]
-    width = target.vector_bytes // sums[0].dtype.itemsize
-    extent = kernel.domain[-1].extent
+    width = storage.target.vector_bytes // sums[0].dtype.itemsize
+    extent = _along_lanes(kernel, storage)
     if len(rest) < LEAST_COST or not extent > 1 or extent / (ceil(extent / width) * width) >= FULL:
         return [kernel]
     index = tuple(of(a) for a in kernel.domain)
@@ -48,6 +48,12 @@ def _split(kernel: Kernel, target: Target, names: Names) -> list[Kernel]:
     table = rebuilt([s.value for s in kernel.stores], {v: load(b, index) for v, b in buffers.items()})
     stores = [replace(s, value=table[s.value]) for s in kernel.stores]
     return [first, Kernel(kernel.name, kernel.domain, (), stores, kernel.unit, inner=kernel.inner, origin=kernel.origin[1:])]
+
+
+def _along_lanes(kernel: Kernel, storage: Storage) -> int:
+    """How long the axis is that lanes can go along: the last one, but rows of a panel where matrices lie transposed."""
+    cuts = (storage.cut(s.buffer.shape) for s in kernel.stores if s.buffer.row is None and s.view == s.buffer.shape)
+    return next((size for axis, size in filter(None, cuts) if axis == 0), kernel.domain[-1].extent)
 
 
 def can_be_lines(kernel: Kernel) -> bool:

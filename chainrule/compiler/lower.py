@@ -19,7 +19,7 @@ from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
 from .kernels import I8, Buffer, Kernel, Store, Value, bounds, constant, elementwise, iota, load, plain, terms
 from .loops import Bound, Carry, Clamped, Fetch, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
-from .schedule import LINE, LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule, stride
+from .schedule import LEAST_FETCH, LONG_SUM, NESTED_SUM, Schedule, balanced, cut, schedule, stride
 from .target import Target
 
 PLAIN = {"strong_multiply": "multiply", "strong_divide": "divide"}
@@ -584,7 +584,7 @@ class _Lowering:
             place = Place(place.buffer, place.address, place.looked_up)
         target = self.register(v.dtype, width)
         scope.body.append(Read(target, place))
-        if (row := self._row_of_data(v)) is not None and 2 * width * v.dtype.itemsize >= LINE:
+        if (row := self._row_of_data(v)) is not None and width * v.dtype.itemsize >= LEAST_FETCH:
             scope.body.append(Fetch(self._where(v.buffer, (self._next(row), *v.index[1:]), v.shape)))
         return target
 
@@ -598,14 +598,15 @@ class _Lowering:
         return row if along and self.domain and len(row.axes) == 1 else None
 
     def _next(self, row: Value) -> Value:
-        """The number of the row that the next tile reads in place of this one; the last one again where there is none."""
+        """The number of the row that the next tile reads in place of this one; the last one again where there is none. Behind a smaller
+        tile it is a row beyond, which costs nothing but that row."""
         if row not in self.following:
             (axis,) = row.axes
             own = self.renamed.get(axis, axis)
             tile = self.s.rows if own is self.tile else self.s.columns if own is self.side else 1
             place = elementwise("minimum", I8, [iota(of(axis) + tile, I8), constant(axis.extent - 1, I8)])
             assert row.buffer is not None
-            self.following[row] = load(row.buffer, (place,))
+            self.following[row] = load(row.buffer, (place,), row.shape)
         return self.following[row]
 
     def _stored(self, store: Store) -> Register:

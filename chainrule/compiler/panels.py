@@ -1,37 +1,32 @@
 """How matrices lie in memory: in panels, each of which holds some columns of all rows, or some rows of all columns.
 
 In: kernels. Out: kernels that index matrices of state and of the step's own as (panel, row, column inside), or (panel, column, row
-inside). A panel lies in one piece,
-so a thread that has some of the columns shares no memory with its neighbours (a processor fetches lines that follow those it is asked
-for, also where they are another's), and what a tile reads lies together. How a matrix is laid out follows from its shape and the target
-alone, so all entries of a program agree about their state (layout.py).
+inside) where they lie transposed. A panel lies in one piece, so a thread that has some of the columns shares no memory with its
+neighbours (a processor fetches lines that follow those it is asked for, also where they are another's), and what a tile reads lies
+together. How a matrix is laid out is the same for all entries of a session (layout.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
-from .layout import Shape, panels
+from .layout import Cut, Storage, by_columns, shape_in
 from .phases import Access, accesses
 from .schedule import FEW_PANELS
-from .target import Target
 
 Split = Mapping[Axis, tuple[Axis, Axis]]  # an axis -> that of panels, and that inside a panel
-Panels = tuple[int, int]  # the axis along which a matrix is cut into panels, and how much of it is in one
 
 
-def in_panels(
-    items: Sequence[Item], state: set[Buffer], tall: Collection[Shape], target: Target, names: Names
-) -> tuple[list[Item], set[Axis]]:
+def in_panels(items: Sequence[Item], state: set[Buffer], storage: Storage, names: Names) -> tuple[list[Item], set[Axis]]:
     """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
-    by row. tall: shapes of matrices that lie transposed."""
+    by row."""
     touched = dict.fromkeys(a.buffer for k in kernels_of(items) for a in accesses(k))
-    matrices = {b: found for b in touched if (found := _panels_of(b, tall, target)) is not None}
+    matrices = {b: found for b in touched if (found := _cut(b, storage)) is not None}
     splits = {k: _split(k, matrices, names) for k in kernels_of(items)}
     misfits = {
         a.buffer for k, split in splits.items() for a in accesses(k)
@@ -56,7 +51,7 @@ def in_panels(
 
     made = [rewritten(i) for i in (*before, *items)]
     for buffer, found in chosen.items():
-        buffer.shape = _shape(buffer, found)
+        buffer.shape = shape_in(buffer.shape, found)
     return made, {outer for split in splits.values() for outer, _ in split.values()}
 
 
@@ -66,16 +61,12 @@ def along(kernel: Kernel, split: Split) -> Kernel:
     return _Panels({}, {}, own).kernel(kernel)
 
 
-def _panels_of(buffer: Buffer, tall: Collection[Shape], target: Target) -> Panels | None:
-    """How it lies, if it is a matrix in panels. Those of rows are no place for rows of a batch."""
+def _cut(buffer: Buffer, storage: Storage) -> Cut | None:
+    """How it lies, if it is a matrix in panels. What a step makes of weights lies as they do; transposed panels are no place for rows of a
+    batch."""
     if buffer.space not in ("state", "scratch"):
         return None
-    return panels(buffer.shape, target, tall if buffer.row is None else ())
-
-
-def _shape(buffer: Buffer, found: Panels) -> Shape:
-    axis, size = found
-    return buffer.shape[axis] // size, buffer.shape[1 - axis], size
+    return storage.cut(buffer.shape) if buffer.row is None else by_columns(buffer.shape, storage.target)
 
 
 def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
@@ -84,15 +75,16 @@ def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:
     return Kernel(names("k"), domain, (), [Store(copy, index, load(buffer, index))], domain[0])
 
 
-def _split(kernel: Kernel, matrices: Mapping[Buffer, Panels], names: Names) -> Split:
+def _split(kernel: Kernel, matrices: Mapping[Buffer, Cut], names: Names) -> Split:
     """The axes along which matrices are cut into panels."""
     found: dict[Axis, tuple[Axis, Axis]] = {}
     own = {*kernel.domain, *kernel.reduced}
     for a in accesses(kernel):
         if a.buffer in matrices and a.view == a.buffer.shape:
-            along, size = matrices[a.buffer]
-            axis = next((x for x in a.index[along].axes if a.index[along] == of(x)), None)
-            if axis in own and axis not in found and axis is not None and axis.extent == a.view[along] > size:
+            at, size = matrices[a.buffer]
+            assert size > 1, "an axis of one place is none"
+            axis = next((x for x in a.index[at].axes if a.index[at] == of(x)), None)
+            if axis in own and axis not in found and axis is not None and axis.extent == a.view[at] > size:
                 found[axis] = Axis(names("p"), axis.extent // size), Axis(axis.name, size)
     return found
 
@@ -123,12 +115,12 @@ def _where(split: Split) -> dict[Axis, Affine]:
     return {x: of(outer) * inner.extent + of(inner) for x, (outer, inner) in split.items()}
 
 
-def _in_panel(a: Access, split: Split, found: Panels) -> Index | None:
+def _in_panel(a: Access, split: Split, found: Cut) -> Index | None:
     """The index in panels; None where panel and place inside would be no sums of axes."""
     if a.view != a.buffer.shape:
         return None
-    along, size = found
-    place, other = a.index[along], a.index[1 - along]
+    at, size = found
+    place, other = a.index[at], a.index[1 - at]
     both = place.replaced(_where(split)).divided(size) if isinstance(place, Affine) else None
     return (both[0], other, both[1]) if both is not None else None
 
@@ -136,7 +128,7 @@ def _in_panel(a: Access, split: Split, found: Panels) -> Index | None:
 class _Panels:
     """One kernel written anew. chosen: matrices -> their panels; copies: what stands in place of those that do not fit."""
 
-    def __init__(self, chosen: Mapping[Buffer, Panels], copies: Mapping[Buffer, Buffer], split: Split) -> None:
+    def __init__(self, chosen: Mapping[Buffer, Cut], copies: Mapping[Buffer, Buffer], split: Split) -> None:
         self.chosen, self.copies, self.split = chosen, copies, split
 
     def kernel(self, kernel: Kernel) -> Kernel:
@@ -150,13 +142,20 @@ class _Panels:
         parts = self.split
         first = [b for x in kernel.domain[: kernel.sequential] for b in parts.get(x, (x,))]
         rest = kernel.domain[kernel.sequential :]
-        domain = [*first, *(parts[x][0] for x in rest if x in parts), *(parts[x][1] if x in parts else x for x in rest)]
+        inside = [parts[x][1] if x in parts else x for x in rest]
+        domain = [*first, *(parts[x][0] for x in rest if x in parts), *self._as_they_lie(inside, stores)]
         reduced = tuple(b for x in kernel.reduced for b in parts.get(x, (x,)))
         unit = kernel.unit
         if unit in parts and unit is not None:
             unit = _even(parts[unit][0], [x for x in rest if x not in parts])
         sequential = len(first)
         return replace(kernel, domain=tuple(domain), reduced=reduced, stores=stores, unit=unit, sequential=sequential)
+
+    def _as_they_lie(self, axes: Sequence[Axis], stores: Sequence[Store]) -> list[Axis]:
+        """Axes in the order in which memory is written: rows of transposed panels come last."""
+        transposed = (s.index[-1] for s in stores if s.buffer in self.chosen and self.chosen[s.buffer][0] == 0)
+        rows = next((i.axes for i in transposed if isinstance(i, Affine)), frozenset())
+        return sorted(axes, key=lambda a: a in rows)
 
     def _loaded(self, v: Value) -> Value:
         if v.op != "load" or v.buffer is None:
@@ -170,4 +169,4 @@ class _Panels:
             return buffer, shape, index
         found = self.chosen[buffer]
         where = _in_panel(Access(buffer, index, shape, None, False), {}, found)
-        return (self.copies[buffer], shape, index) if where is None else (buffer, _shape(buffer, found), where)
+        return (self.copies[buffer], shape, index) if where is None else (buffer, shape_in(buffer.shape, found), where)

@@ -7,7 +7,7 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import count, groupby
@@ -47,7 +47,7 @@ from .kernels import (
     loops_of,
 )
 from .lanes import in_blocks, in_lanes
-from .layout import Shape
+from .layout import Storage
 from .llvm import REPORT, Layout, Module
 from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
 from .lower import lower
@@ -100,17 +100,17 @@ class Code:
 def compile_graph(
     name: str, graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], slots: Mapping[str, int],
     rows: Sequence[Rows], target: Target, *, threads: int = 1, guard: int = 0, barrier: str = "", timed: bool = False,
-    memory: int | None = None, tall: Collection[Shape] = (),
+    memory: int | None = None, storage: Storage | None = None,
 ) -> Code:  # fmt: skip
     """All passes.
 
     Args: outputs: where each output goes (a buffer of the state is written after it has been read); slots: the place of each of the
     caller's buffers, by name, in the table of pointers; rows: the row axis of each input; timed: cycles are counted for each kernel;
-    memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread. tall:
-    shapes of the state that lie transposed (layout.py).
+    memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
+    storage: how the state lies.
     """
     graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(_verified_graph("normalize", graph)))))
-    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, tall))
+    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target)))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
     planned, every = made.planned, made.every
@@ -162,7 +162,7 @@ class _Arrangement:
 
 def _arranged(
     graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], rows: Sequence[Rows],
-    target: Target, tall: Collection[Shape], spare: int | None, threads: int,
+    target: Target, storage: Storage, spare: int | None, threads: int,
 ) -> _Arrangement:  # fmt: skip
     """The passes up to the order of kernels. spare: so many bytes above the least loops may keep; None: all that they can."""
     names = Names()
@@ -175,8 +175,8 @@ def _arranged(
     items = _verified("in_blocks", in_blocks(items, names))
     items = _verified("with_siblings", with_siblings(items))
     items = _verified("absorbed", absorbed(items))
-    items = _verified("split", split(items, target, names))
-    items, panels = in_panels(items, set(kept), tall, target, names)
+    items = _verified("split", split(items, storage, names))
+    items, panels = in_panels(items, set(kept), storage, names)
     items = _verified("ragged", ragged(_verified("in_panels", items), names))
     items = _verified("parted", parted(items, names))
     pairs = pairs_of(items)

@@ -27,8 +27,9 @@ MOST_ROWS = {32: 12, 16: 6}
 SAME_SET = 4096  # bytes, and multiples of it, between lines of memory that share a set of the first cache
 MOST_IN_SET = 6  # rows of a tile whose lines do: a set holds 8 lines, and the other operand wants some
 MOST_COLUMNS = 4  # of a tile with a second axis beside its rows
-MOST_ACROSS = 6  # the same where sums are over lanes,
-LEAST_ACROSS = 128  # if they have so many terms
+MOST_ACROSS = 6  # the same where sums are over lanes
+LEAST_ACROSS = 128  # terms of such sums
+LEAST_FETCH = 32  # bytes read at a time of rows that are fetched ahead: less would fetch each line again and again
 COSTLY = 15  # instructions of an expensive operator, about
 LEAST_CHAINS = 8  # products in flight that hide the latency of a multiply-add (4 cycles, two a cycle)
 MOST_CHAINS = 4
@@ -50,10 +51,10 @@ UNROLL = 4
 MOST_ALONE = 4  # hidden layers up to which each is tried alone as what threads share out
 FEW_PANELS = 10  # so few, if their number is odd, are shared out badly
 BROKEN_PANELS = (64, 128)  # columns of a panel that is no whole tiles, at least and at most
-ENOUGH = 0.93  # of the lanes that would be full without such panels
-TALL = 512  # rows of a matrix that lies transposed, at least: sums across lanes cost little beside sums that long;
-NARROW = 0.75  # so full would its columns leave lanes, less than that;
-MOST_ROWS_OF_PANEL = 1024  # and so many of its rows are in a panel, at most
+ENOUGH = 0.93  # of the lanes that would be full without such panels; of all lanes, in those of transposed matrices
+LEAST_TRANSPOSED = 512  # rows of a matrix that lies transposed: sums across lanes cost little beside sums that long
+NARROW = 0.75  # of the lanes that its columns would leave full, less than that
+MOST_TRANSPOSED = 1024  # rows of a panel of such a matrix: one of ten columns takes little of the second cache
 PARTS_OF_ROWS = 4  # of a matrix that is shared out along its rows
 MOST_PARTS = 16  # of a sum over an axis that threads share out
 LINE = 64  # bytes of memory that processors fetch at a time
@@ -129,7 +130,7 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
         for lane in lanes or [None]
         for tile in [*(a for a in reversed(free) if a is not lane), None]
     ]
-    beside = [*(a for a in free if a in looked_up), *(a for a in reversed(free) if a not in looked_up)]  # rows of data: once
+    beside = [*(a for a in free if a in looked_up), *(a for a in reversed(free) if a not in looked_up)]  # rows of data once
     ways += [
         _way(kernel, target, lane, tile, side, columns, vectors)
         for lane, most in _lanes_of_wide_tiles(kernel, lanes)

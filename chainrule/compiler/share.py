@@ -5,7 +5,8 @@ thread then reads all weights, half of which another has just written, and such 
 layer, or along the rows of a matrix with many more inputs than a batch has rows, weights stay with their thread, and what goes
 around are sums over the axis: a kernel that sums over it is cut into a fixed number of partial sums and a kernel that adds these
 up. Which axes are cut is settled by what a step would cost all processors of the machine; it may not depend on how many threads
-there are, since the order of sums depends on it.
+there are, since the order of sums depends on it. At last kernels with sums may get another axis of their domain, with which threads
+read less of each other: that changes no sum, and takes too long to be tried with each way.
 
 Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from math import inf, prod
 
 from .affine import Affine, Axis, of
@@ -86,8 +86,8 @@ def _summed_rows(kernel: Kernel, state: set[Buffer]) -> Iterator[Axis]:
     """The rows of matrices over which it sums, if there are far less sums than numbers in the matrix."""
     sums = prod(a.extent for a in kernel.domain)
     for a in accesses(kernel) if kernel.reduced else ():
-        if a.buffer in state and len(a.view) in (2, 3) and sums * PARTS_OF_ROWS < prod(a.view):
-            yield from (x for x in kernel.reduced if a.index[-2] == of(x))
+        if a.buffer in state and len(a.view) == 2 and sums * PARTS_OF_ROWS < prod(a.view):
+            yield from (x for x in kernel.reduced if a.index[0] == of(x))
 
 
 def _groups(kernels: Sequence[Kernel], among: set[Axis]) -> list[Class]:
@@ -167,61 +167,77 @@ def _over(v: Value, axes: tuple[Axis, ...]) -> Value:
 Seen = list[tuple[Access, bool]]  # what a kernel shares with others, and whether unit for unit both touch the same part
 
 
-def _nearer(kernels: Sequence[Kernel], threads: int) -> list[Kernel]:
+def _nearer(kernels: Sequence[Kernel], cores: int) -> list[Kernel]:
     """The kernels; those with sums are shared out along the axis with which threads read least of what others have written, if what went
-    on without waiting still does."""
+    on without waiting still does. Late copies do not count: they follow what writes their state (`put_off`)."""
     made = list(kernels)
-    touched: dict[Buffer, dict[int, list[Access]]] = {}
+    written = {s.buffer for k in made for s in k.stores}
+    touched: dict[Buffer, dict[int, list[Access]]] = {b: {} for b in written}
 
     def note(n: int) -> None:
-        for buffer, group in groupby(sorted(accesses(made[n]), key=lambda a: id(a.buffer)), key=lambda a: a.buffer):
-            touched.setdefault(buffer, {})[n] = list(group)
+        for a in accesses(made[n]):
+            if a.buffer in written:
+                touched[a.buffer].setdefault(n, []).append(a)
 
     def seen(n: int, way: Kernel) -> Seen:
         return [
-            (a, local(a, b, threads)) for a in accesses(way) for m, theirs in touched[a.buffer].items() if m != n
-            for b in theirs if a.write or b.write
+            (a, local(a, b, cores)) for a in accesses(way) if a.buffer in written
+            for m, theirs in touched[a.buffer].items() if m != n for b in theirs if a.write or b.write
         ]  # fmt: skip
 
-    for n in range(len(made)):
+    for n in (n for n, k in enumerate(made) if not k.late):
         note(n)
     for n, k in enumerate(kernels):
-        others = [a for a in k.domain if _can_be_unit(k, a, threads)] if k.reduced and not k.sequential else []
+        others = [a for a in k.domain if _can_be_unit(k, a, cores)] if k.reduced and not k.sequential else []
         now = seen(n, k) if others else []
-        least = _read_far(now, threads)
+        least = _read_far(now, cores)
         for axis in others if least else ():
             way = replace(k, unit=axis)
             then = seen(n, way)
-            far = _read_far(then, threads)
+            far = _read_far(then, cores)
             if far < least and all(b or not a for (_, a), (_, b) in zip(now, then, strict=True)):
                 made[n], least = way, far
         if made[n] is not k:
+            for accessed in touched.values():
+                accessed.pop(n, None)
             note(n)
     return made
 
 
-def _can_be_unit(kernel: Kernel, axis: Axis, threads: int) -> bool:
-    """Whether threads that share out this axis of the domain have no more to do than now, and no two of them write to the same line of
-    memory."""
+def _can_be_unit(kernel: Kernel, axis: Axis, cores: int) -> bool:
+    """Whether the largest share is no larger with this axis of the domain as the unit, and no two threads write to one line of memory."""
     if kernel.unit is None or axis is kernel.unit:
         return False
-    (_, then), (_, now) = (units(a.extent, threads) for a in (axis, kernel.unit))
-    apart = [stride(s, axis) for s in kernel.stores]
-    whole = all(
-        n is not None and n * then * s.buffer.dtype.itemsize % LINE == 0 for n, s in zip(apart, kernel.stores, strict=True)
-    )
-    return whole and then * kernel.unit.extent <= now * axis.extent
+    (_, then), (_, now) = (units(a.extent, cores) for a in (axis, kernel.unit))
+    if then * kernel.unit.extent > now * axis.extent:
+        return False
+    for s in kernel.stores:
+        strides = {a: n for a in kernel.domain if (n := stride(s, a)) is not None}
+        if len(strides) < len(kernel.domain):
+            return False
+        edges = [strides[axis] * then, *(n for n in strides.values() if n > strides[axis])]
+        if any(n * s.buffer.dtype.itemsize % LINE for n in edges):
+            return False
+    return True
 
 
-def _read_far(seen: Seen, threads: int) -> float:
+def _read_far(seen: Seen, cores: int) -> float:
     """Bytes that a thread reads and another has written."""
-    return sum({(a.buffer, a.index): _far(a, threads) for a, near in seen if not near and not a.write}.values())
+    return sum(_largest(((a.buffer, _far(a, cores)) for a, near in seen if not near and not a.write)).values())
 
 
-def _far(a: Access, threads: int) -> float:
-    """Bytes of what a thread reads there that another has written, if threads have not written what they read."""
+def _largest(found: Iterable[tuple[Buffer, float]]) -> dict[Buffer, float]:
+    """The largest number of each buffer: what is read twice comes once."""
+    most: dict[Buffer, float] = {}
+    for buffer, number in found:
+        most[buffer] = max(most.get(buffer, 0.0), number)
+    return most
+
+
+def _far(a: Access, cores: int) -> float:
+    """Bytes that a thread reads there of what others have written; of a part of the buffer if the unit counts in the index."""
     cut = a.unit is not None and any(isinstance(i, Affine) and a.unit in i.axes for i in a.index)
-    return a.buffer.bytes * (1 / threads if cut else 1.0) * (1 - 1 / threads)
+    return a.buffer.bytes * (1 / cores if cut else 1.0) * (1 - 1 / cores)
 
 
 # ---- what it costs -----------------------------------------------------------------------------------------------------------
@@ -248,11 +264,8 @@ def _busy(kernel: Kernel, threads: int) -> float:
 def _foreign(items: Sequence[Item], threads: int) -> dict[Buffer, float]:
     """For each buffer the bytes that a thread reads and another has written."""
     writes = {a.buffer: a for item in items for a in accesses(item) if a.write}
-    found: dict[Buffer, float] = {}
-    for a in (a for item in items for a in accesses(item) if not a.write):
-        if a.buffer in writes and not local(a, writes[a.buffer], threads):
-            found[a.buffer] = max(found.get(a.buffer, 0.0), _far(a, threads))
-    return found
+    read = (a for item in items for a in accesses(item) if not a.write and a.buffer in writes)
+    return _largest((a.buffer, _far(a, threads)) for a in read if not local(a, writes[a.buffer], threads))
 
 
 # ---- copies of the state -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
@@ -47,7 +47,7 @@ from ..compiler.driver import (
     keep_ir,
 )  # fmt: skip
 from ..compiler.jit import LEVEL
-from ..compiler.layout import Shape, laid_out, logical, tall
+from ..compiler.layout import Shape, Storage, storage_of
 from ..compiler.schedule import APART
 from ..compiler.target import Target, host
 from ..errors import BudgetError, DataError
@@ -155,6 +155,9 @@ def own(value: Any, dtype: Any) -> Array:
     return made
 
 
+Seen = Callable[[Mapping[str, Array]], dict[str, Array]]  # a state as everybody else has it
+
+
 class NativeSession(Session):
     """State at work in native code."""
 
@@ -171,11 +174,9 @@ class NativeSession(Session):
                 names.update(dict.fromkeys(_captures(program, entry)))
         self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
-        self._shapes = {n: t.shape for n, t in types.items()}
-        self._tall = transposed = tall(_factors(programs.values()), self._shapes.values(), backend.target)
-        self._state = {
-            n: own(laid_out(np.asarray(state[n]), backend.target, transposed), t.dtype) for n, t in types.items()
-        }  # as it lies in memory
+        self._storage = storage = storage_of(programs.values(), backend.target)
+        self._seen: Seen = partial(_copied, shapes={n: t.shape for n, t in types.items()}, storage=storage)
+        self._state = {n: own(storage.laid_out(np.asarray(state[n])), t.dtype) for n, t in types.items()}  # as it lies in memory
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -217,7 +218,9 @@ class NativeSession(Session):
             key = (rows, name, dtypes, units)
             if key not in self._known:
                 try:
-                    self._known[key] = made = self._backend.entry(program, entry, dtypes, self._slots, self._tall, units)
+                    self._known[key] = made = self._backend.entry(
+                        program, entry, dtypes, self._slots, storage=self._storage, threads=units
+                    )
                 except BudgetError as error:
                     refused.append(error)
                     continue
@@ -381,12 +384,12 @@ class NativeSession(Session):
         return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
 
     def state(self) -> dict[str, Array]:
-        return _copied(self._state, self._shapes)
+        return self._seen(self._state)
 
     def keep(self) -> Kept | None:
         copy = next((c for c in self._copies if c.free), None)
         if copy is None:
-            self._copies.append(copy := _Copy(self._state, self._shapes))
+            self._copies.append(copy := _Copy(self._state, self._seen))
         return copy.kept() if self._backend.driver().keep(*copy.arguments) == 0 else None
 
 
@@ -394,9 +397,9 @@ class _Copy:
     """Memory for a copy of a state. It serves again when nobody holds what was kept in it: to fill fresh memory takes several times as
     long, since the operating system has to find and clear it."""
 
-    def __init__(self, state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, state: Mapping[str, Array], seen: Seen) -> None:
         self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.items()}
-        self._shapes = shapes
+        self._seen = seen
         self._holder: Callable[[], Kept | None] = lambda: None
         rows = np.zeros((len(state), 5), np.int64)
         for row, to, value in zip(rows, self.arrays.values(), state.values(), strict=True):
@@ -410,7 +413,7 @@ class _Copy:
         return self._holder() is None
 
     def kept(self) -> Kept:
-        made = _NativeKept(self.arrays, self._shapes)
+        made = _NativeKept(self.arrays, self._seen)
         self._holder = ref(made)
         return made
 
@@ -418,17 +421,17 @@ class _Copy:
 class _NativeKept(Kept):
     """A state in memory that a session uses again when this is gone."""
 
-    def __init__(self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, arrays: Mapping[str, Array], seen: Seen) -> None:
         super().__init__(arrays)
-        self._shapes = shapes
+        self._seen = seen
 
     def arrays(self) -> dict[str, Array]:
-        return _copied(self._arrays, self._shapes)
+        return self._seen(self._arrays)
 
 
-def _copied(state: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def _copied(state: Mapping[str, Array], shapes: Mapping[str, Shape], storage: Storage) -> dict[str, Array]:
     """A state as everybody else has it, in memory of its own."""
-    found = {name: logical(v, shapes[name]) for name, v in state.items()}
+    found = {name: storage.logical(v, shapes[name]) for name, v in state.items()}
     return {name: v.copy() if np.may_share_memory(v, state[name]) else v for name, v in found.items()}
 
 
@@ -614,16 +617,19 @@ class NativeBackend(Backend):
         entry: Entry,
         dtypes: Sequence[Any],
         slots: Mapping[str, int],
-        tall: tuple[Shape, ...],
+        *,
+        storage: Storage,
         threads: int,
     ) -> Machine:
-        """Machine code for one entry, its rows gathered from data of these types. tall: shapes of the state that lie transposed."""
+        """Machine code for one entry, its rows gathered from data of these types. storage: how the state lies."""
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
         key = ("entry", self.target, self.level, self.guard, self.timed,
                _identity(entry.graph), entry.reads, entry.inputs, _captures(program, entry), entry.results, entry.writes, along,
-               program.rows, dtypes, tuple(slots.items()), tall, threads, program.memory)  # fmt: skip
+               program.rows, dtypes, tuple(slots.items()), storage.transposed, threads, program.memory)  # fmt: skip
         bare, alone = replace(entry, graph=_bare(entry.graph)), replace(program, entries={})
-        return _machine(key, lambda: self._compiled(alone, bare, dtypes, slots, tall, threads), self.target, self.level)
+        return _machine(
+            key, lambda: self._compiled(alone, bare, dtypes, slots, storage=storage, threads=threads), self.target, self.level
+        )
 
     def _compiled(
         self,
@@ -631,7 +637,8 @@ class NativeBackend(Backend):
         entry: Entry,
         dtypes: Sequence[Any],
         slots: Mapping[str, int],
-        tall: tuple[Shape, ...],
+        *,
+        storage: Storage,
         threads: int,
     ) -> Code:
         from ..compiler.kernels import Buffer
@@ -658,7 +665,7 @@ class NativeBackend(Backend):
         barrier = barrier_ir(self.target.triple) if threads > 1 else ""
         return compile_graph(
             ENTRY, entry.graph, inputs, outputs, list(state.values()), slots, rows, self.target, threads=threads,
-            guard=self.guard, barrier=barrier, timed=self.timed, memory=program.memory, tall=tall,
+            guard=self.guard, barrier=barrier, timed=self.timed, memory=program.memory, storage=storage,
         )  # fmt: skip
 
     def driver(self) -> Driver:
