@@ -9,7 +9,7 @@ alone, so all entries of a program agree about their state (layout.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -102,14 +102,22 @@ def _follow(splits: dict[Kernel, Split], matrices: AbstractSet[Buffer], names: N
     parts: dict[tuple[Buffer, int], int] = {}  # columns of a panel, of a buffer that is written panel by panel along a dimension
     for kernel, split in splits.items():
         for s in kernel.stores:
-            parts.update({(s.buffer, d): split[x][1].extent for d, i in enumerate(s.index) for x in split if i == of(x)})
+            for d, x in _whole(s.buffer, s.view, s.index, split):
+                parts[s.buffer, d] = split[x][1].extent
     for kernel, split in splits.items():
         touched = list(accesses(kernel))
         if kernel.reduced or kernel.sequential or any(a.buffer in matrices or a.view != a.buffer.shape for a in touched):
             continue
-        found = {x: parts[a.buffer, d] for a in touched for x in kernel.domain for d, i in enumerate(a.index)
-                 if i == of(x) and (a.buffer, d) in parts}  # fmt: skip
+        found = {x: parts[a.buffer, d] for a in touched for d, x in _whole(a.buffer, a.view, a.index, kernel.domain)
+                 if (a.buffer, d) in parts}  # fmt: skip
         splits[kernel] = {**split, **{x: (Axis(names("p"), x.extent // n), Axis(x.name, n)) for x, n in found.items()}}
+
+
+def _whole(buffer: Buffer, view: Shape, index: Index, axes: Iterable[Axis]) -> Iterator[tuple[int, Axis]]:
+    """The dimensions of a buffer along which one of these axes runs from end to end. Others go through a part of it, which need be no
+    whole panels."""
+    for d, (i, n) in enumerate(zip(index, view, strict=True)):
+        yield from ((d, x) for x in axes if view == buffer.shape and x.extent == n and i == of(x))
 
 
 def _even(panels: Axis, others: Sequence[Axis]) -> Axis:
