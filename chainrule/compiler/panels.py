@@ -29,18 +29,20 @@ def in_panels(
     items: Sequence[Item], state: set[Buffer], tall: Collection[Shape], target: Target, names: Names
 ) -> tuple[list[Item], set[Axis]]:
     """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
-    by row. tall: shapes of matrices that lie transposed."""
+    by row; what is written to it in such a way is copied into it at the end. tall: shapes of matrices that lie transposed."""
     touched = dict.fromkeys(a.buffer for k in kernels_of(items) for a in accesses(k))
     matrices = {b: found for b in touched if (found := _panels_of(b, tall, target)) is not None}
     splits = {k: _split(k, matrices, names) for k in kernels_of(items)}
-    misfits = {
-        a.buffer for k, split in splits.items() for a in accesses(k)
+    misfits = [
+        a for k, split in splits.items() for a in accesses(k)
         if a.buffer in matrices and not _in_panel(a, split, matrices[a.buffer])
-    }  # fmt: skip
-    copies = {b: Buffer(names("t"), b.shape, b.dtype) for b in matrices if b in misfits and b in state}
+    ]  # fmt: skip
+    read, written = (dict.fromkeys(a.buffer for a in misfits if a.write is write) for write in (False, True))
+    copies, later = ({b: Buffer(names("t"), b.shape, b.dtype) for b in found if b in state} for found in (read, written))
     before = [_copying(b, copy, names) for b, copy in copies.items()]
-    splits.update({k: _split(k, matrices, names) for k in before})
-    chosen = {b: found for b, found in matrices.items() if b not in misfits or b in copies}
+    after = [_copying(copy, b, names) for b, copy in later.items()]
+    splits.update({k: _split(k, matrices, names) for k in (*before, *after)})
+    chosen = {b: found for b, found in matrices.items() if b in state or not (b in read or b in written)}
 
     for kernel, split in splits.items():
         needed = {x for a in accesses(kernel) if a.buffer in chosen for i in a.index for x in i.axes}
@@ -52,9 +54,9 @@ def in_panels(
         if isinstance(item, Loop):
             item.items[:] = [rewritten(i) for i in item.items]
             return item
-        return _Panels(chosen, copies, splits[item]).kernel(item)
+        return _Panels(chosen, copies, later if item not in after else {}, splits[item]).kernel(item)
 
-    made = [rewritten(i) for i in (*before, *items)]
+    made = [rewritten(i) for i in (*before, *items, *after)]
     for buffer, found in chosen.items():
         buffer.shape = _shape(buffer, found)
     return made, {outer for split in splits.values() for outer, _ in split.values()}
@@ -63,7 +65,7 @@ def in_panels(
 def along(kernel: Kernel, split: Split) -> Kernel:
     """The kernel with these axes in two, and what it touches as it was."""
     own = {x: both for x, both in split.items() if x in kernel.domain or x in kernel.reduced}
-    return _Panels({}, {}, own).kernel(kernel)
+    return _Panels({}, {}, {}, own).kernel(kernel)
 
 
 def _panels_of(buffer: Buffer, tall: Collection[Shape], target: Target) -> Panels | None:
@@ -142,10 +144,13 @@ def _in_panel(a: Access, split: Split, found: Panels) -> Index | None:
 
 
 class _Panels:
-    """One kernel written anew. chosen: matrices -> their panels; copies: what stands in place of those that do not fit."""
+    """One kernel written anew. chosen: matrices -> their panels; copies: what is read in place of those that do not fit; later: what is
+    written in place of such."""
 
-    def __init__(self, chosen: Mapping[Buffer, Panels], copies: Mapping[Buffer, Buffer], split: Split) -> None:
-        self.chosen, self.copies, self.split = chosen, copies, split
+    def __init__(
+        self, chosen: Mapping[Buffer, Panels], copies: Mapping[Buffer, Buffer], later: Mapping[Buffer, Buffer], split: Split
+    ) -> None:
+        self.chosen, self.copies, self.later, self.split = chosen, copies, later, split
 
     def kernel(self, kernel: Kernel) -> Kernel:
         where = _where(self.split)
@@ -153,7 +158,7 @@ class _Panels:
         stores = []
         for s in kernel.stores:
             index = reindexed(s.index, table, where)
-            buffer, shape, index = self._place(s.buffer, s.view, index)
+            buffer, shape, index = self._place(self.later.get(s.buffer, s.buffer), s.view, index)
             stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
         parts = self.split
         first = [b for x in kernel.domain[: kernel.sequential] for b in parts.get(x, (x,))]
