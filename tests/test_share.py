@@ -321,3 +321,36 @@ def test_state_goes_in_and_comes_out_as_it_is_seen(small: None) -> None:
     net.fit(np.zeros((4, 6)), np.zeros((4, 12)), epochs=1, optimizer=cr.SGD(0.1))
     np.testing.assert_array_equal(net.parameters["weight"], weight)
     np.testing.assert_array_equal(net.predict(np.eye(6)), weight)
+
+
+class Parts(nn.Module):
+    """Goes on with a part of what a product makes, or with that beside something else."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, x: Any) -> Any:
+        w = self.parameter("w", (30, 128), "glorot_uniform")
+        y = x @ (np.roll(w, 1, axis=1) if self.kind == "weight turned" else w)
+        beside = {"before": [y, x[:, :5]], "behind": [x[:, :5], y], "turned": [y[:, 127:], y[:, :127]]}
+        if self.kind in beside:
+            return np.tanh(2 * np.concatenate(beside[self.kind], axis=1))
+        return {"some": lambda: np.tanh(y[:, :100]), "one": lambda: np.tanh(y[:, :1])}.get(self.kind, lambda: np.tanh(y))()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["before", "behind", "turned", "some", "one", "weight turned"])
+def test_what_runs_through_no_whole_panels(kind: str, threads: int) -> None:
+    r = np.random.default_rng(0)
+    x = r.normal(size=(40, 30))
+    y = r.normal(size=(40, {"before": 133, "behind": 133, "some": 100, "one": 1}.get(kind, 128)))
+
+    def run(backend: str) -> dict[str, Array]:
+        net = nn.Sequential(Parts(kind))
+        learnt = net.fit(x, y, epochs=2, batch_size=16, optimizer=cr.SGD(0.1), dtype="float64", backend=backend, verbose=False)
+        return {**net.parameters, "loss": np.array(learnt.loss), "predicted": net.predict(x[:7], backend=backend)}
+
+    with registered(Threaded(threads, guard=64, poison=0xFF)) as name:
+        got, want = run(name), run("reference")
+    for key, value in want.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-10, atol=1e-12, err_msg=key)

@@ -288,3 +288,33 @@ def test_state_goes_in_and_comes_out_as_it_is_seen() -> None:
     net.fit(np.zeros((4, 600)), np.zeros((4, 2)), epochs=1, optimizer=cr.SGD(0.1))
     np.testing.assert_array_equal(net.parameters["weight"], weight)
     np.testing.assert_array_equal(net.predict(np.eye(600)), weight)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_state_of_rows_that_has_the_shape_of_a_tall_matrix(threads: int) -> None:
+    """What a recurrent layer hands on from window to window is (rows, units); here as large as a weight that lies transposed. It is made
+    in blocks of rows, which are no parts of panels."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            self.rnn, self.last = nn.RNN(5, return_sequences=True), nn.TimeDistributed(nn.Dense(2))
+
+        def __call__(self, x: Any) -> Any:
+            return self.last(self.rnn(x @ self.parameter("w", (600, 5), "glorot_uniform")))
+
+    r = np.random.default_rng(0)
+    x, y = r.normal(size=(600, 4, 600)), r.normal(size=(600, 4, 2))
+
+    def run(backend: str) -> dict[str, Array]:
+        net = Net()
+        learnt = net.fit(
+            x, y, loss="mse", truncate=(2, 2), epochs=1, batch_size=600, dtype="float64", backend=backend, verbose=False
+        )
+        return {**net.parameters, "loss": np.array(learnt.loss)}
+
+    backend = Threaded(threads)
+    with registered(backend) as name:
+        got, want = run(name), run("reference")
+    assert (600, 5) in dict(backend.sessions[0]._storage.transposed)
+    for key, value in want.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-9, atol=1e-11, err_msg=key)

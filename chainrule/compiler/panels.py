@@ -8,14 +8,14 @@ together. How a matrix is laid out is the same for all entries of a session (lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
-from .layout import Cut, Storage, by_columns, shape_in
+from .layout import Cut, Shape, Storage, by_columns, shape_in
 from .phases import Access, accesses
 from .schedule import FEW_PANELS
 
@@ -24,18 +24,20 @@ Split = Mapping[Axis, tuple[Axis, Axis]]  # an axis -> that of panels, and that 
 
 def in_panels(items: Sequence[Item], state: set[Buffer], storage: Storage, names: Names) -> tuple[list[Item], set[Axis]]:
     """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
-    by row."""
+    by row; what is written to it in such a way is copied into it at the end."""
     touched = dict.fromkeys(a.buffer for k in kernels_of(items) for a in accesses(k))
     matrices = {b: found for b in touched if (found := _cut(b, storage)) is not None}
     splits = {k: _split(k, matrices, names) for k in kernels_of(items)}
-    misfits = {
-        a.buffer for k, split in splits.items() for a in accesses(k)
+    misfits = [
+        a for k, split in splits.items() for a in accesses(k)
         if a.buffer in matrices and not _in_panel(a, split, matrices[a.buffer])
-    }  # fmt: skip
-    copies = {b: Buffer(names("t"), b.shape, b.dtype) for b in matrices if b in misfits and b in state}
+    ]  # fmt: skip
+    read, written = (dict.fromkeys(a.buffer for a in misfits if a.write is write) for write in (False, True))
+    copies, later = ({b: Buffer(names("t"), b.shape, b.dtype) for b in found if b in state} for found in (read, written))
     before = [_copying(b, copy, names) for b, copy in copies.items()]
-    splits.update({k: _split(k, matrices, names) for k in before})
-    chosen = {b: found for b, found in matrices.items() if b not in misfits or b in copies}
+    after = [_copying(copy, b, names) for b, copy in later.items()]
+    splits.update({k: _split(k, matrices, names) for k in (*before, *after)})
+    chosen = {b: found for b, found in matrices.items() if b in state or not (b in read or b in written)}
 
     for kernel, split in splits.items():
         needed = {x for a in accesses(kernel) if a.buffer in chosen for i in a.index for x in i.axes}
@@ -47,9 +49,9 @@ def in_panels(items: Sequence[Item], state: set[Buffer], storage: Storage, names
         if isinstance(item, Loop):
             item.items[:] = [rewritten(i) for i in item.items]
             return item
-        return _Panels(chosen, copies, splits[item]).kernel(item)
+        return _Panels(chosen, copies, later if item not in after else {}, splits[item]).kernel(item)
 
-    made = [rewritten(i) for i in (*before, *items)]
+    made = [rewritten(i) for i in (*before, *items, *after)]
     for buffer, found in chosen.items():
         buffer.shape = shape_in(buffer.shape, found)
     return made, {outer for split in splits.values() for outer, _ in split.values()}
@@ -58,7 +60,7 @@ def in_panels(items: Sequence[Item], state: set[Buffer], storage: Storage, names
 def along(kernel: Kernel, split: Split) -> Kernel:
     """The kernel with these axes in two, and what it touches as it was."""
     own = {x: both for x, both in split.items() if x in kernel.domain or x in kernel.reduced}
-    return _Panels({}, {}, own).kernel(kernel)
+    return _Panels({}, {}, {}, own).kernel(kernel)
 
 
 def _cut(buffer: Buffer, storage: Storage) -> Cut | None:
@@ -94,14 +96,22 @@ def _follow(splits: dict[Kernel, Split], matrices: AbstractSet[Buffer], names: N
     parts: dict[tuple[Buffer, int], int] = {}  # columns of a panel, of a buffer that is written panel by panel along a dimension
     for kernel, split in splits.items():
         for s in kernel.stores:
-            parts.update({(s.buffer, d): split[x][1].extent for d, i in enumerate(s.index) for x in split if i == of(x)})
+            for d, x in _whole(s.buffer, s.view, s.index, split):
+                parts[s.buffer, d] = split[x][1].extent
     for kernel, split in splits.items():
         touched = list(accesses(kernel))
         if kernel.reduced or kernel.sequential or any(a.buffer in matrices or a.view != a.buffer.shape for a in touched):
             continue
-        found = {x: parts[a.buffer, d] for a in touched for x in kernel.domain for d, i in enumerate(a.index)
-                 if i == of(x) and (a.buffer, d) in parts}  # fmt: skip
+        found = {x: parts[a.buffer, d] for a in touched for d, x in _whole(a.buffer, a.view, a.index, kernel.domain)
+                 if (a.buffer, d) in parts}  # fmt: skip
         splits[kernel] = {**split, **{x: (Axis(names("p"), x.extent // n), Axis(x.name, n)) for x, n in found.items()}}
+
+
+def _whole(buffer: Buffer, view: Shape, index: Index, axes: Iterable[Axis]) -> Iterator[tuple[int, Axis]]:
+    """The dimensions of a buffer along which one of these axes runs from end to end. Others go through a part of it, which need be no
+    whole panels."""
+    for d, (i, n) in enumerate(zip(index, view, strict=True)):
+        yield from ((d, x) for x in axes if view == buffer.shape and x.extent == n and i == of(x))
 
 
 def _even(panels: Axis, others: Sequence[Axis]) -> Axis:
@@ -126,10 +136,13 @@ def _in_panel(a: Access, split: Split, found: Cut) -> Index | None:
 
 
 class _Panels:
-    """One kernel written anew. chosen: matrices -> their panels; copies: what stands in place of those that do not fit."""
+    """One kernel written anew. chosen: matrices -> their panels; copies: what is read in place of those that do not fit; later: what is
+    written in place of such."""
 
-    def __init__(self, chosen: Mapping[Buffer, Cut], copies: Mapping[Buffer, Buffer], split: Split) -> None:
-        self.chosen, self.copies, self.split = chosen, copies, split
+    def __init__(
+        self, chosen: Mapping[Buffer, Cut], copies: Mapping[Buffer, Buffer], later: Mapping[Buffer, Buffer], split: Split
+    ) -> None:
+        self.chosen, self.copies, self.later, self.split = chosen, copies, later, split
 
     def kernel(self, kernel: Kernel) -> Kernel:
         where = _where(self.split)
@@ -137,7 +150,7 @@ class _Panels:
         stores = []
         for s in kernel.stores:
             index = reindexed(s.index, table, where)
-            buffer, shape, index = self._place(s.buffer, s.view, index)
+            buffer, shape, index = self._place(self.later.get(s.buffer, s.buffer), s.view, index)
             stores.append(replace(s, buffer=buffer, index=index, value=table[s.value], shape=shape))
         parts = self.split
         first = [b for x in kernel.domain[: kernel.sequential] for b in parts.get(x, (x,))]

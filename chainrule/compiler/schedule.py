@@ -143,11 +143,13 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
 
 
 def _lanes_of_wide_tiles(kernel: Kernel, lanes: Sequence[Axis | None]) -> Iterator[tuple[Axis, int]]:
-    """Along which lanes a tile with two axes may pay, and of how many columns."""
+    """Along which lanes a tile with two axes may pay, and of how many columns. Sums are not over lanes where an operand is turned: that is
+    done while it is packed, for lanes of the domain."""
+    turned = any(v.attrs.get("turned") for v in kernel.loads())
     for lane in lanes if kernel.reduced else ():
         if lane is not None and lane is kernel.inner:
             yield lane, MOST_COLUMNS
-        elif lane in kernel.reduced and lane.extent >= LEAST_ACROSS:
+        elif lane in kernel.reduced and lane.extent >= LEAST_ACROSS and not turned:
             yield lane, MOST_ACROSS
 
 
