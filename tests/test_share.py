@@ -139,6 +139,12 @@ def test_gradients_are_shared_out_as_threads_read_least_of_each_other() -> None:
         assert any(update.unit in i.axes for i in read[0].index)
 
 
+def test_late_copies_follow_and_hold_nothing_back() -> None:
+    """A copy of a weight in another order is made by the thread that has written it, whichever that is."""
+    phases = kernels(nn.Sequential(*(nn.Dense(n, "tanh") for n in (16, 32, 64)), nn.Dense(10)), 8, 10, 64, cores=2)
+    assert unit_of(writer(phases, "1.weight"), "1.weight") == 1
+
+
 def test_no_two_threads_write_to_one_line_of_memory() -> None:
     """Ten columns could be shared out in the same way, but would end in the middle of a line."""
     phases = kernels(nn.Sequential(*(nn.Dense(24, "tanh") for _ in range(3)), nn.Dense(10)), 64, 10, 64, cores=2)
