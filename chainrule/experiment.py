@@ -220,7 +220,8 @@ def beside(baselines: Callable[[], dict[str, Scores]]) -> tuple[dict[str, Scores
     except KeyboardInterrupt:
         return {}, [INTERRUPTED]
     except Exception as error:
-        return {}, [f"the baselines could not be fitted: {str(error) or 'there is not enough memory'} ({type(error).__name__})"]
+        reason = str(error) or ("there is not enough memory" if isinstance(error, MemoryError) else "no reason is given")
+        return {}, [f"the baselines could not be fitted: {reason} ({type(error).__name__})"]
 
 
 def fitted(

@@ -86,6 +86,17 @@ def check_layer(name: str, example: dict[str, Any]) -> None:
     check_network(twins(make, x, outputs), x, t, "mse", random="Dropout" in name)
 
 
+def check_weights_as_they_are_seen(inputs: int, outputs: int) -> None:
+    """However native code has a matrix, it goes in and comes out as everybody else has it."""
+    net = nn.Dense(outputs)
+    net.fit(np.ones((4, inputs)), np.ones((4, outputs)), epochs=0)
+    weight = np.arange(inputs * outputs, dtype=np.float32).reshape(inputs, outputs)
+    net.load_parameters({"weight": weight, "bias": np.zeros(outputs)})
+    net.fit(np.zeros((4, inputs)), np.zeros((4, outputs)), epochs=1, optimizer=cr.SGD(0.1))
+    np.testing.assert_array_equal(net.parameters["weight"], weight)
+    np.testing.assert_array_equal(net.predict(np.eye(inputs)), weight)
+
+
 def check_optimizer(name: str, options: dict[str, Any]) -> None:
     """Losses of some epochs as the reference backend has them."""
     x = float_inputs((40, 4), "float32")

@@ -327,27 +327,26 @@ def test_ctrl_c_saves_what_was_learnt(
     assert call("predict", "run", data) == 0
 
 
-def test_ctrl_c_while_the_baselines_are_fitted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("trouble", "status", "note"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted before the baselines were fitted"),
+        (MemoryError(), 0, "the baselines could not be fitted: there is not enough memory (MemoryError)"),
+        (ValueError("a column is odd"), 0, "the baselines could not be fitted: a column is odd (ValueError)"),
+        (AssertionError(), 0, "the baselines could not be fitted: no reason is given (AssertionError)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_what_happens_to_the_baselines_takes_nothing_away(
+    trouble: BaseException, status: int, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def stop(*arguments: object) -> None:
+        raise trouble
 
-    monkeypatch.setattr("chainrule.experiment.baselines", interrupt)
-    assert call("train", houses(tmp_path), "--target", "price", "--out", "run", *QUICK) == 130
+    monkeypatch.setattr("chainrule.experiment.baselines", stop)
+    assert call("train", houses(tmp_path), "--target", "price", "--out", "run", *QUICK) == status
     assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(FILES)
-
-
-def test_what_goes_wrong_with_the_baselines_takes_nothing_away(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("chainrule.experiment.baselines", broken)
-    assert call("train", houses(tmp_path), "--target", "price", "--out", "run", *QUICK) == 0
-    assert sorted(f.name for f in (tmp_path / "run").iterdir()) == sorted(FILES)
-    note = "the baselines could not be fitted: there is not enough memory (MemoryError)"
     assert note in " ".join(capsys.readouterr().out.split())
 
 

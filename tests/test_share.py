@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from native import SMALL, Threaded, registered
-from native_networks import check_layer, check_optimizer
+from native_networks import check_layer, check_optimizer, check_weights_as_they_are_seen
 from same import assert_same
 from test_layers import CASES as LAYER_CASES
 from test_layers import IDS as LAYER_IDS
@@ -320,13 +320,7 @@ def test_the_same_bits_with_whole_panels(sizes: tuple[int, ...]) -> None:
 
 
 def test_state_goes_in_and_comes_out_as_it_is_seen(small: None) -> None:
-    net = nn.Dense(12)
-    net.fit(np.ones((4, 6)), np.ones((4, 12)), epochs=0)
-    weight = np.arange(72, dtype=np.float32).reshape(6, 12)
-    net.load_parameters({"weight": weight, "bias": np.zeros(12)})
-    net.fit(np.zeros((4, 6)), np.zeros((4, 12)), epochs=1, optimizer=cr.SGD(0.1))
-    np.testing.assert_array_equal(net.parameters["weight"], weight)
-    np.testing.assert_array_equal(net.predict(np.eye(6)), weight)
+    check_weights_as_they_are_seen(6, 12)
 
 
 class Parts(nn.Module):

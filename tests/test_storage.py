@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from native import SMALL, Threaded, registered
-from native_networks import check_layer, check_optimizer
+from native_networks import check_layer, check_optimizer, check_weights_as_they_are_seen
 from same import assert_same
 from test_layers import CASES as LAYER_CASES
 from test_layers import IDS as LAYER_IDS
@@ -83,13 +83,13 @@ def test_panels_of_rows_are_equal_and_few(rows: int, level: str) -> None:
 # ---- which ones --------------------------------------------------------------------------------------------------------------
 
 
-def session_of(net: nn.Module, x: Array, outputs: int = 10, cores: int = 2) -> tuple[Any, Any]:
+def session_of(net: nn.Module, x: Array, outputs: int = 10) -> tuple[Any, Any]:
     """A session that takes training steps of the network, and its program; no code is made."""
     t = np.zeros((len(x), outputs), np.float32)
     net.fit(x, t, epochs=0, optimizer=ADAM)
     program = make_program(net._task(losses["mse"](), t, False, ADAM), len(x), ("step",))
     start = {**net._state(), **initial_slots(ADAM, net.parameters, np.float32)}
-    backend = NativeBackend(replace(narrowed("avx512"), cores=cores))
+    backend = NativeBackend(replace(narrowed("avx512"), cores=2))
     return backend.session({len(x): program}, start), program
 
 
@@ -170,12 +170,13 @@ def test_threads_share_out_panels_and_meet_twice() -> None:
 
 def test_what_is_written_transposed_is_gone_through_as_it_lies() -> None:
     """The gradient's norm is known before the update, which reads the gradient from memory: a line for each panel."""
-    net, x = nn.Dense(10), np.ones((64, 1000), np.float32)
+    net, x = nn.Dense(5), np.ones((64, 1000), np.float32)
     with registered(Threaded(1)) as name:
-        net.fit(x, np.ones((64, 10), np.float32), optimizer=cr.Adam(clip_norm=1.0), backend=name, batch_size=64, verbose=False)
+        net.fit(x, np.ones((64, 5), np.float32), optimizer=cr.Adam(clip_norm=1.0), backend=name, batch_size=64, verbose=False)
         code = net.compiled._request("step", None).code(1)
     (update,) = (k for k in touching(code, "slot/weight.m") if not k.reduced)
     store = next(s for s in update.stores if s.buffer.name == "weight")
+    assert len(store.index) == 3
     assert [i for a in update.domain for i in store.index if i.axes == {a}] == list(store.index)
 
 
@@ -281,13 +282,7 @@ def test_real_sizes_as_by_the_reference(inputs: int, outputs: int, threads: int)
 
 
 def test_state_goes_in_and_comes_out_as_it_is_seen() -> None:
-    net = nn.Dense(2)
-    net.fit(np.ones((4, 600)), np.ones((4, 2)), epochs=0)
-    weight = np.arange(1200, dtype=np.float32).reshape(600, 2)
-    net.load_parameters({"weight": weight, "bias": np.zeros(2)})
-    net.fit(np.zeros((4, 600)), np.zeros((4, 2)), epochs=1, optimizer=cr.SGD(0.1))
-    np.testing.assert_array_equal(net.parameters["weight"], weight)
-    np.testing.assert_array_equal(net.predict(np.eye(600)), weight)
+    check_weights_as_they_are_seen(600, 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -52,7 +52,7 @@ def _split(kernel: Kernel, storage: Storage, names: Names) -> list[Kernel]:
 
 def _along_lanes(kernel: Kernel, storage: Storage) -> int:
     """How long the axis is that lanes can go along: the last one, but rows of a panel where matrices lie transposed."""
-    cuts = (storage.cut(s.buffer.shape) for s in kernel.stores if s.buffer.row is None and s.view == s.buffer.shape)
+    cuts = (storage.cut_of(s.buffer) for s in kernel.stores if s.view == s.buffer.shape)
     return next((size for axis, size in filter(None, cuts) if axis == 0), kernel.domain[-1].extent)
 
 

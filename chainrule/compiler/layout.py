@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .kernels import Buffer
 from .schedule import BROKEN_PANELS, ENOUGH, LEAST_TRANSPOSED, MOST_PARTS, MOST_TRANSPOSED, NARROW
 from .target import Target
 
@@ -47,6 +48,13 @@ class Storage:
     def cut(self, shape: Shape) -> Cut | None:
         """How an array of this shape lies in panels; None if it lies row by row."""
         return (0, self._rows[shape]) if shape in self._rows else by_columns(shape, self.target)
+
+    def cut_of(self, buffer: Buffer) -> Cut | None:
+        """The same of a buffer. What a step makes of weights lies as they do; what is the caller's lies row by row, and transposed panels
+        are no place for rows of a batch."""
+        if buffer.space not in ("state", "scratch"):
+            return None
+        return self.cut(buffer.shape) if buffer.row is None else by_columns(buffer.shape, self.target)
 
     def physical(self, shape: Shape) -> Shape:
         """The shape under which an array lies in memory row by row."""

@@ -594,8 +594,8 @@ class _Lowering:
         row = v.index[0] if v.index else None
         if self.lanes not in self.reduced or v.buffer is None or v.buffer.space != "input" or not isinstance(row, Value):
             return None
-        along = row.op == "load" and row.index == tuple(of(a) for a in row.axes) and stride(v, self.lanes) == 1
-        return row if along and self.domain and len(row.axes) == 1 else None
+        one = row.op == "load" and len(row.axes) == 1 and row.index == (of(*row.axes),)
+        return row if one and stride(v, self.lanes) == 1 else None
 
     def _next(self, row: Value) -> Value:
         """The number of the row that the next tile reads in place of this one; the last one again where there is none. Behind a smaller

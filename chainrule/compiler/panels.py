@@ -15,7 +15,7 @@ from dataclasses import replace
 from .affine import Affine, Axis, of
 from .fuse import Index, Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
-from .layout import Cut, Shape, Storage, by_columns, shape_in
+from .layout import Cut, Shape, Storage, shape_in
 from .phases import Access, accesses
 from .schedule import FEW_PANELS
 
@@ -26,7 +26,7 @@ def in_panels(items: Sequence[Item], state: set[Buffer], storage: Storage, names
     """The items with such indices, and the axes that count panels. State that is read in a way that does not fit is first copied, row
     by row; what is written to it in such a way is copied into it at the end."""
     touched = dict.fromkeys(a.buffer for k in kernels_of(items) for a in accesses(k))
-    matrices = {b: found for b in touched if (found := _cut(b, storage)) is not None}
+    matrices = {b: found for b in touched if (found := storage.cut_of(b)) is not None}
     splits = {k: _split(k, matrices, names) for k in kernels_of(items)}
     misfits = [
         a for k, split in splits.items() for a in accesses(k)
@@ -61,14 +61,6 @@ def along(kernel: Kernel, split: Split) -> Kernel:
     """The kernel with these axes in two, and what it touches as it was."""
     own = {x: both for x, both in split.items() if x in kernel.domain or x in kernel.reduced}
     return _Panels({}, {}, {}, own).kernel(kernel)
-
-
-def _cut(buffer: Buffer, storage: Storage) -> Cut | None:
-    """How it lies, if it is a matrix in panels. What a step makes of weights lies as they do; transposed panels are no place for rows of a
-    batch."""
-    if buffer.space not in ("state", "scratch"):
-        return None
-    return storage.cut(buffer.shape) if buffer.row is None else by_columns(buffer.shape, storage.target)
 
 
 def _copying(buffer: Buffer, copy: Buffer, names: Names) -> Kernel:

@@ -612,14 +612,7 @@ class NativeBackend(Backend):
         return NativeSession(programs, state, self, threads)
 
     def entry(
-        self,
-        program: Program,
-        entry: Entry,
-        dtypes: Sequence[Any],
-        slots: Mapping[str, int],
-        *,
-        storage: Storage,
-        threads: int,
+        self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], *, storage: Storage, threads: int
     ) -> Machine:
         """Machine code for one entry, its rows gathered from data of these types. storage: how the state lies."""
         along = tuple(program.state[n].rows for n in (*entry.reads, *entry.writes))
@@ -632,14 +625,7 @@ class NativeBackend(Backend):
         )
 
     def _compiled(
-        self,
-        program: Program,
-        entry: Entry,
-        dtypes: Sequence[Any],
-        slots: Mapping[str, int],
-        *,
-        storage: Storage,
-        threads: int,
+        self, program: Program, entry: Entry, dtypes: Sequence[Any], slots: Mapping[str, int], *, storage: Storage, threads: int
     ) -> Code:
         from ..compiler.kernels import Buffer
         from ..compiler.pipeline import Given, compile_graph
