@@ -19,7 +19,7 @@ from math import prod
 from .affine import Affine, Axis
 from .driver import ORDER
 from .elementary import FUNCTIONS, operations
-from .fuse import VIRTUAL
+from .former import VIRTUAL
 from .kernels import Buffer, Item, Kernel, Limits, Loop, Value, bounds, kernels_of, limits_of
 
 FREE = {"load", "constant", "iota", "cast", "where", "philox", "checked"}  # no operations on floating-point numbers

@@ -11,7 +11,8 @@ from dataclasses import replace
 from math import ceil
 
 from .affine import Affine, Axis, flat, of
-from .fuse import EXPENSIVE, Names
+from .former import EXPENSIVE
+from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, load, plain, rebuilt, terms
 from .layout import Storage
 

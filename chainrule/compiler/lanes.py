@@ -26,7 +26,8 @@ from functools import cache, partial
 from math import ceil, prod
 
 from .affine import Affine, Axis, of
-from .fuse import EXPENSIVE, Names
+from .former import EXPENSIVE
+from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, elementwise, kernels_of, load, rebuilt, reindexed, roots, terms
 from .phases import Access, accesses
 from .ragged import is_masked

@@ -13,7 +13,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from .affine import Affine, Axis, of
-from .fuse import Index, Names
+from .former import Index
+from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, rebuilt, reindexed, roots
 from .layout import Cut, Shape, Storage, shape_in
 from .phases import Access, accesses

@@ -29,7 +29,8 @@ from .copies import are_shared_alike, with_better_copies
 from .cost import work
 from .driver import CLOCKS, MOST_CLOCKS, ORDER
 from .flatten import split
-from .fuse import Index, Names, Sink, Source, fuse
+from .former import Index, Source
+from .fuse import Names, Sink, fuse
 from .gather import gathered, parted
 from .kernels import (
     I8,

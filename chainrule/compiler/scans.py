@@ -14,7 +14,7 @@ from typing import Any
 
 from ..graph.node import OPS, Graph, Node, Type, input_node, make, output_node, rebuilt
 from ..normalize import node_key, normalize
-from .fuse import EXPENSIVE, VIRTUAL
+from .former import EXPENSIVE, VIRTUAL
 
 AGAIN = 16.0  # about so many instructions for each element may be spent to save that it is stored and read
 COSTLY = 12.0  # of an expensive function

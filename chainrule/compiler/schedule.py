@@ -17,7 +17,7 @@ from math import ceil, prod
 import numpy as np
 
 from .affine import Affine, Axis, flat
-from .fuse import EXPENSIVE
+from .former import EXPENSIVE
 from .kernels import Kernel, Store, Value, bounds, ordered, plain, terms
 from .target import Target
 
