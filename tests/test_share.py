@@ -118,25 +118,40 @@ def test_a_tall_matrix_is_cut_along_its_rows(inputs: int) -> None:
 
 
 class Towers(nn.Module):
-    """Two layers side by side, each for an input of its own."""
+    """Two layers side by side, each for an input of its own; activated before or after they are joined."""
+
+    def __init__(self, before: bool) -> None:
+        self.before = before
 
     def __call__(self, x: Any, y: Any) -> Any:
         parts = []
         for name, part, width in (("a", x, 64), ("b", y, 32)):
             weight = self.parameter(name, (part.shape[-1], width), "glorot_uniform")
-            parts.append(np.maximum(part @ weight, 0))
-        return np.concatenate(parts, axis=1) @ self.parameter("c", (96, 10), "glorot_uniform")
+            parts.append(np.maximum(part @ weight, 0) if self.before else part @ weight)
+        joined = np.concatenate(parts, axis=1)
+        return (joined if self.before else np.maximum(joined, 0)) @ self.parameter("c", (96, 10), "glorot_uniform")
 
 
 def test_gradients_are_shared_out_as_threads_read_least_of_each_other() -> None:
     """The data is nobody's; of errors that both have written each reads those of its units only."""
-    phases = kernels(Towers(), (40, 24), 10, 64, cores=2)
+    phases = kernels(Towers(before=False), (40, 24), 10, 64, cores=2)
     assert len(phases) == 2, "rows go through all layers without waiting, as they did"
     for name in ("a", "b"):
         update = writer(phases, name)
         read = [v for v in update.loads() if v.axes & set(update.reduced) and v.buffer and v.buffer.name.startswith("t")]
         assert len(read) == 1, [str(v.buffer) for v in read]
         assert any(update.unit in i.axes for i in read[0].index)
+
+
+def test_branches_are_shared_out_along_their_units() -> None:
+    """Of a product of what is joined each branch has its own, so what goes around is a sum for each of its panels."""
+    phases = kernels(Towers(before=True), (40, 24), 10, 64, cores=2)
+    assert len(phases) == 3
+    first = writer(phases, "a")
+    assert unit_of(first, "a") == 0, "its panels"
+    (product,) = (k for k in phases[0] if k.reduced and any(v.buffer and v.buffer.name == "a" for v in k.loads()))
+    assert product.unit is not None
+    assert product.unit.extent == first.unit.extent == 2
 
 
 def test_late_copies_follow_and_hold_nothing_back() -> None:

@@ -399,7 +399,7 @@ class Block:
 
     def combine(self, how: str, a: Reg, b: Reg) -> Reg:
         """One step of a reduction: "sum", "max" or "min", as NumPy's add, maximum and minimum."""
-        return self.elementwise(_COMBINE[how], {}, a.dtype, a, b)
+        return self.elementwise(COMBINE[how], {}, a.dtype, a, b)
 
     def neutral(self, how: str, dtype: Any, width: int = 1) -> Reg:
         """What `combine` changes nothing by; the sum's is +0, so -0 alone comes out as +0."""
@@ -467,7 +467,7 @@ class Block:
         return self.binary("mul", low, self.const(factor, U8, a.width))
 
 
-_COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
+COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
 
 
 def _mangled(dtype: Dtype, width: int) -> str:

@@ -15,7 +15,7 @@ kernel because of how their index spaces meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, product
 from math import prod
@@ -444,6 +444,8 @@ class _Fusion:
         assert node is not None
         if node.op == "scan":
             return self._scan(node, group)
+        if node.op == "concatenate" and node not in self.stored and node in self.sinks:  # nobody here reads it
+            return [k for sink in self.sinks[node] for k in self._joined(node, group, sink)]
         target = self.buffer(node)
         items: list[Item] = list(getattr(self, f"_{node.op}")(node, group, target))
         for sink in self.sinks.get(node, ()):
@@ -471,25 +473,21 @@ class _Fusion:
         return Kernel(self.names("k"), domain, former.reduced, [Store(target, place(index), made, mode)], unit, sequential)
 
     def _concatenate(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
+        return self._joined(node, group, Sink(target))
+
+    def _joined(self, node: Node, group: Group, sink: Sink) -> list[Kernel]:
         """Each part is stored in its place by the group that computes it; others are copied."""
-        axis, at, kernels = node.attrs["axis"], 0, []
+        axis, kernels = node.attrs["axis"], []
+        first = list(sink.offsets or (0,) * len(node.shape))
         for arg in node.args:
+            part = replace(sink, offsets=tuple(first))
+            first[axis] += arg.shape[axis]
             if self._can_store(arg):
-                self.sinks.setdefault(arg, []).append(
-                    Sink(target, offsets=tuple(at * (d == axis) for d in range(len(node.shape))))
-                )
+                self.sinks.setdefault(arg, []).append(part)
                 self._ask(arg)
-                at += arg.shape[axis]
-                continue
-
-            def place(i: Index, at: int = at) -> Index:
-                return (*i[:axis], i[axis] + at, *i[axis + 1 :])
-
-            def value(f: Former, i: Index, arg: Node = arg) -> Value:
-                return f.at(arg, i)
-
-            kernels.append(self._part(group, target, arg.shape, value, place, row=self.rows.get(node)))
-            at += arg.shape[axis]
+            else:
+                value = partial(_at, arg)
+                kernels.append(self._part(group, sink.buffer, arg.shape, value, part.at, row=self.rows.get(node)))
         return kernels
 
     def _can_store(self, node: Node) -> bool:
@@ -647,6 +645,10 @@ class _Fusion:
 def _weight(node: Node) -> int:
     """About how many instructions an operator is."""
     return 0 if node.op in VIRTUAL else DEAR if node.op in EXPENSIVE else 1
+
+
+def _at(node: Node, former: Former, index: Index) -> Value:
+    return former.at(node, index)
 
 
 def _at_time(former: Former, node: Node, time: Affine, index: Index) -> Value:

@@ -30,6 +30,9 @@ class Access:
     write: bool
 
 
+Touched = dict[Buffer, list[tuple[Item, Access]]]
+
+
 @dataclass(slots=True, eq=False)
 class Plan:
     """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
@@ -70,34 +73,44 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
     for item in items:
         if isinstance(item, Loop):
             inner[item] = item.items[:] = _arranged(item.items, item.states, names, inner)
-    copies: list[Item] = []
-    beside: dict[Buffer, Buffer] = {}
     kept = set(state)
     order = _Order(items)
     touched = {i: list(accesses(i)) for i in items}
-    readers: dict[Buffer, dict[Item, None]] = {}
-    writers: dict[Buffer, dict[Item, None]] = {}
+    readers: Touched = {}
+    writers: Touched = {}
     for item in items:  # those before it are in the tables, and nobody else
         for a in touched[item]:
             if a.write or a.buffer not in kept:
-                order.add(item, writers.get(a.buffer, ()))
+                order.add(item, _met(a, writers))
             if a.write and a.buffer not in kept:
-                order.add(item, readers.get(a.buffer, ()))
+                order.add(item, _met(a, readers))
         for a in touched[item]:
-            (writers if a.write else readers).setdefault(a.buffer, {})[item] = None
-    for item in items:
-        for buffer in dict.fromkeys(a.buffer for a in touched[item] if a.write and a.buffer in kept):
-            others = [r for r in readers.get(buffer, ()) if r is not item]
-            fits = isinstance(item, Kernel) and _in_place(item, buffer) and len(writers[buffer]) == 1
-            if fits and not any(order.reaches(item, r) for r in others):
-                order.add(item, others)
-                continue
+            (writers if a.write else readers).setdefault(a.buffer, []).append((item, a))
+    copies: list[Item] = []
+    for buffer in dict.fromkeys(a.buffer for i in items for a in touched[i] if a.write and a.buffer in kept):
+        if all(_can_write(item, a, order, readers, writers) for item, a in writers[buffer]):
+            continue
+        beside = Buffer(names("t"), buffer.shape, buffer.dtype, lanes=buffer.lanes)
+        copies.append(_copied(beside, buffer, names))
+        for item, _ in writers[buffer]:
             assert isinstance(item, Kernel), "a loop does not write to state of what it stands in"
-            if buffer not in beside:
-                beside[buffer] = Buffer(names("t"), buffer.shape, buffer.dtype, lanes=buffer.lanes)
-                copies.append(_copied(beside[buffer], buffer, names))
-            item.stores[:] = [replace(s, buffer=beside[buffer]) if s.buffer is buffer else s for s in item.stores]
+            item.stores[:] = [replace(s, buffer=beside) if s.buffer is buffer else s for s in item.stores]
     return [*order.sorted(), *copies]
+
+
+def _can_write(item: Item, a: Access, order: _Order, readers: Touched, writers: Touched) -> bool:
+    """Whether it can store new state where the old one stands, after all that read it; if so, it will."""
+    others = [r for r in _met(a, readers) if r is not item]
+    alone = all(w is item for w in _met(a, writers))
+    if not (isinstance(item, Kernel) and _in_place(item, a.buffer) and alone) or any(order.reaches(item, r) for r in others):
+        return False
+    order.add(item, others)
+    return True
+
+
+def _met(a: Access, known: Touched) -> list[Item]:
+    """The items among these that touch what `a` does."""
+    return list(dict.fromkeys(item for item, b in known.get(a.buffer, ()) if not apart(a, b)))
 
 
 class _Order:
@@ -180,7 +193,18 @@ def _conflicts(touched: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
     by: dict[Buffer, list[Access]] = {}
     for a in touched:
         by.setdefault(a.buffer, []).append(a)
-    return ((a, b) for same in by.values() if any(a.write for a in same) for b in same for a in same if a.write or b.write)
+    return (
+        (a, b) for same in by.values() if any(a.write for a in same)
+        for b in same for a in same if (a.write or b.write) and not apart(a, b)
+    )  # fmt: skip
+
+
+def apart(a: Access, b: Access) -> bool:
+    """Whether they touch parts of a buffer that have nothing in common: along some dimension one ends before the other begins."""
+    if a.view != b.view:
+        return False
+    both = ((i, j) for i, j in zip(a.index, b.index, strict=True) if isinstance(i, Affine) and isinstance(j, Affine))
+    return any(i.largest < j.smallest or j.largest < i.smallest for i, j in both)
 
 
 def local(a: Access, b: Access, threads: int) -> bool:
@@ -228,13 +252,13 @@ def levels(ordered: Sequence[Item], threads: int) -> dict[Item, int]:
 def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int], threads: int) -> dict[Item, int]:
     """The phase of each item: after all that it waits for, or with it if no unit needs what another has done."""
     level: dict[Item, int] = {}
-    read: dict[Buffer, list[tuple[Item, Access]]] = {}
-    written: dict[Buffer, list[tuple[Item, Access]]] = {}
+    read: Touched = {}
+    written: Touched = {}
     for item in ordered:
         first, touched = least.get(item, 0), list(accesses(item))
         for b in touched:
             for before, a in (*written.get(b.buffer, ()), *(read.get(b.buffer, ()) if b.write else ())):
-                if level[before] >= first:
+                if level[before] >= first and not apart(a, b):
                     alone = units[before] is None, units[item] is None
                     near = all(alone) or (not any(alone) and local(a, b, threads))
                     near = near and not _meets(before) and not _meets(item)

@@ -24,6 +24,7 @@ from .absorb import absorbed
 from .affine import Affine, Axis, of
 from .alike import Likeness, adapted, counterparts, likeness
 from .apart import moved, set_apart
+from .branches import branched
 from .carry import carried
 from .copies import are_shared_alike, with_better_copies
 from .cost import work
@@ -55,6 +56,7 @@ from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
+from .pooling import pooled
 from .ragged import ragged
 from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
@@ -110,7 +112,9 @@ def compile_graph(
     memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
     storage: how the state lies.
     """
-    graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(_verified_graph("normalize", graph)))))
+    graph = _verified_graph("normalize", graph)
+    for rewrite in (branched, simplify, improve):
+        graph = _verified_graph(rewrite.__name__, rewrite(graph))
     arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target)))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
@@ -176,6 +180,7 @@ def _arranged(
     items = _verified("in_blocks", in_blocks(items, names))
     items = _verified("with_siblings", with_siblings(items))
     items = _verified("absorbed", absorbed(items))
+    items = _verified("pooled", pooled(items))
     items = _verified("split", split(items, storage, names))
     items, panels = in_panels(items, set(kept), storage, names)
     items = _verified("ragged", ragged(_verified("in_panels", items), names))

@@ -81,12 +81,13 @@ def _whole(kernel: Kernel) -> set[Any]:
 def _joined(a: Kernel, b: Kernel) -> Kernel:
     """The first kernel with the sums of the second, in terms of its axes; what both compute it computes once."""
     where = {y: of(x) for x, y in zip((*a.domain, *a.reduced), (*b.domain, *b.reduced), strict=True)}
-    known: dict[Any, Value] = {_key(v): v for v in a.values()}
-    table = rebuilt(roots(b.stores), {}, where, lambda v: known.setdefault(_key(v), v))
+    known: dict[Any, Value] = {key_of(v): v for v in a.values()}
+    table = rebuilt(roots(b.stores), {}, where, lambda v: known.setdefault(key_of(v), v))
     stores = [replace(s, value=table[s.value], index=reindexed(s.index, table, where)) for s in b.stores]
     origin = tuple(dict.fromkeys((*a.origin, *b.origin)))
     return replace(a, stores=[*a.stores, *stores], origin=origin)
 
 
-def _key(v: Value) -> Any:
+def key_of(v: Value) -> Any:
+    """Equal for values that are the same but for identity, made of the same arguments."""
     return v.op, v.dtype, v.args, repr(sorted(v.attrs.items(), key=lambda a: a[0])), v.buffer, v.index, v.shape
