@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ settings.register_profile("all", deadline=None, max_examples=400, print_blob=Tru
 settings.load_profile("ci")
 
 pipeline.VERIFY_EACH_PASS = True
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has switched off in what it starts in the background
 
 # The first process of a run makes the folder and takes it away; the workers that it starts find its name in their environment.
 OWNER = "PYTEST_XDIST_WORKER" not in os.environ
