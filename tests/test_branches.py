@@ -230,12 +230,11 @@ def test_with_every_optimizer(name: str, options: dict[str, Any]) -> None:
 
 def check_learning(widths: tuple[int, int], optimizer: Any) -> None:
     want = trained(widths, "reference", optimizer=optimizer, dtype="float64")
-    for threads in (1, 2):
-        with registered(Threaded(threads)) as backend:
-            got = trained(widths, backend, optimizer=optimizer, dtype="float64")
-        assert got.keys() == want.keys()
-        for key, value in want.items():
-            np.testing.assert_allclose(got[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
+    with registered(Threaded(2)) as backend:
+        got = trained(widths, backend, optimizer=optimizer, dtype="float64")
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
 
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)

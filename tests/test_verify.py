@@ -295,7 +295,7 @@ def test_a_pass_that_breaks_a_kernel_is_named(name: str, monkeypatch: pytest.Mon
         square()
 
 
-@pytest.mark.parametrize("name", ["simplify", "improve"])
+@pytest.mark.parametrize("name", ["branched", "simplify", "improve"])
 def test_a_pass_that_breaks_a_graph_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, name, lambda graph: Graph((), graph.outputs))
     with pytest.raises(GraphError, match=f"after {name}: .* an input that is not one of this graph"):

@@ -7,8 +7,8 @@ same bits whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from itertools import count, groupby
 from math import ceil, prod
@@ -112,9 +112,8 @@ def compile_graph(
     memory: so many bytes of scratch may be taken, copies of data not counted. Whether that is possible is judged for one thread.
     storage: how the state lies.
     """
-    graph = _verified_graph("normalize", graph)
-    for rewrite in (branched, simplify, improve):
-        graph = _verified_graph(rewrite.__name__, rewrite(graph))
+    graph = _verified_graph("branched", branched(_verified_graph("normalize", graph)))
+    graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(graph))))
     arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target)))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
@@ -170,32 +169,32 @@ def _arranged(
     target: Target, storage: Storage, spare: int | None, threads: int,
 ) -> _Arrangement:  # fmt: skip
     """The passes up to the order of kernels. spare: so many bytes above the least loops may keep; None: all that they can."""
-    names = Names()
+    names, verified = Names(), _Verified()
     own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
     kept = {own[b]: None for b in state}
     items, sources = _gathered([replace(g, buffer=own[g.buffer]) for g in inputs], graph, target, names)
     data = sum(s.buffer.bytes for k in kernels_of(items) for s in k.stores)
-    items = _verified("fuse", items + fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names))
-    items = _verified("in_lanes", in_lanes(items, target, names))
-    items = _verified("in_blocks", in_blocks(items, names))
-    items = _verified("with_siblings", with_siblings(items))
-    items = _verified("absorbed", absorbed(items))
-    items = _verified("pooled", pooled(items))
-    items = _verified("split", split(items, storage, names))
+    items = verified("fuse", items + fuse(graph, sources, [[Sink(own[b])] for b in outputs], rows, names))
+    items = verified("in_lanes", in_lanes(items, target, names))
+    items = verified("in_blocks", in_blocks(items, names))
+    items = verified("with_siblings", with_siblings(items))
+    items = verified("absorbed", absorbed(items))
+    items = verified("pooled", pooled(items))
+    items = verified("split", split(items, storage, names))
     items, panels = in_panels(items, set(kept), storage, names)
-    items = _verified("ragged", ragged(_verified("in_panels", items), names))
-    items = _verified("parted", parted(items, names))
+    items = verified("ragged", ragged(verified("in_panels", items), names))
+    items = verified("parted", parted(items, names))
     pairs = pairs_of(items)
     costs = [max(1.0, work(p.forward).flops / p.steps) for p in pairs]
     plans = plans_of(pairs, costs, spare)
-    items = _verified("replayed", replayed(items, pairs, plans, names, threads))
-    items = _verified("gathered", gathered(items, names, threads))
-    items = _verified("carried", carried(items, names))
-    items = _verified("share", share(items, panels, set(kept), target, names))
-    items = _verified("with_better_copies", with_better_copies(items, target, names, threads), last=True)
+    items = verified("replayed", replayed(items, pairs, plans, names, threads))
+    items = verified("gathered", gathered(items, names, threads))
+    items = verified("carried", carried(items, names))
+    items = verified("share", share(items, panels, set(kept), target, names))
+    items = verified("with_better_copies", with_better_copies(items, target, names, threads), last=True)
     planned = plan(items, list(kept), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
-    _verified("plan", every)
+    verified("plan", every)
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
@@ -209,14 +208,37 @@ def _arranged(
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 
 
-def _verified(made_by: str, items: list[Item], last: bool = False) -> list[Item]:
-    """What a pass has made: under test it is verified after each, else after the last of those that make kernels."""
-    if VERIFY_EACH_PASS or last:
-        try:
-            verify(items)
-        except GraphError as error:
-            raise GraphError(f"after {made_by}: {error}") from error
-    return items
+class _Verified:
+    """What a pass has made: under test it is verified after each that has changed something, else after the last of those that make
+    kernels."""
+
+    def __init__(self) -> None:
+        self._known: list[Any] = []
+
+    def __call__(self, made_by: str, items: list[Item], last: bool = False) -> list[Item]:
+        if VERIFY_EACH_PASS or last:
+            now = [*_contents(items)]
+            if now != self._known:
+                try:
+                    verify(items)
+                except GraphError as error:
+                    raise GraphError(f"after {made_by}: {error}") from error
+            self._known = now
+        return items
+
+
+def _contents(items: Sequence[Item]) -> Iterator[Any]:
+    """All that passes can change: equal if nothing has been. What is made of axes, values and stores is never changed itself."""
+    for item in items:
+        for f in fields(item):
+            value = getattr(item, f.name)
+            if f.name == "items":
+                yield "loop", len(value)
+                yield from _contents(value)
+            elif f.init and f.name not in ("name", "origin"):
+                yield tuple(value.items()) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+        if isinstance(item, Kernel):
+            yield from ((a.buffer, a.buffer.shape, a.buffer.lanes) for a in accesses(item))
 
 
 def _verified_graph(made_by: str, graph: Graph) -> Graph:
