@@ -1,4 +1,5 @@
-"""Central differences: the oracle that the tests of derivatives share. It knows nothing of graphs."""
+"""Central differences: the oracle that the tests of derivatives share. It knows nothing of graphs;
+`check` alone asks chainrule, for the derivatives that are compared."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+import chainrule as cr
 
 Array = np.ndarray
 EPSILON = 1e-6
@@ -33,6 +36,22 @@ def assert_gradient(f: Callable[..., float], arrays: Sequence[Any], at: int, gra
     gradient = np.asarray(gradient)
     assert gradient.shape == np.shape(arrays[at])
     np.testing.assert_allclose(gradient, central(f, arrays, at), rtol=rel, atol=rounding)
+
+
+def check(f: Callable[..., Any], *args: Any, rel: float = 1e-6) -> None:
+    """First derivatives of f by all arguments, and second ones, against differences of f itself and of its gradient."""
+    everything = tuple(range(len(args)))
+    arrays = [np.asarray(a, np.float64) for a in args]
+    weights = [np.linspace(0.5, 1.5, a.size).reshape(a.shape) for a in arrays]
+    gradient = cr.grad(f, everything)
+
+    def slope(*xs: Any) -> Any:
+        return sum(np.sum(g * w) for g, w in zip(gradient(*xs), weights, strict=True))
+
+    for i, g in enumerate(gradient(*arrays)):
+        assert_gradient(lambda *xs: float(f(*xs)), arrays, i, g, rel)
+    for i, g in enumerate(cr.grad(slope, everything)(*arrays)):
+        assert_gradient(lambda *xs: float(slope(*xs)), arrays, i, g, rel)
 
 
 def floats(arrays: Sequence[Any]) -> list[int]:
