@@ -28,12 +28,12 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "5 compiler",
         (
             "compiler/coefficients compiler/builder compiler/reduction compiler/exponential compiler/gates compiler/power "
-            "compiler/trigonometric compiler/elementary compiler/code compiler/target compiler/affine compiler/views "
-            "compiler/branches compiler/simplify compiler/regions compiler/kernels compiler/verify "
+            "compiler/trigonometric compiler/elementary compiler/code compiler/operators compiler/target compiler/affine "
+            "compiler/views compiler/branches compiler/simplify compiler/regions compiler/kernels compiler/verify "
             "compiler/fold compiler/former compiler/fuse compiler/scans compiler/schedule compiler/layout compiler/flatten compiler/phases "
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
             "compiler/apart compiler/siblings compiler/absorb compiler/pooling compiler/alike compiler/memory compiler/copies "
-            "compiler/loops compiler/lower compiler/llvm compiler/jit "
+            "compiler/loops compiler/hope compiler/values compiler/sums compiler/lower compiler/llvm compiler/jit "
             "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),

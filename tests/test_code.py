@@ -1,4 +1,4 @@
-"""compiler/code.py: each elementwise core form against its NumPy definition, memory with guard bytes, lanes, random bits.
+"""compiler/code.py and operators.py: each elementwise core form against its NumPy definition, memory with guard bytes, lanes, random bits.
 
 All functions of one level of the processor are compiled in one module.
 """
@@ -17,6 +17,7 @@ import pytest
 from elementary_harness import LEVELS, assembly, machine
 
 import chainrule.ops  # noqa: F401
+from chainrule.compiler import operators
 from chainrule.compiler.code import Block, Reg, constant_value
 from chainrule.graph.node import DTYPES, OPS, Type
 from chainrule.ops.random import philox
@@ -227,7 +228,7 @@ def agree(case: Case, got, expected, args, label) -> None:
 
 
 def form_of(case: Case) -> Callable[..., Reg]:
-    return lambda b, *args: b.elementwise(case.name, dict(case.attrs), case.result, *args)
+    return lambda b, *args: operators.elementwise(b, case.name, dict(case.attrs), case.result, *args)
 
 
 def form_module(level: str, widths=WIDTHS) -> tuple[Module, dict]:
@@ -300,7 +301,7 @@ def test_a_constant_argument_changes_no_result(level):
 
         def write(b, x, case=case, k=k, value=value):
             c = b.const(value, case.dtypes[0], x.width)
-            return b.elementwise(case.name, {}, case.result, *((c, x) if k == 0 else (x, c)))
+            return operators.elementwise(b, case.name, {}, case.result, *((c, x) if k == 0 else (x, c)))
 
         names.append([module.loop(case.dtypes[:1], width, write, case.result) for width in (1, 4)])
     call = module.compile(level)
@@ -319,7 +320,7 @@ def test_a_constant_argument_changes_no_result(level):
 
 def test_a_square_by_strong_multiply():
     module, f8 = Module(features("host")), np.dtype("f8")
-    name = module.loop([f8], 1, lambda b, x: b.elementwise("strong_multiply", {}, f8, x, x), f8)
+    name = module.loop([f8], 1, lambda b, x: operators.elementwise(b, "strong_multiply", {}, f8, x, x), f8)
     x = edges(f8)
     with np.errstate(all="ignore"):
         expected = OPS["strong_multiply"].value(x, x)
@@ -332,7 +333,7 @@ def test_types_that_numpy_does_not_compute_in_are_refused():
     for op, argument in refused:
         args = [argument] * 2
         with pytest.raises(ValueError, match=op):
-            block.elementwise(op, {}, bool, *args)
+            operators.elementwise(block, op, {}, bool, *args)
 
 
 # ---- constants and lanes -----------------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ def test_splat_iota_extract_and_text():
 
     def write(b, source, out):
         x = b.splat(b.load(source, f4), 4)
-        b.store(out, b.elementwise("add", {}, f4, x, b.iota(f4, 4)))
+        b.store(out, operators.elementwise(b, "add", {}, f4, x, b.iota(f4, 4)))
         b.store(b.at(out, f4, 4), b.extract(b.iota(f4, 4), 3))
 
     name, out = module.add(2, write), np.zeros(5, f4)
@@ -407,7 +408,7 @@ def test_lanes_reduce_and_neutral():
 
         def write(b, source, out, how=how, dtype=dtype, width=width):
             x = b.load(source, dtype, width)
-            b.store(out, b.lanes_reduce(how, b.combine(how, x, b.neutral(how, dtype, width))))
+            b.store(out, operators.lanes_reduce(b, how, operators.combine(b, how, x, operators.neutral(b, how, dtype, width))))
 
         names.append(module.add(2, write))
     call = module.compile("host")
@@ -429,7 +430,7 @@ def test_lanes_reduce_and_neutral():
 def test_fma(level):
     module, names = Module(features(level)), {}
     for dtype in DTYPES:
-        names[dtype] = module.loop([dtype] * 3, 4, lambda b, *args: b.fma(*args), dtype)
+        names[dtype] = module.loop([dtype] * 3, 4, lambda b, *args: operators.fma(b, *args), dtype)
     call = module.compile(level)
     for dtype in DTYPES:
         x = np.resize(scattered(dtype, 40, np.random.default_rng(2)), 120)
@@ -528,7 +529,7 @@ def test_philox(level):
         def write(b, counter, key, out, width=width):
             keys = [b.splat(b.load(b.at(key, u4, i), u4), width) for i in range(2)]
             for start in range(0, 48, width):
-                words = b.philox(*[b.load(b.at(counter, u4, 48 * i + start), u4, width) for i in range(4)], *keys)
+                words = operators.philox(b, *[b.load(b.at(counter, u4, 48 * i + start), u4, width) for i in range(4)], *keys)
                 for i, word in enumerate(words):
                     b.store(b.at(out, u4, 48 * i + start), word)
 

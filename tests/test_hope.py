@@ -1,4 +1,4 @@
-"""Strong products made as plain ones, in the hope that none is NaN (lower.py): the same bits as without hope, wherever NaN appears."""
+"""Strong products made as plain ones, in the hope that none is NaN (hope.py): the same bits as without hope, wherever NaN appears."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from native import assert_bits, backend_of
 from test_compiler import compiled
 
 import chainrule as cr
-from chainrule.compiler.lower import PLAIN, SPREADS
+from chainrule.compiler.hope import PLAIN, SPREADS
 from chainrule.compiler.target import runnable
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Type

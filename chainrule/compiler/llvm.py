@@ -16,6 +16,7 @@ from .affine import Affine, Axis
 from .code import Block, Reg
 from .kernels import Buffer
 from .loops import Bound, Call, Clamped, Fetch, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
+from .operators import combine, elementwise, fma, lanes_reduce, neutral, philox
 from .target import Target
 
 ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
@@ -291,17 +292,17 @@ class _Writer:
         if s.op == "splat":
             return b.splat(args[0], width)
         if s.op == "neutral":
-            return b.neutral(s.attrs["how"], dtype, width)
+            return neutral(b, s.attrs["how"], dtype, width)
         if s.op == "combine":
-            return b.combine(s.attrs["how"], *args)
+            return combine(b, s.attrs["how"], *args)
         if s.op == "lanes":
-            return b.lanes_reduce(s.attrs["how"], args[0])
+            return lanes_reduce(b, s.attrs["how"], args[0])
         if s.op == "fma":
-            return b.fma(*args)
+            return fma(b, *args)
         if s.op == "keep":
             lanes = s.attrs["lanes"]
             mask = ", ".join(f"i1 {'true' if i < lanes else 'false'}" for i in range(width))
-            return b.select(Reg(f"<{mask}>", BOOL, width), args[0], b.neutral(s.attrs["how"], dtype, width))
+            return b.select(Reg(f"<{mask}>", BOOL, width), args[0], neutral(b, s.attrs["how"], dtype, width))
         if s.op == "iota":
             return self._iota(s, dtype, width)
         if s.op == "philox":
@@ -312,20 +313,20 @@ class _Writer:
             return line
         if s.op == "checked":
             return self._checked(s, args[0])
-        return b.elementwise(s.op, s.attrs, dtype, *args)
+        return elementwise(b, s.op, s.attrs, dtype, *args)
 
     def _iota(self, s: Let, dtype: np.dtype[Any], width: int) -> Reg:
         b = self.b
         reg = self._affine(s.attrs["address"])
         if width > 1:
-            steps = b.elementwise("multiply", {}, I8, b.iota(I8, width), b.const(s.attrs["stride"], I8, width))
-            reg = b.elementwise("add", {}, I8, b.splat(reg, width), steps)
-        return reg if dtype == I8 else b.elementwise("cast", {"dtype": dtype}, dtype, reg)
+            steps = elementwise(b, "multiply", {}, I8, b.iota(I8, width), b.const(s.attrs["stride"], I8, width))
+            reg = elementwise(b, "add", {}, I8, b.splat(reg, width), steps)
+        return reg if dtype == I8 else elementwise(b, "cast", {"dtype": dtype}, dtype, reg)
 
     def _philox(self, s: Let, args: Sequence[Reg], width: int) -> Reg:
         key0, key1, offset, at, row = args
         stream = self.b.const(s.attrs["stream"], np.dtype(np.uint32), width)
-        words = self._memo(("philox", *s.args, s.attrs["stream"]), lambda: self.b.philox(at, row, offset, stream, key0, key1))
+        words = self._memo(("philox", *s.args, s.attrs["stream"]), lambda: philox(self.b, at, row, offset, stream, key0, key1))
         word: Reg = words[s.attrs["word"]]
         return word
 
@@ -334,7 +335,7 @@ class _Writer:
         b = self.b
         extent = s.attrs["extent"]
         self.module.checks = True
-        wide = index if index.dtype == I8 else b.elementwise("cast", {"dtype": I8}, I8, index)
+        wide = index if index.dtype == I8 else elementwise(b, "cast", {"dtype": I8}, I8, index)
         at = wide.text
         if s.attrs["negative"]:
             below = b.line(f"icmp slt i64 {at}, 0")

@@ -15,8 +15,8 @@ from math import prod
 from typing import Any
 
 from .affine import Affine, Axis, of
-from .code import COMBINE
 from .kernels import Buffer, Item, Kernel, Store, Value, bounds, elementwise, rebuilt, reindexed, roots
+from .operators import COMBINE
 from .phases import accesses
 from .siblings import MOST_SUMS, key_of
 

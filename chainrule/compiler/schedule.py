@@ -243,7 +243,7 @@ def _spilled(
     target: Target,
 ) -> int:  # fmt: skip
     """How many registers a tile with two axes wants beyond those that there are: accumulators, and either the operands of all columns and
-    of a row, or those of all rows and of a column (lower.py)."""
+    of a row, or those of all rows and of a column (sums.py)."""
 
     def operands(axis: Axis | None) -> int:
         read = (v for v in kernel.loads() if axis in v.axes and not v.axes.isdisjoint(kernel.reduced))
@@ -352,6 +352,12 @@ def balanced(extent: int, most: int) -> list[tuple[int, int, int]]:
     size, larger = divmod(extent, count)
     parts = [(0, larger, size + 1), (larger * (size + 1), count - larger, size)]
     return [p for p in parts if p[1]]
+
+
+def pieces(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """`extent` in pieces of `size` and a rest: (start, how many, size)."""
+    count, rest = divmod(extent, size)
+    return [p for p in ((0, count, size), (count * size, 1 if rest else 0, rest)) if p[1]]
 
 
 def units(extent: int, threads: int) -> tuple[int, int]:
