@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,33 +99,6 @@ def test_gradients_keep_the_type_of_their_argument() -> None:
         lambda x: np.sum(cr.gelu(x)),
     ):
         assert cr.grad(f)(np.linspace(0.5, 1, 3, dtype=np.float32)).dtype == np.float32
-
-
-def test_a_textbook_network_by_hand() -> None:
-    """A 3-2-1 logistic network, squared error halved: δ of the output (a - y) a (1 - a), δ of the hidden layer by its weights."""
-    x, y = np.array([1.0, 0.0, 1.0]), 1.0
-    w1 = np.array([[0.2, -0.3], [0.4, 0.1], [-0.5, 0.2]])
-    b1, w2, b2 = np.array([-0.4, 0.2]), np.array([-0.3, -0.2]), 0.1
-    logistic = lambda z: 1 / (1 + np.exp(-z))
-
-    def loss(w1: Any, b1: Any, w2: Any, b2: Any) -> Any:
-        return 0.5 * (y - logistic(logistic(x @ w1 + b1) @ w2 + b2)) ** 2
-
-    hidden = [1 / (1 + math.exp(0.7)), 1 / (1 + math.exp(-0.1))]
-    out = 1 / (1 + math.exp(-(-0.3 * hidden[0] - 0.2 * hidden[1] + 0.1)))
-    assert (round(hidden[0], 3), round(hidden[1], 3), round(out, 3)) == (0.332, 0.525, 0.474)  # as printed in the book
-    delta = (out - y) * out * (1 - out)
-    deltas = [h * (1 - h) * delta * w for h, w in zip(hidden, w2, strict=True)]
-    g1, gb1, g2, gb2 = cr.grad(loss, (0, 1, 2, 3))(w1, b1, w2, b2)
-    np.testing.assert_allclose(g2, [delta * h for h in hidden], rtol=1e-12)
-    np.testing.assert_allclose(gb2, delta, rtol=1e-12)
-    np.testing.assert_allclose(gb1, deltas, rtol=1e-12)
-    np.testing.assert_allclose(g1, np.outer(x, deltas), rtol=1e-12)
-    new = [w - 0.9 * g for w, g in zip((w1, b1, w2, b2), (g1, gb1, g2, gb2), strict=True)]
-    np.testing.assert_allclose(new[2], [-0.261, -0.138], atol=5e-4)  # Han & Kamber, "Data Mining", 2nd ed., table 6.5
-    np.testing.assert_allclose(new[3], 0.218, atol=5e-4)
-    np.testing.assert_allclose(new[0], [[0.192, -0.306], [0.4, 0.1], [-0.508, 0.194]], atol=5e-4)
-    np.testing.assert_allclose(new[1], [-0.408, 0.194], atol=5e-4)
 
 
 # ---- every recorded function -------------------------------------------------------------------------------------------------

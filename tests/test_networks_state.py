@@ -43,11 +43,10 @@ def test_names_of_nested_parameters() -> None:
     dense = ["blocks.0", "blocks.2.0", "blocks.2.2", "pair.0.layer", "heads.mean", "heads.spread"]
     assert set(net.parameters) == {f"{d}.{p}" for d in dense for p in ("weight", "bias")} | {"gain"}
     assert list(net.gradients(x, t)) == list(net.parameters)
-    assert all(
-        w.shape == (net.parameters[f"{d}.bias"].shape or (0,)) or w.ndim == 2
-        for d in dense
-        for w in [net.parameters[f"{d}.weight"]]
-    )
+    for name in dense:
+        weight, bias = net.parameters[f"{name}.weight"], net.parameters[f"{name}.bias"]
+        assert weight.ndim == 2
+        assert bias.shape == weight.shape[1:]
     net.check_gradients(x, t)
 
 

@@ -262,8 +262,8 @@ def test_many_parts_in_a_row_are_one() -> None:
 # ---- after which passes ------------------------------------------------------------------------------------------------------
 
 KERNEL_PASSES = (
-    "fuse", "in_lanes", "in_blocks", "with_siblings", "absorbed", "pooled", "split", "in_panels", "ragged", "parted", "replayed", "gathered",
-    "carried", "share", "with_better_copies", "plan",
+    "fuse", "in_lanes", "in_blocks", "with_siblings", "absorbed", "pooled", "split", "in_panels", "ragged", "parted", "replayed",
+    "gathered", "carried", "share", "with_better_copies", "plan",
 )  # fmt: skip
 
 
