@@ -4,6 +4,7 @@ so small that every matrix lies in some, and for machines of few and many proces
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -151,7 +152,29 @@ def test_branches_are_shared_out_along_their_units() -> None:
     assert unit_of(first, "a") == 0, "its panels"
     (product,) = (k for k in phases[0] if k.reduced and any(v.buffer and v.buffer.name == "a" for v in k.loads()))
     assert product.unit is not None
+    assert first.unit is not None
     assert product.unit.extent == first.unit.extent == 2
+    second = writer(phases, "b")
+    assert unit_of(second, "b") == 1, "halves of the columns of its only panel"
+    assert second.unit is not None
+    assert second.unit.extent == 2
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_branches_learn_what_the_reference_learns(before: bool, dtype: str) -> None:
+    r = np.random.default_rng(0)
+    x, y = tuple(r.normal(size=(150, n)) for n in (40, 24)), r.integers(0, 10, 150)
+    found = []
+    for threads in (1, 2, 3, None):
+        net = Towers(before)
+        with registered(Threaded(threads)) if threads else nullcontext("reference") as backend:
+            net.fit(x, y, loss="cross_entropy", epochs=2, batch_size=64, backend=backend, dtype=dtype)
+        found.append(dict(net.parameters))
+    for other in found[1:3]:
+        assert_same(other, found[0])
+    for name, value in found[3].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-7 if dtype == "float64" else 1e-2, atol=1e-3, err_msg=name)
 
 
 def test_late_copies_follow_and_hold_nothing_back() -> None:

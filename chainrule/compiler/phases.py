@@ -220,15 +220,16 @@ def local(a: Access, b: Access, threads: int) -> bool:
     return any(x is not None and x == y for x, y in shared)
 
 
-def _blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int] | None]:
-    """For each dimension how many units there are and how many places of it each touches; None where a unit is no block of it: one
-    is where the index is c · unit + something below c."""
+def _blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int, int] | None]:
+    """For each dimension how many units there are, how many places of it each touches, and where the first begins; None where a unit is
+    no block of it: one is where the index is c · unit + something below c, from some place on."""
     count, length = units(unit.extent, threads)
-    found: list[tuple[int, int] | None] = []
+    found: list[tuple[int, int, int] | None] = []
     for i in a.index:
         c = i.coefficient(unit) if isinstance(i, Affine) else 0
         inside = i.without(unit) if isinstance(i, Affine) else Affine()
-        found.append((count, length * c) if c > 0 and inside.smallest >= 0 and inside.largest < c else None)
+        block = c > 0 and inside.smallest == inside.constant and inside.largest - inside.constant < c
+        found.append((count, length * c, inside.constant) if block else None)
     return found
 
 

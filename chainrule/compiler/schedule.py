@@ -56,6 +56,7 @@ LEAST_TRANSPOSED = 512  # rows of a matrix that lies transposed: sums across lan
 NARROW = 0.75  # of the lanes that its columns would leave full, less than that
 MOST_TRANSPOSED = 1024  # rows of a panel of such a matrix: one of ten columns takes little of the second cache
 PARTS_OF_ROWS = 4  # of a matrix that is shared out along its rows
+PARTS_OF_COLUMNS = 2  # of a matrix of one panel, if it is shared out along its columns
 MOST_PARTS = 16  # of a sum over an axis that threads share out, so also panels of a transposed matrix
 LINE = 64  # bytes of memory that processors fetch at a time
 APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further

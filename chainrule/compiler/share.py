@@ -2,11 +2,11 @@
 
 In: kernels. Out: kernels with their unit axes. Cut into blocks of rows, a batch goes through all layers without waiting, but each
 thread then reads all weights, half of which another has just written, and such memory comes slowly. Cut into the units of a hidden
-layer, or along the rows of a matrix with many more inputs than a batch has rows, weights stay with their thread, and what goes
-around are sums over the axis: a kernel that sums over it is cut into a fixed number of partial sums and a kernel that adds these
-up. Which axes are cut is settled by what a step would cost all processors of the machine; it may not depend on how many threads
-there are, since the order of sums depends on it. At last kernels with sums may get another axis of their domain, with which threads
-read less of each other: that changes no sum, and takes too long to be tried with each way.
+layer (panels of its matrix, or halves of the only one), or along the rows of a matrix with many more inputs than a batch has rows,
+weights stay with their thread, and what goes around are sums over the axis: a kernel that sums over it is cut into a fixed number of
+partial sums and a kernel that adds these up. Which axes are cut is settled by what a step would cost all processors of the machine; it
+may not depend on how many threads there are, since the order of sums depends on it. At last kernels with sums may get another axis of
+their domain, with which threads read less of each other: that changes no sum, and takes too long to be tried with each way.
 
 Axes of different kernels belong together (a *class*) where they index the same dimension of a buffer.
 """
@@ -22,7 +22,7 @@ from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .panels import along
 from .phases import Access, accesses, apart, levels, local
-from .schedule import BARRIER, FOREIGN, LINE, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_ROWS, stride, units
+from .schedule import BARRIER, FOREIGN, LINE, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_COLUMNS, PARTS_OF_ROWS, stride, units
 from .target import Target
 
 Class = frozenset[Axis]
@@ -53,9 +53,10 @@ def share(items: Sequence[Item], panels: set[Axis], state: set[Buffer], target: 
     alone = found if len(found) <= MOST_ALONE else []  # each way takes time to make
     for chosen in alone + ([frozenset().union(*found)] if len(found) > 1 else []):
         attempt(kernels, chosen)
-    for rows in _tall(kernels, state):
-        split = {x: (Axis(names("p"), PARTS_OF_ROWS), Axis(x.name, x.extent // PARTS_OF_ROWS)) for x in rows}
-        attempt([along(k, split) for k in kernels], best_class | {outer for outer, _ in split.values()})
+    for axes, parts in (*((c, PARTS_OF_ROWS) for c in _tall(kernels, state)), (_narrow(kernels, state), PARTS_OF_COLUMNS)):
+        split = {x: (Axis(names("p"), parts), Axis(x.name, x.extent // parts)) for x in axes}
+        if split:
+            attempt([along(k, split) for k in kernels], best_class | {outer for outer, _ in split.values()})
     best = _nearer(best, target.cores)
     put_off(best, state)
     return [*best]
@@ -80,6 +81,18 @@ def _tall(kernels: Sequence[Kernel], state: set[Buffer]) -> Iterator[Class]:
         whole = not any(isinstance(i, Affine) and c & i.axes for i in columns)
         if whole and c & tall and len({a.extent for a in c}) == 1 and _can_be_cut(c, kernels):
             yield c
+
+
+def _narrow(kernels: Sequence[Kernel], state: set[Buffer]) -> Class:
+    """The columns of matrices in one panel, if they are whole lines of memory in parts too."""
+
+    def can_be_parted(s: Store, x: Axis) -> bool:
+        whole = x.extent * s.buffer.dtype.itemsize % (PARTS_OF_COLUMNS * LINE) == 0
+        return whole and s.buffer in state and len(s.view) == 2 and s.index[-1] == of(x)
+
+    found = {x for k in kernels for s in k.stores for x in k.domain if can_be_parted(s, x)}
+    groups = _groups(kernels, {a for k in kernels for a in (*k.domain, *k.reduced)}) if found else []
+    return Class().union(*(c for c in groups if c & found and len({a.extent for a in c}) == 1 and _can_be_cut(c, kernels)))
 
 
 def _summed_rows(kernel: Kernel, state: set[Buffer]) -> Iterator[Axis]:
