@@ -298,6 +298,71 @@ def test_state_that_is_written_in_parts(name: str, threads: int) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_part_that_cannot_be_written_in_place_holds_no_other_state_back() -> None:
+    """The first part of v could be, after all that read it; the second is turned round, so both go beside, and w stays in place."""
+    f4 = np.dtype("f4")
+    variables = [Variable(name, Type((6, 4), f4), "parameter") for name in "vw"]
+    builder = ProgramBuilder(variables, [Input("x", Type((2, 6), f4), rows=0)], 2)
+
+    def step(s: Any, g: Any) -> Any:
+        v, w = s["v"], s["w"]
+        return {"loss": np.sum(g["x"] @ v)}, {"v": np.concatenate([v[:2] * 2 + w[:2], v[2:][::-1] * 3]), "w": w * 2 + v}
+
+    builder.entry("step", step, ["x"])
+    made = {2: builder.build()}
+    x = numbers(8, 6).astype("f4")
+    start = {"v": numbers(6, 4, seed=1).astype("f4"), "w": numbers(6, 4, seed=2).astype("f4")}
+    sessions = [b.session(made, {k: a.copy() for k, a in start.items()}) for b in (Threaded(2), backends["reference"])]
+    for s in sessions:
+        s.run(Steps(["step"], {"x": x}, np.arange(8).reshape(4, 2), [2], {}, ("loss",), 4))
+    for name in start:
+        np.testing.assert_allclose(sessions[0].state()[name], sessions[1].state()[name], rtol=1e-5, err_msg=name)
+
+
+# ---- loops -------------------------------------------------------------------------------------------------------------------
+
+
+def halves(x: Any, w: Any) -> Any:
+    def step(c: Any, xt: Any) -> Any:
+        c = np.concatenate([np.tanh(c[:, :2] @ w[:2, :2] + xt[:, :2]), np.tanh(c[:, 2:] @ w[2:, 2:] + xt[:, 2:])], axis=1)
+        return c, c
+
+    c, ys = cr.scan(step, np.zeros(x.shape[1:]), x)
+    return np.sum(c) + np.sum(ys * ys)
+
+
+def sums(x: Any, w: Any) -> Any:
+    def step(c: Any, xt: Any) -> Any:
+        h, s, p = c
+        h = np.tanh(h @ w + xt)
+        s = np.concatenate([s[:2] + np.sum((h * xt)[:, :2], axis=0), s[2:] + np.sum((h * xt)[:, 2:], axis=0)])
+        p = np.concatenate([p[:2] + h[:, :2].T @ xt, p[2:] + (h[:, 2:] * 2).T @ xt])
+        return (h, s, p), h
+
+    (h, s, p), _ = cr.scan(step, (np.zeros(x.shape[1:]), np.zeros(w.shape[0]), np.zeros(w.shape)), x)
+    return np.sum(h) + np.sum(s) + np.sum(p * p)
+
+
+def delayed(x: Any, w: Any) -> Any:
+    def step(c: Any, xt: Any) -> Any:
+        h, d = c
+        h = np.tanh(h @ w + xt + d[:, 0])
+        d = np.concatenate([d[:, 1:], h[:, None]], axis=1)
+        return (h, d), np.concatenate([h, d[:, 1]], axis=1)
+
+    rows, n = x.shape[1:]
+    (h, d), ys = cr.scan(step, (np.zeros((rows, n)), np.zeros((rows, 3, n))), x)
+    return np.sum(h) + np.sum(d * 2) + np.sum(np.sin(ys))
+
+
+@pytest.mark.parametrize("rows", [1, 6, 64])
+@pytest.mark.parametrize("f", [halves, sums, delayed])
+def test_states_of_loops_that_are_made_of_parts(f: Callable[..., Any], rows: int) -> None:
+    arrays = numbers(12, rows, 6), numbers(6, 6, seed=1) * 0.3
+    check_same(graph_of(f, *arrays), *arrays)
+    check_same(with_gradients(f, *arrays), *arrays, np.ones(()))
+
+
 def test_apart() -> None:
     i, j = Axis("i", 4), Axis("j", 3)
     buffer = Buffer("b", (8, 3), np.dtype("f4"))

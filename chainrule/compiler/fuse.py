@@ -444,7 +444,7 @@ class _Fusion:
         assert node is not None
         if node.op == "scan":
             return self._scan(node, group)
-        if node.op == "concatenate" and node not in self.stored and node in self.sinks:  # nobody here reads it
+        if node.op == "concatenate" and self._only_leaves(node):
             return [k for sink in self.sinks[node] for k in self._joined(node, group, sink)]
         target = self.buffer(node)
         items: list[Item] = list(getattr(self, f"_{node.op}")(node, group, target))
@@ -452,6 +452,11 @@ class _Fusion:
             if sink.buffer is not target:
                 items.append(self.copy(target, sink))
         return items
+
+    def _only_leaves(self, node: Node) -> bool:
+        """Whether nobody here reads it, and it leaves no loop's step: the passes for loops know one kernel that makes a state."""
+        sinks = self.sinks.get(node, ())
+        return bool(sinks) and node not in self.stored and not any(s.before or s.carried for s in sinks)
 
     def copy(self, source: Buffer, sink: Sink) -> Kernel:
         domain = self.axes(source.shape)

@@ -88,7 +88,9 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
             (writers if a.write else readers).setdefault(a.buffer, []).append((item, a))
     copies: list[Item] = []
     for buffer in dict.fromkeys(a.buffer for i in items for a in touched[i] if a.write and a.buffer in kept):
-        if all(_can_write(item, a, order, readers, writers) for item, a in writers[buffer]):
+        trial = order.copy() if len(writers[buffer]) > 1 else order  # of several writers some may have found a place in vain
+        if all(_can_write(item, a, trial, readers, writers) for item, a in writers[buffer]):
+            order = trial
             continue
         beside = Buffer(names("t"), buffer.shape, buffer.dtype, lanes=buffer.lanes)
         copies.append(_copied(beside, buffer, names))
@@ -120,6 +122,13 @@ class _Order:
         self._place = {item: n for n, item in enumerate(items)}
         self._before: dict[Item, set[Item]] = {i: set() for i in items}
         self._after: dict[Item, set[Item]] = {i: set() for i in items}
+
+    def copy(self) -> _Order:
+        """One that can be added to by itself."""
+        made = _Order(())
+        made._place = self._place
+        made._before, made._after = ({i: {*others} for i, others in table.items()} for table in (self._before, self._after))
+        return made
 
     def add(self, item: Item, before: Iterable[Item]) -> None:
         """`item` comes after those."""
