@@ -134,6 +134,28 @@ def test_what_is_pooled_is_stored_only_for_the_way_back(passes: Callable[..., An
     assert stores() == 1
 
 
+def test_the_average_of_minus_zeros_is_zero() -> None:
+    x = np.full((32, 10, 10, 2), -0.0, np.float32)
+    net = nn.Sequential(nn.Conv2D(3, 3, bias=False), nn.AvgPool2D(2))
+    net.fit(x, np.zeros((32, 4, 4, 3)), epochs=1, batch_size=32, backend="native")
+    net.load_parameters({name: np.ones_like(value) for name, value in net.parameters.items()})
+    got, want = (net.predict(x, backend=b) for b in ("native", "reference"))
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
+
+
+def test_a_kernel_does_not_grow_without_end(passes: Callable[..., Any]) -> None:
+    """An activation of many expensive operators is computed once for each place: not four times in one kernel."""
+
+    def heavy(x: Any) -> Any:
+        for _ in range(6):
+            x = np.tanh(x) + np.exp(-x * x)
+        return x
+
+    noted = passes(pooled)
+    trained((10, 10, 2), lambda: nn.Sequential(nn.Conv2D(3, 3), heavy, nn.MaxPool2D(2)), 1)
+    assert all(len(a) == len(b) for a, b in zip(noted[::2], noted[1::2], strict=True))
+
+
 def test_covers() -> None:
     i, j, k = Axis("i", 3), Axis("j", 2), Axis("k", 2)
     assert _covers(of(i), 3)

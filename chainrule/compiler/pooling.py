@@ -15,7 +15,9 @@ from math import prod
 from typing import Any
 
 from .affine import Affine, Axis, of
-from .kernels import Buffer, Item, Kernel, Store, Value, bounds, elementwise, rebuilt, reindexed, roots
+from .former import EXPENSIVE
+from .fuse import DEAR, HEAVIEST
+from .kernels import Buffer, Item, Kernel, Store, Value, bounds, constant, elementwise, rebuilt, reindexed, roots
 from .operators import COMBINE
 from .phases import accesses
 from .siblings import MOST_SUMS, key_of
@@ -57,6 +59,11 @@ def _terms(kernel: Kernel) -> int:
     return prod(a.extent for a in kernel.reduced)
 
 
+def _weight(kernel: Kernel) -> int:
+    """About how many instructions its operators are, all of which each place of a window needs."""
+    return sum(DEAR if v.op in EXPENSIVE else 1 for v in kernel.values())
+
+
 def _writer(items: Sequence[Item], kernel: Kernel, buffer: Buffer) -> Kernel | None:
     """The kernel that alone writes the buffer, if the pooling can be done there: nothing in between writes what it reads or touches what
     it writes."""
@@ -83,6 +90,8 @@ def _where(writer: Kernel, kernel: Kernel, buffer: Buffer) -> Places | None:
     stores = [s for s in writer.stores if s.buffer is buffer]
     seen = [v for v in kernel.loads() if v.buffer is buffer]
     if not sums or len(stores) != 1 or len(seen) != 1 or len(sums) * _terms(kernel) > MOST_SUMS:
+        return None
+    if _weight(writer) * _terms(kernel) > HEAVIEST:
         return None
     if not _is_plain(writer) or stores[0].view != seen[0].shape or stores[0].mode != "set":
         return None
@@ -131,6 +140,8 @@ def _with(writer: Kernel, kernel: Kernel, buffer: Buffer, where: Places, wanted:
             if wanted or s is not store
         ]
     how = COMBINE[total.attrs["how"]]
+    if how == "add":
+        terms.insert(0, constant(0, total.dtype))  # as every sum begins: of -0 alone it is +0
     table = {total: reduce(lambda a, b: elementwise(how, total.dtype, [a, b]), terms)}
     rebuilt(roots(kernel.stores), table)
     stores += [replace(s, value=table[s.value], index=reindexed(s.index, table, {})) for s in kernel.stores]
