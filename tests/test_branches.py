@@ -111,8 +111,11 @@ def test_what_else_is_read_stays_joined() -> None:
         last, _ = cr.scan(lambda s, x: (s + x, s), np.zeros(2), np.concatenate([a, b], axis=1) @ w)
         return last
 
+    def often(a: Any, b: Any, w: Any) -> Any:
+        return sum(np.sum(np.concatenate([a[:, :i], y], axis=1) @ w[: i + 4]) for i in (1, 2, 3) for y in (b, np.cos(b)))
+
     arrays = numbers(5, 3), numbers(5, 4, seed=1), numbers(7, 2, seed=2)
-    for f in (also_an_output, also_activated, rows, many, beside_a_loop):
+    for f in (also_an_output, also_activated, rows, many, often, beside_a_loop):
         graph = graph_of(f, *arrays)
         assert branched(graph) is graph, f.__name__
         check_same(graph, *arrays)

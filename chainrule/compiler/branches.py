@@ -16,6 +16,7 @@ from ..normalize import normalize
 from ..ops.contract import parse
 
 MOST_BRANCHES = 4  # each is a kernel of its own
+MOST_JOINED = 4  # such arrays in a graph: branches of other widths share no code, so compiling many takes several times as long
 
 Part = tuple[int, int, int]  # of an array: an axis, and from where to where (exclusive)
 
@@ -25,7 +26,7 @@ def branched(graph: Graph) -> Graph:
     if any(n.op == "scan" for n in graph.nodes()):
         return graph
     found = _Branches(graph)
-    return normalize(found.apart()) if found.joined else graph
+    return normalize(found.apart()) if 0 < len(found.joined) <= MOST_JOINED else graph
 
 
 class _Branches:
