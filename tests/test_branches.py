@@ -26,6 +26,7 @@ from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph, Type
 from chainrule.graph.verify import verify
 from chainrule.normalize import normalize
+from chainrule.ops.window import windows
 from chainrule.optim import optimizers
 from chainrule.program import Input, ProgramBuilder, Variable
 from chainrule.run.backend import Steps, backends
@@ -358,8 +359,19 @@ def delayed(x: Any, w: Any) -> Any:
     return np.sum(h) + np.sum(d * 2) + np.sum(np.sin(ys))
 
 
+def seen_through_windows(x: Any, w: Any) -> Any:
+    """The gradient by w comes back to each place from one window or two: by several kernels."""
+
+    def step(h: Any, xt: Any) -> Any:
+        h = np.tanh(h @ w[:, :6] + xt)
+        return h, np.tanh(np.einsum("bk,lck->blc", h[:, :4], windows(w, [0], [4], [2])))
+
+    h, ys = cr.scan(step, np.zeros(x.shape[1:]), x)
+    return np.sum(h) + np.sum(ys * ys)
+
+
 @pytest.mark.parametrize("rows", [1, 6, 64])
-@pytest.mark.parametrize("f", [halves, sums, delayed])
+@pytest.mark.parametrize("f", [halves, sums, delayed, seen_through_windows])
 def test_states_of_loops_that_are_made_of_parts(f: Callable[..., Any], rows: int) -> None:
     arrays = numbers(12, rows, 6), numbers(6, 6, seed=1) * 0.3
     check_same(graph_of(f, *arrays), *arrays)

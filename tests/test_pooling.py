@@ -29,6 +29,7 @@ NETS: dict[str, tuple[tuple[int, ...], Make, int]] = {  # shape of an image, net
     "of four along one axis": ((11, 2), lambda: nn.Sequential(nn.Conv1D(3, 4, activation="relu"), nn.MaxPool1D(4)), 1),
     "of three": ((11, 2), lambda: nn.Sequential(nn.Conv1D(3, 3, activation="relu"), nn.MaxPool1D(3)), 1),
     "activation behind": ((10, 10, 1), lambda: nn.Sequential(nn.Conv2D(3, 3), nn.MaxPool2D(2), np.tanh), 1),
+    "one filter": ((10, 10, 2), lambda: nn.Sequential(nn.Conv2D(1, 3, activation="relu"), nn.MaxPool2D(2)), 1),
     "two": (
         (14, 14, 1),
         lambda: nn.Sequential(
@@ -136,7 +137,7 @@ def test_what_is_pooled_is_stored_only_for_the_way_back(passes: Callable[..., An
 
 def test_the_average_of_minus_zeros_is_zero() -> None:
     x = np.full((32, 10, 10, 2), -0.0, np.float32)
-    net = nn.Sequential(nn.Conv2D(3, 3, bias=False), nn.AvgPool2D(2))
+    net = nn.Sequential(nn.Conv2D(3, 3, bias=False), lambda y: y * -1, nn.AvgPool2D(2))  # a convolution's own sum is +0
     net.fit(x, np.zeros((32, 4, 4, 3)), epochs=1, batch_size=32, backend="native")
     net.load_parameters({name: np.ones_like(value) for name, value in net.parameters.items()})
     got, want = (net.predict(x, backend=b) for b in ("native", "reference"))

@@ -194,6 +194,9 @@ def parted(items: Sequence[Item], names: Names) -> list[Item]:
 
 def _halved(loop: Loop, sums: Sequence[Kernel]) -> dict[Buffer, int] | None:
     """Where rows are in what the loop writes, if halves of them are worth sums of their own."""
+    written = [s.buffer for k in sums for s in k.stores]
+    if len({*written}) < len(written):  # several kernels make one state, each a part
+        return None
     rest = [i for i in loop.items if i not in sums]
     units_of = {k.unit for k in rest if isinstance(k, Kernel) and k.unit is not None}
     rows = max((u.extent for u in units_of), default=0)
@@ -206,7 +209,7 @@ def _halved(loop: Loop, sums: Sequence[Kernel]) -> dict[Buffer, int] | None:
         or units(rows, PARTS) != (PARTS, half)
     ):
         return None
-    if sum(s.buffer.bytes for k in sums for s in k.stores) > MOST_HALVED or not all(isinstance(i, Kernel) for i in rest):
+    if sum(b.bytes for b in written) > MOST_HALVED or not all(isinstance(i, Kernel) for i in rest):
         return None
     places = rows_written([k for k in rest if isinstance(k, Kernel)], rows)
     return places if places is not None and all(rows_summed(k, places) is not None for k in sums) else None

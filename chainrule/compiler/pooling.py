@@ -104,7 +104,7 @@ def _where(writer: Kernel, kernel: Kernel, buffer: Buffer) -> Places | None:
             return None
     used = [a for i in where.values() for a in i.axes_in_order]
     everything = [a for a in (*kernel.domain, *kernel.reduced) if a.extent > 1]
-    if {*where} != {a for a in writer.domain if a.extent > 1} or len(used) != len(everything) or {*used} != {*everything}:
+    if any((a in where) < (a.extent > 1) for a in writer.domain) or len(used) != len(everything) or {*used} != {*everything}:
         return None
     roles = ((writer.unit, kernel.unit), (writer.inner, kernel.inner))
     same = (a is not None and b is not None and where.get(a, of(a)) == of(b) for a, b in roles)
