@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from training import OPTIMIZERS
 
 import chainrule as cr
 from chainrule import nn
+from chainrule.compiler import phases
 from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.branches import branched
 from chainrule.compiler.kernels import Buffer
@@ -29,6 +32,7 @@ from chainrule.normalize import normalize
 from chainrule.ops.window import windows
 from chainrule.optim import optimizers
 from chainrule.program import Input, ProgramBuilder, Variable
+from chainrule.run import native
 from chainrule.run.backend import Steps, backends
 
 Array = np.ndarray
@@ -79,14 +83,8 @@ def test_a_product_of_two_branches_is_a_sum_of_two() -> None:
     made = check_same(graph_of(f, *arrays), *arrays)
     assert not any(n.op == "concatenate" for n in made.nodes())
     assert sum(n.op == "contract" for n in made.nodes()) == 2
-    forward_and_back = check_same(
-        with_gradients(
-            f,
-            *arrays,
-        ),
-        *arrays,
-        numbers(5, 2),
-    )
+    backward_graph = with_gradients(f, *arrays)
+    forward_and_back = check_same(backward_graph, *arrays, numbers(5, 2))
     assert joined_products(forward_and_back) == 0
     assert sum(n.op == "contract" for n in forward_and_back.nodes()) == 6  # two forward, two by the weights, two by the branches
     for n in forward_and_back.nodes():
@@ -151,6 +149,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         lambda a, b, w, u: np.sum(np.concatenate([a, b], 1) @ w) + np.sum(np.sin(u @ np.concatenate([a, b], 1))),
         ((4, 3), (4, 2), (5, 2), (3, 4)),
     ),
+    "slices of which some fit": (
+        lambda a, b, w: (lambda y: np.sum(y[:, :3]) + np.sum(np.sin(y[:, 2:])))((np.concatenate([a, b], 1) @ w) @ w.T),
+        ((4, 3), (4, 2), (5, 2)),
+    ),
     "with a part of no columns": (lambda a, b, w: np.concatenate([a, b], 1) @ w, ((4, 3), (4, 0), (3, 2))),
     "without rows": (lambda a, b, w: np.concatenate([a, b], 1) @ w, ((0, 3), (0, 2), (5, 2))),
 }  # fmt: skip
@@ -211,7 +213,7 @@ class Critic(nn.Module):
         return self.out(self.hidden(np.concatenate([a, b], axis=1)))
 
 
-WIDTHS = [(8, 4), (0, 4), (8, 0), (0, 0), (1, 16), (32, 48)]
+WIDTHS = [(8, 4), (16, 16), (0, 4), (8, 0), (0, 0), (1, 16), (32, 48)]
 
 
 def trained(widths: tuple[int, int], backend: str, **options: Any) -> dict[str, Array]:
@@ -260,6 +262,28 @@ def test_weights_are_updated_branch_by_branch_where_they_stand() -> None:
     assert not any(line.endswith("= v0") for line in stores), "no copy"
 
 
+def test_branches_of_one_width_are_updated_in_place_by_one_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the norm of all gradients known, both parts of a matrix are updated in one kernel; their squares are summed part by part."""
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
+    copied = copies_of_state(monkeypatch)
+    net = Critic((16, 16))
+    net.fit(numbers(64, 5), numbers(64, 2), epochs=1, batch_size=32, optimizer=cr.Adam(clip_norm=1.0), backend="native")
+    (update,) = (k for k in net.compiled.text("kernels").split("    kernel ") if "        hidden.weight[" in k)
+    assert update.count("\n        hidden.weight[") == 2
+    assert copied == []
+
+
+def copies_of_state(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of state of which all is computed beside it and then copied, of what is compiled from now on."""
+    found: list[str] = []
+    make = phases._copied
+    monkeypatch.setattr(
+        phases, "_copied", lambda other, buffer, names: (found.append(buffer.name), make(other, buffer, names))[1]
+    )
+    monkeypatch.setattr(native, "_machines", OrderedDict())
+    return found
+
+
 # ---- state in parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -279,14 +303,16 @@ def program(parts: Callable[[Any, Any], Sequence[Any]], axis: int = 0) -> Any:
 PARTS: dict[str, tuple[Callable[[Any, Any], Sequence[Any]], int]] = {
     "each in its place": (lambda w, x: [w[:2] * 2, w[2:] * 3], 0),
     "columns in their place": (lambda w, x: [w[:, :1] * 2, w[:, 1:] * 3], 1),
-    "halves change places": (lambda w, x: [w[3:] * 2, w[:3] * 3], 0),
-    "one reads what the other writes": (lambda w, x: [w[:3] * 2, w[:3] + w[3:]], 0),
-    "one reads all": (lambda w, x: [w[:3] * 2, w[3:] + np.sum(w)], 0),
-    "each reads the other": (lambda w, x: [w[:3] + w[3:], w[3:] - w[:3]], 0),
-    "one turned round": (lambda w, x: [w[:3] * 2, w[3:][::-1] * 3], 0),
+    "parts change places": (lambda w, x: [w[2:] * 2, w[:2] * 3], 0),
+    "one reads what the other writes": (lambda w, x: [w[:2] * 2, w[:4] + w[2:]], 0),
+    "one reads all": (lambda w, x: [w[:2] * 2, w[2:] + np.sum(w)], 0),
+    "each reads the other": (lambda w, x: [w[:2] + w[4:], w[2:] - w[:4]], 0),
+    "each reads the other, halves": (lambda w, x: [w[:3] + w[3:], w[3:] - w[:3]], 0),
+    "one turned round": (lambda w, x: [w[:2] * 2, w[2:][::-1] * 3], 0),
     "in a circle": (lambda w, x: [w[2:4], w[4:], w[:2]], 0),
-    "overlapping": (lambda w, x: [w[1:4], w[2:5]], 0),
-    "products": (lambda w, x: [x[:, :3].T @ (x @ w), w[3:] + x[:, 3:].T @ (x @ w)], 0),
+    "in a circle, unequal": (lambda w, x: [w[5:], w[:2], w[1:4]], 0),
+    "overlapping": (lambda w, x: [w[1:3], w[1:5]], 0),
+    "products": (lambda w, x: [x[:, :2].T @ (x @ w), w[2:] + x[:, 2:].T @ (x @ w)], 0),
 }
 
 
@@ -302,8 +328,12 @@ def test_state_that_is_written_in_parts(name: str, threads: int) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_part_that_cannot_be_written_in_place_holds_no_other_state_back() -> None:
+def test_a_part_that_cannot_be_written_in_place_holds_no_other_state_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The first part of v could be, after all that read it; the second is turned round, so both go beside, and w stays in place."""
+    monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
+    copied = copies_of_state(monkeypatch)
     f4 = np.dtype("f4")
     variables = [Variable(name, Type((6, 4), f4), "parameter") for name in "vw"]
     builder = ProgramBuilder(variables, [Input("x", Type((2, 6), f4), rows=0)], 2)
@@ -319,6 +349,7 @@ def test_a_part_that_cannot_be_written_in_place_holds_no_other_state_back() -> N
     sessions = [b.session(made, {k: a.copy() for k, a in start.items()}) for b in (Threaded(2), backends["reference"])]
     for s in sessions:
         s.run(Steps(["step"], {"x": x}, np.arange(8).reshape(4, 2), [2], {}, ("loss",), 4))
+    assert set(copied) == {"v"}
     for name in start:
         np.testing.assert_allclose(sessions[0].state()[name], sessions[1].state()[name], rtol=1e-5, err_msg=name)
 

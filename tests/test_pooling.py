@@ -128,9 +128,7 @@ def test_what_is_pooled_is_stored_only_for_the_way_back(passes: Callable[..., An
         (fused,) = (k for k in noted[-1] if sum(v.op == "reduce" for v in k.values()) == 4)
         return len(fused.stores)
 
-    assert (
-        stores() == 10
-    )  # of four places what came out and whether it is above 0; the largest, and the gradient of the loss by it
+    assert stores() == 10  # of four places what came out and whether it is above 0; the largest; the loss's gradient by it
     net.predict(x, backend="native")
     assert stores() == 1
 

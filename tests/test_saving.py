@@ -183,11 +183,12 @@ def test_functions_known_by_name(tmp_path: Path) -> None:
     assert_same(state(again), state(net))
 
 
+NO_NAMES: Any = object()
 NO_FILE: dict[str, Callable[[], nn.Module]] = {
     "lambda": lambda: nn.Dense(2, lambda z: z**3),
     "function of a user": lambda: nn.Sequential(nn.Dense(2), there_and_back),
     "initializer": lambda: nn.Dense(2, init=lambda generator, shape: np.ones(shape)),
-    "object": lambda: Scaled(nn.Dense(2), names=object()),  # type: ignore[arg-type]
+    "object": lambda: Scaled(nn.Dense(2), names=NO_NAMES),
 }
 
 

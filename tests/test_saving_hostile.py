@@ -236,9 +236,10 @@ def test_an_unknown_layer_is_refused_by_name(name: str, whole: bytes, tmp_path: 
 def test_a_layer_that_is_no_layer_cannot_be_allowed(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     nn.Dense(1).save(path)
-    for wrong in ([os.system], [object], ["Dense"], [nn.Dense(1)]):
+    no_layers: list[Any] = [[os.system], [object], ["Dense"], [nn.Dense(1)]]
+    for wrong in no_layers:
         with pytest.raises(cr.UsageError, match="layer"):
-            cr.load(path, layers=wrong)  # type: ignore[arg-type]
+            cr.load(path, layers=wrong)
 
 
 def test_missing_and_surplus_arrays(whole: bytes, tmp_path: Path) -> None:

@@ -445,7 +445,7 @@ class _Fusion:
         if node.op == "scan":
             return self._scan(node, group)
         if node.op == "concatenate" and self._only_leaves(node):
-            return [k for sink in self.sinks[node] for k in self._joined(node, group, sink)]
+            return [k for sink in self.sinks[node] for k in self._concatenated(node, group, sink)]
         target = self.buffer(node)
         items: list[Item] = list(getattr(self, f"_{node.op}")(node, group, target))
         for sink in self.sinks.get(node, ()):
@@ -478,9 +478,9 @@ class _Fusion:
         return Kernel(self.names("k"), domain, former.reduced, [Store(target, place(index), made, mode)], unit, sequential)
 
     def _concatenate(self, node: Node, group: Group, target: Buffer) -> list[Kernel]:
-        return self._joined(node, group, Sink(target))
+        return self._concatenated(node, group, Sink(target))
 
-    def _joined(self, node: Node, group: Group, sink: Sink) -> list[Kernel]:
+    def _concatenated(self, node: Node, group: Group, sink: Sink) -> list[Kernel]:
         """Each part is stored in its place by the group that computes it; others are copied."""
         axis, kernels = node.attrs["axis"], []
         first = list(sink.offsets or (0,) * len(node.shape))

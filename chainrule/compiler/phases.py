@@ -5,15 +5,18 @@ runs its units of each kernel, one kernel after the other, and needs nothing of 
 through all layers, forward and back, without waiting.
 
 State is read before it is written: a kernel that stores new state comes after all that read the old one, and where no order can have
-that, it stores beside the state, and a last kernel copies.
+that, it stores beside the state, and a last kernel copies. Several kernels may store parts of one state: all of them in place, or all
+beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from .affine import Affine, Axis, of
+from .former import Index
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of
 from .schedule import units
@@ -118,17 +121,14 @@ def _met(a: Access, known: Touched) -> list[Item]:
 class _Order:
     """What has to come after what."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Iterable[Item], known: _Order | None = None) -> None:
         self._place = {item: n for n, item in enumerate(items)}
-        self._before: dict[Item, set[Item]] = {i: set() for i in items}
-        self._after: dict[Item, set[Item]] = {i: set() for i in items}
+        self._before: dict[Item, set[Item]] = {i: {*known._before[i]} if known else set() for i in self._place}
+        self._after: dict[Item, set[Item]] = {i: {*known._after[i]} if known else set() for i in self._place}
 
     def copy(self) -> _Order:
         """One that can be added to by itself."""
-        made = _Order(())
-        made._place = self._place
-        made._before, made._after = ({i: {*others} for i, others in table.items()} for table in (self._before, self._after))
-        return made
+        return _Order(self._place, self)
 
     def add(self, item: Item, before: Iterable[Item]) -> None:
         """`item` comes after those."""
@@ -169,10 +169,9 @@ class _Order:
 def _in_place(kernel: Kernel, buffer: Buffer) -> bool:
     """Whether the kernel reads each element of `buffer` only where it writes it."""
     written = [s for s in kernel.stores if s.buffer is buffer]
-    if len(written) != 1 or kernel.sequential:
-        return False
-    (store,) = written
-    return all(v.index == store.index and v.shape == store.view for v in kernel.loads() if v.buffer is buffer)
+    same = all(a.view == b.view and never_meet(a.index, b.index) for a, b in combinations(written, 2))
+    places = {(s.index, s.view) for s in written}
+    return same and not kernel.sequential and all((v.index, v.shape) in places for v in kernel.loads() if v.buffer is buffer)
 
 
 def _copied(other: Buffer, buffer: Buffer, names: Names) -> Kernel:
@@ -210,9 +209,12 @@ def _conflicts(touched: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
 
 def apart(a: Access, b: Access) -> bool:
     """Whether they touch parts of a buffer that have nothing in common: along some dimension one ends before the other begins."""
-    if a.view != b.view:
-        return False
-    both = ((i, j) for i, j in zip(a.index, b.index, strict=True) if isinstance(i, Affine) and isinstance(j, Affine))
+    return a.view == b.view and never_meet(a.index, b.index)
+
+
+def never_meet(one: Index, other: Index) -> bool:
+    """Whether two indices of one array never reach the same place."""
+    both = ((i, j) for i, j in zip(one, other, strict=True) if isinstance(i, Affine) and isinstance(j, Affine))
     return any(i.largest < j.smallest or j.largest < i.smallest for i, j in both)
 
 

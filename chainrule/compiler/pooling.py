@@ -1,7 +1,7 @@
 """The largest (or the sum) of a few neighbours, taken where they still stand in the registers of the kernel that computes them.
 
 In: kernels. Out: kernels. A convolution and the pooling behind it become one kernel with a sum for each place of a window, if rows lie in
-lanes, so that weights come from memory no more often than before. Its tile is then as many output channels by one window. What is pooled
+lanes, so that weights come from memory no more often than before. What is pooled
 goes to memory only if others read it, as the way back does.
 """
 

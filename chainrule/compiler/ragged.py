@@ -39,6 +39,7 @@ from .kernels import (
     plain,
     reduce,
 )
+from .phases import never_meet
 from .replay import is_way_back
 from .schedule import together
 
@@ -245,14 +246,8 @@ class _Idle:
         stores = self.written.get(b, ())
         if any(s.view != v.shape for s, _ in stores):
             return None  # places of an array that is seen in two shapes are not compared
-        found = {_moved(left, s.index, v.index) for s, left in stores if not _apart(s.index, v.index)}
+        found = {_moved(left, s.index, v.index) for s, left in stores if not never_meet(s.index, v.index)}
         return found.pop() if len(found) == 1 else None
-
-
-def _apart(one: Index, other: Index) -> bool:
-    """Whether two indices never reach the same place."""
-    pairs = [(i, j) for i, j in zip(one, other, strict=True) if isinstance(i, Affine) and isinstance(j, Affine)]
-    return any(i.largest < j.smallest or j.largest < i.smallest for i, j in pairs)
 
 
 def _moved(left: Left, stored: Index, read: Index) -> Left:

@@ -15,6 +15,7 @@ from typing import Any
 from ..graph.node import OPS, Graph, Node, Type, input_node, make, output_node, rebuilt
 from ..normalize import node_key, normalize
 from .former import EXPENSIVE, VIRTUAL
+from .views import sliced
 
 AGAIN = 16.0  # about so many instructions for each element may be spent to save that it is stored and read
 COSTLY = 12.0  # of an expensive function
@@ -107,7 +108,7 @@ def _sums_apart(loop: Node) -> list[Node] | None:
             continue
         at, axis = 0, found[k].attrs["axis"]
         for part in found[k].args:
-            first.append(_slice(loop.args[k], axis, at, at + part.shape[axis]))
+            first.append(sliced(loop.args[k], axis, at, at + part.shape[axis]))
             inputs.append(input_node(part.type))
             outputs.append(make("add", (inputs[-1], part), {}, part.source, part.scope))
             at += part.shape[axis]
@@ -132,13 +133,6 @@ def _joined_sums(body: Graph, k: int) -> Node | None:
 
 def _joined(like: Node, parts: Sequence[Node]) -> Node:
     return make("concatenate", tuple(parts), dict(like.attrs), like.source, like.scope)
-
-
-def _slice(node: Node, axis: int, start: int, stop: int) -> Node:
-    ends = [(start, stop) if d == axis else (0, n) for d, n in enumerate(node.shape)]
-    return make(
-        "slice", (node,), {"start": tuple(a for a, _ in ends), "stop": tuple(b for _, b in ends), "step": (1,) * len(ends)}
-    )
 
 
 # ---- what another loop has computed ------------------------------------------------------------------------------------------

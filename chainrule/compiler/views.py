@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..graph.node import Node
+from ..graph.node import Node, make
 from ..ops.contract import parse
 from .affine import Affine, flat
 
@@ -58,6 +58,13 @@ def parted(index: Index, fine: Sequence[int], coarse: Sequence[int]) -> Index:
         for d in longer[:1]:
             found[d] = i
     return tuple(found)
+
+
+def sliced(node: Node, axis: int, start: int, stop: int) -> Node:
+    """A piece along one axis, whole along the others."""
+    ends = [(start, stop) if d == axis else (0, n) for d, n in enumerate(node.shape)]
+    first, last = zip(*ends, strict=True)
+    return make("slice", (node,), {"start": first, "stop": last, "step": (1,) * len(ends)}, node.source, node.scope)
 
 
 def is_windows(node: Node) -> bool:
