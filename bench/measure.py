@@ -2,7 +2,8 @@
 
 In: rows. Out: a `RowResult` for each. All libraries stand ready at once, each in its process; a round takes each way once for a set
 time, in an order that rotates, and measures the peak of the processor; medians are taken over the rounds. So whatever drifts (clock
-rates, other work on the machine) drifts for all.
+rates, other work on the machine) drifts for all. Where the machine gave fewer cores than it has, a measurement is taken again, whoever
+it is of: virtual machines are given one core for two, for seconds at a time, and who was measured then would be chance.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .rows import CHECKED_STEPS, Row
 FIRST_TOLERANCE = 1e-5  # for the loss of the first step, which no optimizer has touched; see `Row.tolerance` for the others
 PAUSE = 0.02  # seconds before a measurement: threads of the library before may go on spinning for as long
 LIMIT = 300.0  # seconds that a library may take to get ready
+ALL = 0.8  # of the highest rate of multiply-adds so far: less means that cores are missing
+RETAKEN = 8  # so often a measurement is taken again, at most
 
 
 @dataclass
@@ -36,8 +39,27 @@ class Candidate:
 
 
 @dataclass
+class Cores:
+    """Whether the machine gives all the cores that it has."""
+
+    threads: int
+    highest: float = 0.0
+
+    def all_there(self) -> bool:
+        """Told by the rate of multiply-adds on all of them, beside the highest so far; where that is not known, they are taken to be."""
+        rate = peak.measure(self.threads, 0.005, 1) if self.threads > 1 else None
+        self.highest = max(self.highest, rate or 0.0)
+        return rate is None or rate >= ALL * self.highest
+
+    def fewer(self) -> None:
+        """It has not given them for so long that it has no more of them now."""
+        self.highest = 0.0
+
+
+@dataclass
 class Bench:
-    """The processes of the libraries, and how long to measure. `say` is told what is being done."""
+    """The processes of the libraries, and how long to measure. `say` is told what is being done. retaken: so many measurements were taken
+    again for lack of cores."""
 
     settings: Settings
     libraries: Sequence[Library]
@@ -45,7 +67,11 @@ class Bench:
     seconds: float
     say: Callable[[str], None]
     versions: dict[str, str] = field(default_factory=dict)
+    retaken: int = 0
     _processes: dict[str, Process] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._cores = Cores(self.settings.threads)
 
     def process(self, name: str) -> Process:
         """The process of a library, started when first asked for, and again when it has died."""
@@ -157,7 +183,16 @@ class Bench:
             steps = ceil(taken * min(10.0, 0.5 * self.seconds / max(seconds, 1e-6)))
 
     def _measure(self, candidate: Candidate) -> None:
-        seconds, taken = self._train(candidate, candidate.steps)
+        there, retaken = self._cores.all_there(), 0
+        while True:
+            seconds, taken = self._train(candidate, candidate.steps)
+            before, there = there, self._cores.all_there()
+            if (before and there) or retaken == RETAKEN:
+                break
+            retaken += 1
+        if not (before and there):
+            self._cores.fewer()
+        self.retaken += retaken
         candidate.result.times.append(seconds / taken)
 
     def _peaks(self, result: RowResult) -> None:

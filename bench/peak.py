@@ -7,12 +7,12 @@ llvmlite there is no answer.
 from __future__ import annotations
 
 
-def measure(threads: int) -> float | None:
-    """Operations a second on this many threads; None if there is nothing to measure with."""
+def measure(threads: int, seconds: float = 0.01, repeats: int = 3) -> float | None:
+    """Operations a second on this many threads, the best of a few short runs; None if there is nothing to measure with."""
     try:
         from chainrule.compiler import peak
 
-        return peak.measure(threads)
+        return peak.measure(threads, seconds, repeats)
     except ImportError:
         return None
 

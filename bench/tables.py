@@ -80,10 +80,11 @@ def all_tables(report: Report) -> list[Table]:
 def about(report: Report) -> list[str]:
     """The machine, the versions, the time: a line each."""
     machine, versions = report.machine, ", ".join(f"{n} {v}" for n, v in report.versions.items())
+    again = f" {n} measurements were taken again, for the machine gave fewer cores." if (n := machine.get("retaken")) else ""
     cut = " Interrupted: not everything is here." if report.interrupted else ""
     return [
         f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine['system']}. {versions}.",
-        f"Multiply-adds in float32: {machine['peak']}. Medians of {machine['repeats']} rounds; it took {report.seconds:.0f} s.{cut}",
+        f"Multiply-adds in float32: {machine['peak']}. Medians of {machine['repeats']} rounds; it took {report.seconds:.0f} s.{again}{cut}",
     ]
 
 

@@ -29,7 +29,7 @@ from bench.layers import (
     Sequential,
 )
 from bench.libraries import BY_HAND, FLOAT64, LIBRARIES, OURS, WITHIN, Settings, ours
-from bench.measure import Bench, check_agreement
+from bench.measure import Bench, Candidate, Cores, check_agreement
 from bench.pool import Failure, NotOffered, Process, environment
 from bench.results import Measured, Report, RowResult
 from bench.rows import ALL_ROWS, CHECKED_STEPS, GENERAL, ROWS, Row, convolution, dense, normalised, residual
@@ -345,6 +345,37 @@ def test_a_script_that_fails_is_reported(monkeypatch):
     monkeypatch.setattr(processes, "LIMIT", 0.01)
     with pytest.raises(RuntimeError, match="took longer"):
         overhead.once(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("rates", "taken", "again"),
+    [
+        ([10, 10], 1, 0),  # before and after
+        ([10, 5, 9, 10], 3, 2),  # a core is missing at the end, then at the beginning
+        ([10, *[5] * 20], 9, 8),  # and for good: what is measured last stands
+        ([None, None], 1, 0),  # nothing to measure with
+    ],
+)
+def test_without_all_cores_it_is_measured_again(monkeypatch, rates, taken, again):
+    rates, steps = iter(rates), []
+    monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
+    monkeypatch.setattr(Bench, "_train", lambda self, candidate, n: (float(len(steps)), steps.append(n) or 1))
+    bench = Bench(replace(SETTINGS, threads=2), [], 1, 0.1, lambda message: None)
+    candidate = Candidate("chainrule", "fit", SMALL, measured(OURS.name, []))
+    bench._measure(candidate)
+    assert len(steps) == taken
+    assert candidate.result.times == [taken - 1]
+    assert bench.retaken == again
+
+
+def test_fewer_cores_for_good_are_all_there_are(monkeypatch):
+    rates = iter([10, 5, 5, 4.5, 3])
+    monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
+    cores = Cores(2)
+    assert [cores.all_there(), cores.all_there()] == [True, False]
+    cores.fewer()
+    assert [cores.all_there(), cores.all_there(), cores.all_there()] == [True, True, False]
+    assert Cores(1).all_there()  # of one there are never fewer
 
 
 def test_losses_need_data_to_be_compared():
