@@ -25,7 +25,8 @@ from chainrule.errors import DataError
 from chainrule.graph.node import Graph
 from chainrule.program import Program
 from chainrule.run.backend import Function, Kept, Session, Steps
-from chainrule.run.native import ENTRY, NativeBackend, NativeSession, own
+from chainrule.run.machines import ENTRY, own
+from chainrule.run.native import NativeBackend, NativeSession
 from chainrule.run.threads import BARRIER_BYTES, barrier_ir, flush_ir
 
 Array = np.ndarray

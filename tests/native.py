@@ -226,7 +226,7 @@ def serve() -> None:
 
 
 class Guards:
-    """Memory between zones of known bytes; made in place of `chainrule.run.native.aligned`."""
+    """Memory between zones of known bytes; made in place of `chainrule.run.machines.aligned`."""
 
     ZONE, MARK = 128, 0xA5
 

@@ -32,7 +32,7 @@ from chainrule.normalize import normalize
 from chainrule.ops.window import windows
 from chainrule.optim import optimizers
 from chainrule.program import Input, ProgramBuilder, Variable
-from chainrule.run import native
+from chainrule.run import machines
 from chainrule.run.backend import Steps, backends
 
 Array = np.ndarray
@@ -280,7 +280,7 @@ def copies_of_state(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         phases, "_copied", lambda other, buffer, names: (found.append(buffer.name), make(other, buffer, names))[1]
     )
-    monkeypatch.setattr(native, "_machines", OrderedDict())
+    monkeypatch.setattr(machines, "_machines", OrderedDict())
     return found
 
 

@@ -15,7 +15,7 @@ from chainrule.compiler import cost, jit, peak, pipeline
 from chainrule.compiler.elementary import operations
 from chainrule.compiler.target import LEVELS, narrowed
 from chainrule.errors import NotBuiltError, UnknownNameError, UsageError
-from chainrule.run import native
+from chainrule.run import machines, native
 from chainrule.train import compiled
 from chainrule.train.compiled import STAGES
 
@@ -71,10 +71,10 @@ def test_machine_code_that_is_there_is_found_again():
     """With a short last batch, validation, and threads chosen by the user."""
     for options in ({}, {"validation": 0.3}, {"threads": 2}, {"metrics": ["accuracy"]}):
         net = fitted(**options)
-        before = set(native._machines)
+        before = set(machines._machines)
         for stage in STAGES:
             net.compiled.text(stage)
-        assert set(native._machines) == before
+        assert set(machines._machines) == before
 
 
 def test_data_types_are_those_of_the_fit():
@@ -85,10 +85,10 @@ def test_data_types_are_those_of_the_fit():
 
 def test_code_that_only_the_disk_has(tmp_path, monkeypatch):
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "_machines", OrderedDict())
+    monkeypatch.setattr(machines, "_machines", OrderedDict())
     net = fitted()
     text = net.compiled.text("llvm")
-    monkeypatch.setattr(native, "_machines", OrderedDict())
+    monkeypatch.setattr(machines, "_machines", OrderedDict())
     assert net.compiled.text("llvm") == text
 
 

@@ -15,7 +15,7 @@ from native_networks import rows_for, token_net
 from same import assert_same, state
 
 import chainrule as cr
-import chainrule.run.native
+import chainrule.run.function
 from chainrule import nn
 from chainrule.graph.node import Graph, Type
 from chainrule.losses import losses
@@ -284,7 +284,7 @@ def test_an_index_out_of_range_in_a_function(text: str, bad: int, native_functio
 def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy, asked which index it was, gets copies: it would crash if one changed between its check and its use."""
     w, i = float_inputs((4, 4), "float64"), np.array([0, 3, 9])
-    real = chainrule.run.native.evaluate
+    real = chainrule.run.function.evaluate
 
     def changed(graph: Graph, values: Sequence[Any]) -> Any:
         i[2] = 1
@@ -292,11 +292,11 @@ def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: py
 
     compiled = cr.compile(lambda w, i: w[i])
     with monkeypatch.context() as patch:
-        patch.setattr(chainrule.run.native, "evaluate", changed)
+        patch.setattr(chainrule.run.function, "evaluate", changed)
         with pytest.raises(cr.DataError, match="index 9"):
             compiled(w, i)
     np.testing.assert_array_equal(compiled(w, i), w[[0, 3, 1]])
     with monkeypatch.context() as patch:
-        patch.setattr(chainrule.run.native, "evaluate", lambda graph, values: [])
+        patch.setattr(chainrule.run.function, "evaluate", lambda graph, values: [])
         with pytest.raises(cr.DataError, match="another thread, changes the data"):
             compiled(w, np.array([9]))

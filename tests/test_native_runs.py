@@ -26,10 +26,11 @@ from same import assert_same, state
 from training import DROPPED
 
 import chainrule as cr
-import chainrule.run.native
 from chainrule import nn
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import normalize
+from chainrule.run import machines, rounds
+from chainrule.run import native as native_run
 from chainrule.run.backend import Steps, backends
 from chainrule.run.crew import Crew
 
@@ -44,7 +45,8 @@ server = native.server  # a fixture
 def test_nothing_is_written_beside_arrays(kind: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained(kind, 64)
     guards = Guards()
-    monkeypatch.setattr(chainrule.run.native, "aligned", guards)
+    for module in (machines, rounds, native_run):
+        monkeypatch.setattr(module, "aligned", guards)
     assert_same(trained_on(kind, 64, Threaded(threads)), plain)
     guards.check()
     assert len(guards.zones) > 4
@@ -389,7 +391,7 @@ def collected() -> None:
     """Code that only a cycle of references keeps."""
     for _ in range(20):
         f = backend_of().function(normalize(build(lambda x: [x * 2.0], [type_of(np.ones(3))])))
-        chainrule.run.native._machines.clear()
+        machines._machines.clear()
         cycle: list[Any] = [f]
         cycle.append(cycle)
         del f, cycle

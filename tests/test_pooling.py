@@ -18,7 +18,7 @@ from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.kernels import Kernel, kernels_of
 from chainrule.compiler.pooling import _covers, pooled
-from chainrule.run import native
+from chainrule.run import machines
 
 Array = np.ndarray
 Make = Callable[[], nn.Module]
@@ -61,7 +61,7 @@ def passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callabl
             return made
 
         monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path / str(next(turns))))
-        monkeypatch.setattr(native, "_machines", OrderedDict())
+        monkeypatch.setattr(machines, "_machines", OrderedDict())
         monkeypatch.setattr(pipeline, "pooled", noting)
         return noted
 

@@ -22,7 +22,7 @@ from chainrule.compiler.schedule import together
 from chainrule.compiler.verify import verify
 from chainrule.errors import GraphError
 from chainrule.ops.loop import apply_iota
-from chainrule.run import native
+from chainrule.run import machines
 from chainrule.run.batches import by_length
 
 T, F = 11, 3
@@ -199,7 +199,7 @@ def test_the_same_bits_as_by_loops_that_go_on_to_the_end(
 
     expected = results()
     monkeypatch.setattr(pipeline, "ragged", lambda items, names: items)
-    monkeypatch.setattr(native, "_machines", {})
+    monkeypatch.setattr(machines, "_machines", {})
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
     got = results()
     np.testing.assert_array_equal(got[0], expected[0])

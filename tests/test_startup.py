@@ -21,6 +21,7 @@ from chainrule import nn, optim
 from chainrule.compiler import jit
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import graph_key, normalize
+from chainrule.run import machines
 from chainrule.run.backend import Steps, backends
 from chainrule.run.native import NativeBackend
 
@@ -164,7 +165,7 @@ def test_stages_can_be_shown_where_code_came_from_the_disk(tmp_path: Path, monke
     graph = normalize(build(lambda x: [np.cumsum(np.tanh(x)) * 1.25], [type_of(np.ones(9))]))
     texts = []
     for _ in range(2):
-        monkeypatch.setattr(chainrule.run.native, "_machines", type(chainrule.run.native._machines)())
+        monkeypatch.setattr(machines, "_machines", type(machines._machines)())
         machine = NativeBackend().function(graph).machine
         assert machine.arena == machine.code.arena.bytes
         texts.append(machine.code.text)

@@ -57,6 +57,7 @@ from .memory import Arena, arena
 from .panels import in_panels
 from .phases import Plan, accesses, plan
 from .pooling import pooled
+from .races import verify_plan
 from .ragged import ragged
 from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
@@ -195,6 +196,8 @@ def _arranged(
     planned = plan(items, list(kept), names, threads)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)
+    if VERIFY_EACH_PASS:
+        verify_plan(planned, kept, threads)
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)

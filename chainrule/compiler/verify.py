@@ -51,27 +51,28 @@ def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> N
         known = {*item.domain, *item.reduced, *around}
         within, confined = {**limits, **limits_of(item)}, bounds(item.values())
         for v in item.values():
-            _demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
+            demand(v.axes <= known, item, f"{v.op} depends on an axis from elsewhere")
             if v.op == "load":
                 assert v.buffer is not None
-                _demand(_inside(v.index, v.shape, within, confined), item, f"reads {v.buffer} outside of it")
-                _demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
+                demand(_inside(v.index, v.shape, within, confined), item, f"reads {v.buffer} outside of it")
+                demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
             if v.op == "reduce":
-                _demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
+                demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
         for s in item.stores:
-            _demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
-            _demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
+            demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
+            demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
             used = frozenset[Axis]().union(*(i.axes for i in s.index))
-            _demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
-            _demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
-            _demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
+            demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
+            demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
+            demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
         for axis, both in item.between.items():
-            _demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
+            demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
             outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]}
-            _demand(all(v.axes <= outer for v in both), item, "sums over an axis as far as nobody knows yet")
+            demand(all(v.axes <= outer for v in both), item, "sums over an axis as far as nobody knows yet")
 
 
-def _demand(holds: bool, item: Item, problem: str) -> None:
+def demand(holds: bool, item: Item, problem: str) -> None:
+    """An error that shows this item, if something does not hold of it."""
     if not holds:
         raise GraphError(f"kernel {item.name}, which is a defect of chainrule: {problem}\n{kernels_text([item])}")
 
@@ -82,20 +83,20 @@ def _inside(index: Sequence[Affine | Value], shape: tuple[int, ...], limits: Lim
         return False
     empty = any(a.extent == 0 for i in index for a in i.axes)
     return empty or all(
-        low >= 0 and high < n for (low, high), n in zip(_ranges(index, shape, limits, confined), shape, strict=True)
+        low >= 0 and high < n for (low, high), n in zip(ranges(index, shape, limits, confined), shape, strict=True)
     )
 
 
-def _ranges(
+def ranges(
     index: Sequence[Affine | Value], shape: tuple[int, ...], limits: Limits, confined: Mapping[Affine, int]
 ) -> list[tuple[int, int]]:
     """In each dimension, the smallest and largest place of an index."""
-    ranges = []
+    found = []
     for i, n in zip(index, shape, strict=True):
         low, high = (0, n - 1) if isinstance(i, Value) else _range(i, limits)
         inside = confined.get(i) if isinstance(i, Affine) else None
-        ranges.append((low, high) if inside is None else (max(low, 0), min(high, inside - 1)))
-    return ranges
+        found.append((low, high) if inside is None else (max(low, 0), min(high, inside - 1)))
+    return found
 
 
 def _range(i: Affine, limits: Limits) -> tuple[int, int]:
@@ -170,7 +171,7 @@ class _Memory:
         """Nothing follows."""
         for buffer, parts in self.parts[0].items():
             if buffer.space in ("result", "state") and buffer not in self.whole | self.untold:
-                _demand(False, parts[-1].item, f"is the last to write {buffer}, of which something is missing")
+                demand(False, parts[-1].item, f"is the last to write {buffer}, of which something is missing")
 
     # ---- kernels -------------------------------------------------------------------------------------------------------------
 
@@ -193,7 +194,7 @@ class _Memory:
         self.limits = before
 
     def _region(self, index: Sequence[Affine | Value], shape: tuple[int, ...]) -> Region:
-        return region(index, shape, _ranges(index, shape, self.limits, self.confined), self.loops)
+        return region(index, shape, ranges(index, shape, self.limits, self.confined), self.loops)
 
     def _look(self, item: Item, buffer: Buffer, index: Sequence[Affine | Value], shape: tuple[int, ...]) -> None:
         if buffer.space in ("scratch", "result"):
@@ -211,7 +212,7 @@ class _Memory:
         if len(self.parts) > 1:
             self.waiting[-1].append(part)
         else:
-            _demand(not part.region.exact, part.item, f"reads {part.buffer} where nobody has written")
+            demand(not part.region.exact, part.item, f"reads {part.buffer} where nobody has written")
 
     def _write(self, part: _Part) -> None:
         buffer, made = part.buffer, part.region
@@ -224,7 +225,7 @@ class _Memory:
         common = sum(n or 0 for _, _, n in met)
         if common < made.size:
             for table, p, n in met:
-                _demand(not n or p.after < part.seen, part.item, f"writes over some of {buffer} that nobody has read")
+                demand(not n or p.after < part.seen, part.item, f"writes over some of {buffer} that nobody has read")
                 if n == p.region.size:
                     table[buffer].remove(p)
                     self._count(p, -1)
@@ -276,7 +277,7 @@ def _apart(regions: Sequence[Region], kernel: Kernel, buffer: Buffer) -> list[Re
     """What the stores of one kernel write of a buffer, if no two of them write the same element: nobody says which would be last."""
     made: list[Region] = []
     for r in regions:
-        _demand(not any(shared(r, other) for other in made), kernel, f"writes elements of {buffer} by two stores")
+        demand(not any(shared(r, other) for other in made), kernel, f"writes elements of {buffer} by two stores")
         joined = made[-1].joined(r) if made else None
         made[len(made) - (joined is not None) :] = [r if joined is None else joined]
     return made

@@ -1,0 +1,185 @@
+"""Whether an order of kernels gives the same numbers however many threads run it, and reads state before it is written.
+
+In: a plan. Out: nothing, or an error that names the kernels at fault: it would be a defect of chainrule, which would show as numbers
+that are wrong, or not the same twice. The plan was made by rules about indices (`phases.local`, `phases.apart`); here the elements are
+counted that each thread reads and writes, for each number of threads, by nothing but what the entry hands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations_with_replacement, permutations
+
+from .affine import Affine, Axis, of
+from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_text, limits_of
+from .phases import Plan
+from .regions import Region, region, shared
+from .schedule import units
+from .verify import demand, ranges
+
+
+def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
+    """Whether the phases of a plan, its work cut for so many threads, are right.
+
+    State (of steps, and in each loop its own) is read before any of the same elements is written; a late copy is made after. A kernel
+    reads what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that another
+    one writes. This is exact where indices are evenly spaced places along each dimension; where it cannot be told whether two kernels
+    meet, they are taken to.
+    Raises: `GraphError`.
+    """
+    shared_out = _SharedOut(planned, threads)
+    _verify_state([i for items in planned.phases for i in items], shared_out, set(state), frozenset())
+    for items in planned.phases:
+        _verify_phase(items, shared_out, frozenset())
+
+
+@dataclass(eq=False)
+class _Touch:
+    """One read or write by a kernel that stands in `item` (or is it). limits: of axes, as far as they are known."""
+
+    item: Item
+    kernel: Kernel
+    buffer: Buffer
+    index: Index
+    view: tuple[int, ...]
+    write: bool
+    limits: Limits
+
+    def region(self, fixed: frozenset[Axis], own: Affine | None = None) -> Region:
+        """The elements that it touches in all turns of loops, but for one turn of those with these axes. own: the places of the unit axis
+        that are meant."""
+        where = {} if own is None or self.kernel.unit is None else {self.kernel.unit: own}
+        index = tuple(i.replaced(where) if isinstance(i, Affine) else i for i in self.index)
+        confined = {i.replaced(where): n for i, n in bounds(self.kernel.values()).items()}
+        return region(index, self.view, ranges(index, self.view, self.limits, confined), fixed)
+
+
+@dataclass
+class _SharedOut:
+    """Who touches what, if work is cut for so many threads."""
+
+    planned: Plan
+    threads: int
+    _known: dict[Item, list[_Touch]] = field(default_factory=dict)
+    _parts: dict[tuple[_Touch, int, int, frozenset[Axis]], Region | None] = field(default_factory=dict)
+
+    def touches(self, item: Item) -> list[_Touch]:
+        """All reads and writes, but of private copies: each unit has its own."""
+        if item not in self._known:
+            self._known[item] = [t for t in _touches(item, item, {}) if t.buffer.part_of is None]
+        return self._known[item]
+
+    def part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
+        """What one of so many threads that run it touches; None if it has nothing to do."""
+        key = touch, thread, threads, fixed
+        if key not in self._parts:
+            self._parts[key] = self._part(touch, thread, threads, fixed)
+        return self._parts[key]
+
+    def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
+        extent = self.planned.units[touch.item]
+        count = 1 if extent is None else units(extent, self.threads)[0]
+        first, end = thread * count // threads, (thread + 1) * count // threads
+        unit = touch.kernel.unit
+        if first == end or extent is None or unit is None:
+            return touch.region(fixed) if first < end else None
+        length = units(unit.extent, self.threads)[1]
+        first, end = first * length, min(end * length, unit.extent)
+        return touch.region(fixed, of(Axis(unit.name, end - first)) + first)
+
+
+def _touches(item: Item, top: Item, limits: Limits) -> Iterator[_Touch]:
+    limits = {**limits, **limits_of(item)}
+    if isinstance(item, Loop):
+        for i in item.items:
+            yield from _touches(i, top, limits)
+        return
+    places = [(v.buffer, v.index, v.shape, False) for v in item.loads() if v.buffer is not None]
+    places += [(s.buffer, s.index, s.view, True) for s in item.stores]
+    for buffer, index, view, write in places:
+        yield _Touch(top, item, buffer, index, view, write, limits)
+
+
+def _meet(a: _Touch, b: _Touch, fixed: frozenset[Axis]) -> bool:
+    """Whether both touch some of the same elements, in the same turn of loops with these axes."""
+    one, other = a.region(fixed), b.region(fixed)
+    if one.base != other.base:  # what they have in common depends on the turn
+        one, other = a.region(frozenset()), b.region(frozenset())
+    return shared(one, other) != 0
+
+
+# ---- state -------------------------------------------------------------------------------------------------------------------
+
+
+def _verify_state(items: Sequence[Item], shared_out: _SharedOut, state: set[Buffer], fixed: frozenset[Axis]) -> None:
+    """Whether all that is read of the state is as it was, and what late kernels read as it will be; in loops too, in each turn."""
+    written: list[_Touch] = []
+    copied: list[_Touch] = []
+    for item in items:
+        late = isinstance(item, Kernel) and item.late
+        touched = [t for t in shared_out.touches(item) if t.buffer in state]
+        for t in touched:
+            if t.write:
+                _demand_none(t, copied, fixed, "writes {} after the late copy of it by {}")
+            elif not late:
+                _demand_none(t, written, fixed, "reads {}, whose old value {} has written over")
+        written += [t for t in touched if t.write]
+        copied += [t for t in touched if late]
+        if isinstance(item, Loop):
+            _verify_state(shared_out.planned.inner[item], shared_out, set(item.states), fixed | {item.axis})
+        else:
+            _verify_in_place(item, shared_out, fixed)
+
+
+def _demand_none(touch: _Touch, others: Iterable[_Touch], fixed: frozenset[Axis], problem: str) -> None:
+    for other in others:
+        if other.buffer is touch.buffer:
+            demand(not _meet(touch, other, fixed), touch.item, problem.format(touch.buffer, other.kernel.name))
+
+
+def _verify_in_place(kernel: Kernel, shared_out: _SharedOut, fixed: frozenset[Axis]) -> None:
+    """Whether it reads no element that another of its points stores."""
+    touched = shared_out.touches(kernel)
+    for a in touched:
+        for b in touched:
+            if b.write and not a.write and a.buffer is b.buffer and (a.index, a.view) != (b.index, b.view):
+                demand(not _meet(a, b, fixed), kernel, f"reads {a.buffer} at other places than it stores it")
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------------------
+
+
+def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozenset[Axis]) -> None:
+    """Whether threads share nothing that one of them writes. fixed: axes of loops in which they meet in each turn."""
+    by: dict[Buffer, list[_Touch]] = {}
+    for item in items:
+        for t in shared_out.touches(item):
+            by.setdefault(t.buffer, []).append(t)
+    for same in by.values():
+        for a, b in combinations_with_replacement(same, 2):
+            if (a.write or b.write) and not (a.item is b.item and _meets(a.item)):
+                how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
+                race = any(_race(a, b, n, shared_out, fixed) for n in range(2, shared_out.threads + 1))
+                demand(not race, a.item, f"{how}\n{kernels_text([b.item])}")
+    for item in items:
+        if isinstance(item, Loop) and item.meets:
+            for loop in item.items if item.turns else [item]:
+                assert isinstance(loop, Loop)
+                for phase in shared_out.planned.meeting[loop]:
+                    _verify_phase(phase, shared_out, fixed | {item.axis, loop.axis})
+
+
+def _meets(item: Item) -> bool:
+    return isinstance(item, Loop) and item.meets
+
+
+def _race(a: _Touch, b: _Touch, threads: int, shared_out: _SharedOut, fixed: frozenset[Axis]) -> bool:
+    """Whether one of so many threads touches what another does."""
+    for one, other in permutations(range(threads), 2):
+        mine, yours = shared_out.part(a, one, threads, fixed), shared_out.part(b, other, threads, fixed)
+        if mine is not None and yours is not None and mine.base != yours.base:  # what they have in common depends on the turn
+            mine, yours = shared_out.part(a, one, threads, frozenset()), shared_out.part(b, other, threads, frozenset())
+        if mine is not None and yours is not None and shared(mine, yours) != 0:
+            return True
+    return False
