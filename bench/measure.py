@@ -21,7 +21,7 @@ from .results import Measured, RowResult
 from .rows import CHECKED_STEPS, Row
 
 FIRST_TOLERANCE = 1e-5  # for the loss of the first step, which no optimizer has touched; see `Row.tolerance` for the others
-PAUSE = 0.02  # seconds before a measurement: threads of the library before may go on spinning for as long
+PAUSE = 0.02  # seconds before anything is timed: threads of the library before may go on spinning for as long
 LIMIT = 300.0  # seconds that a library may take to get ready
 ALL = 0.8  # of the highest rate of multiply-adds so far: less means that cores are missing
 RETAKEN = 8  # so often a measurement is taken again, at most
@@ -47,7 +47,8 @@ class Cores:
 
     def all_there(self) -> bool:
         """Told by the rate of multiply-adds on all of them, beside the highest so far; where that is not known, they are taken to be."""
-        rate = peak.measure(self.threads, 0.005, 1) if self.threads > 1 else None
+        time.sleep(PAUSE)
+        rate = peak.measure(self.threads, 0.005, 2) if self.threads > 1 else None
         self.highest = max(self.highest, rate or 0.0)
         return rate is None or rate >= ALL * self.highest
 
