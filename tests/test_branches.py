@@ -23,7 +23,7 @@ from chainrule.compiler import phases
 from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.branches import branched
 from chainrule.compiler.kernels import Buffer
-from chainrule.compiler.phases import Access, apart
+from chainrule.compiler.phases import Access, disjoint
 from chainrule.derive.backward import backward
 from chainrule.graph.interpret import evaluate
 from chainrule.graph.node import Graph, Type
@@ -409,16 +409,16 @@ def test_states_of_loops_that_are_made_of_parts(f: Callable[..., Any], rows: int
     check_same(with_gradients(f, *arrays), *arrays, np.ones(()))
 
 
-def test_apart() -> None:
+def test_disjoint() -> None:
     i, j = Axis("i", 4), Axis("j", 3)
     buffer = Buffer("b", (8, 3), np.dtype("f4"))
 
     def access(*index: Any, view: tuple[int, ...] = (8, 3)) -> Access:
         return Access(buffer, index, view, None, True)
 
-    assert apart(access(of(i), of(j)), access(of(i) + 4, of(j)))
-    assert apart(access(of(i) + 4, of(j)), access(of(i), of(j)))
-    assert not apart(access(of(i), of(j)), access(of(i) + 3, of(j)))
-    assert not apart(access(of(i) * 2, of(j)), access(of(i) * 2 + 1, of(j)))  # true, and not noticed
-    assert apart(access(of(i), Affine(0)), access(of(i), Affine(1)))
-    assert not apart(access(of(i), of(j)), access(of(i) + 4, of(j), view=(12, 2)))
+    assert disjoint(access(of(i), of(j)), access(of(i) + 4, of(j)))
+    assert disjoint(access(of(i) + 4, of(j)), access(of(i), of(j)))
+    assert not disjoint(access(of(i), of(j)), access(of(i) + 3, of(j)))
+    assert not disjoint(access(of(i) * 2, of(j)), access(of(i) * 2 + 1, of(j)))  # true, and not noticed
+    assert disjoint(access(of(i), Affine(0)), access(of(i), Affine(1)))
+    assert not disjoint(access(of(i), of(j)), access(of(i) + 4, of(j), view=(12, 2)))

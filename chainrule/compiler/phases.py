@@ -115,7 +115,7 @@ def _can_write(item: Item, a: Access, order: _Order, readers: Touched, writers: 
 
 def _met(a: Access, known: Touched) -> list[Item]:
     """The items among these that touch what `a` does."""
-    return list(dict.fromkeys(item for item, b in known.get(a.buffer, ()) if not apart(a, b)))
+    return list(dict.fromkeys(item for item, b in known.get(a.buffer, ()) if not disjoint(a, b)))
 
 
 class _Order:
@@ -203,11 +203,11 @@ def _conflicts(touched: Sequence[Access]) -> Iterator[tuple[Access, Access]]:
         by.setdefault(a.buffer, []).append(a)
     return (
         (a, b) for same in by.values() if any(a.write for a in same)
-        for b in same for a in same if (a.write or b.write) and not apart(a, b)
+        for b in same for a in same if (a.write or b.write) and not disjoint(a, b)
     )  # fmt: skip
 
 
-def apart(a: Access, b: Access) -> bool:
+def disjoint(a: Access, b: Access) -> bool:
     """Whether they touch parts of a buffer that have nothing in common: along some dimension one ends before the other begins."""
     return a.view == b.view and never_meet(a.index, b.index)
 
@@ -270,7 +270,7 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
         first, touched = least.get(item, 0), list(accesses(item))
         for b in touched:
             for before, a in (*written.get(b.buffer, ()), *(read.get(b.buffer, ()) if b.write else ())):
-                if level[before] >= first and not apart(a, b):
+                if level[before] >= first and not disjoint(a, b):
                     alone = units[before] is None, units[item] is None
                     near = all(alone) or (not any(alone) and local(a, b, threads))
                     near = near and not _meets(before) and not _meets(item)

@@ -1,7 +1,7 @@
 """Whether an order of kernels gives the same numbers however many threads run it, and reads state before it is written.
 
 In: a plan. Out: nothing, or an error that names the kernels at fault: it would be a defect of chainrule, which would show as numbers
-that are wrong, or not the same twice. The plan was made by rules about indices (`phases.local`, `phases.apart`); here the elements are
+that are wrong, or not the same twice. The plan was made by rules about indices (`phases.local`, `phases.disjoint`); here the elements are
 counted that each thread reads and writes, for each number of threads, by nothing but what the entry hands out.
 """
 

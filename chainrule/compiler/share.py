@@ -21,7 +21,7 @@ from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .panels import along
-from .phases import Access, accesses, apart, levels, local
+from .phases import Access, accesses, disjoint, levels, local
 from .schedule import BARRIER, FOREIGN, LINE, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_COLUMNS, PARTS_OF_ROWS, stride, units
 from .target import Target
 
@@ -195,7 +195,7 @@ def _nearer(kernels: Sequence[Kernel], cores: int) -> list[Kernel]:
     def seen(n: int, way: Kernel) -> Seen:
         return [
             (a, local(a, b, cores)) for a in accesses(way) if a.buffer in written
-            for m, theirs in touched[a.buffer].items() if m != n for b in theirs if (a.write or b.write) and not apart(a, b)
+            for m, theirs in touched[a.buffer].items() if m != n for b in theirs if (a.write or b.write) and not disjoint(a, b)
         ]  # fmt: skip
 
     for n in (n for n, k in enumerate(made) if not k.late):
@@ -283,7 +283,7 @@ def _foreign(items: Sequence[Item], threads: int) -> dict[Buffer, float]:
             writes.setdefault(a.buffer, []).append(a)
     read = (a for a in every if not a.write and a.buffer in writes)
     return _largest(
-        (a.buffer, _far(a, threads)) for a in read if not all(local(a, b, threads) or apart(a, b) for b in writes[a.buffer])
+        (a.buffer, _far(a, threads)) for a in read if not all(local(a, b, threads) or disjoint(a, b) for b in writes[a.buffer])
     )
 
 

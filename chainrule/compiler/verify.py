@@ -188,7 +188,7 @@ class _Memory:
             if s.mode == "set":
                 own.setdefault(s.buffer, []).append(self._region(s.index, s.view))
         for buffer, regions in own.items():
-            for made in _apart(regions, kernel, buffer):
+            for made in _disjoint(regions, kernel, buffer):
                 self.stores += 1
                 self._write(_Part(kernel, buffer, made, self.stores, self.seen.get(buffer, 0)))
         self.limits = before
@@ -273,7 +273,7 @@ class _Memory:
                 self._write(replace(part, region=whole))
 
 
-def _apart(regions: Sequence[Region], kernel: Kernel, buffer: Buffer) -> list[Region]:
+def _disjoint(regions: Sequence[Region], kernel: Kernel, buffer: Buffer) -> list[Region]:
     """What the stores of one kernel write of a buffer, if no two of them write the same element: nobody says which would be last."""
     made: list[Region] = []
     for r in regions:
