@@ -156,7 +156,7 @@ def main() -> int:
     finally:
         bench.close()
         say("")
-    report.machine["retaken"] = bench.retaken
+    report.machine |= {"retaken": bench.retaken, "short": bench.short}
     report.versions, report.seconds = dict(bench.versions), time.perf_counter() - begun
     print(tables.text(report), end="")
     tables.write(report, given.json, given.markdown)

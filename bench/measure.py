@@ -2,8 +2,9 @@
 
 In: rows. Out: a `RowResult` for each. All libraries stand ready at once, each in its process; a round takes each way once for a set
 time, in an order that rotates, and measures the peak of the processor; medians are taken over the rounds. So whatever drifts (clock
-rates, other work on the machine) drifts for all. Where the machine gave fewer cores than it has, a measurement is taken again, whoever
-it is of: virtual machines are given one core for two, for seconds at a time, and who was measured then would be chance.
+rates, other work on the machine) drifts for all. Where the machine gave fewer cores than it has, before a measurement or after it, it is
+taken again, whoever it is of, up to eight times: virtual machines are given one core for two, for seconds at a time, and who was
+measured then would be chance.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from statistics import median
 
 from . import peak
@@ -21,7 +22,8 @@ from .results import Measured, RowResult
 from .rows import CHECKED_STEPS, Row
 
 FIRST_TOLERANCE = 1e-5  # for the loss of the first step, which no optimizer has touched; see `Row.tolerance` for the others
-PAUSE = 0.02  # seconds before anything is timed: threads of the library before may go on spinning for as long
+PAUSE = 0.02  # seconds before a measurement: threads of the library before may go on spinning for as long
+LONGEST = 0.25  # and at the most
 LIMIT = 300.0  # seconds that a library may take to get ready
 ALL = 0.8  # of the highest rate of multiply-adds so far: less means that cores are missing
 RETAKEN = 8  # so often a measurement is taken again, at most
@@ -40,17 +42,25 @@ class Candidate:
 
 @dataclass
 class Cores:
-    """Whether the machine gives all the cores that it has."""
+    """Whether the machine gives all the cores that it has. Of more than five, one may be missing unnoticed."""
 
     threads: int
     highest: float = 0.0
 
-    def all_there(self) -> bool:
-        """Told by the rate of multiply-adds on all of them, beside the highest so far; where that is not known, they are taken to be."""
-        time.sleep(PAUSE)
+    def rate(self) -> float:
+        """That of multiply-adds on all of them, when nothing else runs; infinite where it cannot be measured, or there is one only."""
+        rate = self._look(PAUSE)
+        return rate if self.all_there(rate) else self._look(LONGEST)
+
+    def _look(self, pause: float) -> float:
+        time.sleep(pause)
         rate = peak.measure(self.threads, 0.005, 2) if self.threads > 1 else None
         self.highest = max(self.highest, rate or 0.0)
-        return rate is None or rate >= ALL * self.highest
+        return inf if rate is None else rate
+
+    def all_there(self, *rates: float) -> bool:
+        """Told by the highest rate so far."""
+        return min(rates) >= ALL * self.highest
 
     def fewer(self) -> None:
         """It has not given them for so long that it has no more of them now."""
@@ -59,8 +69,8 @@ class Cores:
 
 @dataclass
 class Bench:
-    """The processes of the libraries, and how long to measure. `say` is told what is being done. retaken: so many measurements were taken
-    again for lack of cores."""
+    """The processes of the libraries, and how long to measure. `say` is told what is being done. retaken: how many measurements of each
+    library were taken again for lack of cores; short: how many stand although cores were missing each time."""
 
     settings: Settings
     libraries: Sequence[Library]
@@ -68,7 +78,8 @@ class Bench:
     seconds: float
     say: Callable[[str], None]
     versions: dict[str, str] = field(default_factory=dict)
-    retaken: int = 0
+    retaken: dict[str, int] = field(default_factory=dict)
+    short: int = 0
     _processes: dict[str, Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -184,17 +195,19 @@ class Bench:
             steps = ceil(taken * min(10.0, 0.5 * self.seconds / max(seconds, 1e-6)))
 
     def _measure(self, candidate: Candidate) -> None:
-        there, retaken = self._cores.all_there(), 0
-        while True:
+        after, times = self._cores.rate(), list[float]()
+        while len(times) <= RETAKEN:
+            before = after
             seconds, taken = self._train(candidate, candidate.steps)
-            before, there = there, self._cores.all_there()
-            if (before and there) or retaken == RETAKEN:
+            times.append(seconds / taken)
+            after = self._cores.rate()
+            if self._cores.all_there(before, after):
                 break
-            retaken += 1
-        if not (before and there):
+        else:
+            self.short += 1
             self._cores.fewer()
-        self.retaken += retaken
-        candidate.result.times.append(seconds / taken)
+        self.retaken[candidate.library] = self.retaken.get(candidate.library, 0) + len(times) - 1
+        candidate.result.times.append(times[-1])
 
     def _peaks(self, result: RowResult) -> None:
         """The highest rate over all rounds: what else ran on the machine can only have lowered it."""

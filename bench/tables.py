@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .libraries import LIBRARIES
@@ -80,12 +80,24 @@ def all_tables(report: Report) -> list[Table]:
 def about(report: Report) -> list[str]:
     """The machine, the versions, the time: a line each."""
     machine, versions = report.machine, ", ".join(f"{n} {v}" for n, v in report.versions.items())
-    again = f" {n} measurements were taken again, for the machine gave fewer cores." if (n := machine.get("retaken")) else ""
     cut = " Interrupted: not everything is here." if report.interrupted else ""
     return [
         f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine['system']}. {versions}.",
-        f"Multiply-adds in float32: {machine['peak']}. Medians of {machine['repeats']} rounds; it took {report.seconds:.0f} s.{again}{cut}",
+        f"Multiply-adds in float32: {machine['peak']}. Medians of {machine['repeats']} rounds; it took {report.seconds:.0f} s.{cut}",
+        *retaken(machine.get("retaken", {}), machine.get("short", 0)),
     ]
+
+
+def retaken(by_library: Mapping[str, int], short: int) -> list[str]:
+    """For lack of cores.
+
+    >>> retaken({"JAX": 3, "chainrule": 0}, 1)
+    ['For lack of cores, measurements were taken again (JAX 3); without all cores in the end: 1.']
+    """
+    found = ", ".join(f"{name} {n}" for name, n in by_library.items() if n)
+    return (
+        [f"For lack of cores, measurements were taken again ({found}); without all cores in the end: {short}."] if found else []
+    )
 
 
 def text(report: Report) -> str:

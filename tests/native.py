@@ -226,7 +226,7 @@ def serve() -> None:
 
 
 class Guards:
-    """Memory between zones of known bytes; made in place of `chainrule.run.machines.aligned`."""
+    """Memory between zones of known bytes; made in place of `aligned` of chainrule.run.machines, wherever that is used."""
 
     ZONE, MARK = 128, 0xA5
 

@@ -348,34 +348,40 @@ def test_a_script_that_fails_is_reported(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rates", "taken", "again"),
+    ("rates", "taken", "short"),
     [
         ([10, 10], 1, 0),  # before and after
-        ([10, 5, 9, 10], 3, 2),  # a core is missing at the end, then at the beginning
-        ([10, *[5] * 20], 9, 8),  # and for good: what is measured last stands
+        ([10, 5, 10], 1, 0),  # threads were spinning still
+        ([10, 5, 5, 9, 10], 3, 0),  # a core is missing at the end, then at the beginning
+        ([5, 10, 10], 2, 0),  # at the very beginning, which shows later
+        ([10, *[5] * 40], 9, 1),  # and for good: what is measured last stands
         ([None, None], 1, 0),  # nothing to measure with
     ],
 )
-def test_without_all_cores_it_is_measured_again(monkeypatch, rates, taken, again):
+def test_without_all_cores_it_is_measured_again(monkeypatch, rates, taken, short):
     rates, steps = iter(rates), []
     monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
+    monkeypatch.setattr("bench.measure.LONGEST", 0)
     monkeypatch.setattr(Bench, "_train", lambda self, candidate, n: (float(len(steps)), steps.append(n) or 1))
     bench = Bench(replace(SETTINGS, threads=2), [], 1, 0.1, lambda message: None)
-    candidate = Candidate("chainrule", "fit", SMALL, measured(OURS.name, []))
+    candidate = Candidate(OURS.name, "fit", SMALL, measured(OURS.name, []))
     bench._measure(candidate)
     assert len(steps) == taken
     assert candidate.result.times == [taken - 1]
-    assert bench.retaken == again
+    assert bench.retaken == {OURS.name: taken - 1}
+    assert bench.short == short
 
 
 def test_fewer_cores_for_good_are_all_there_are(monkeypatch):
-    rates = iter([10, 5, 5, 4.5, 3])
+    rates = iter([10, 5, 5, 4.5, 3, 3])
     monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
+    monkeypatch.setattr("bench.measure.LONGEST", 0)
     cores = Cores(2)
-    assert [cores.all_there(), cores.all_there()] == [True, False]
+    assert not cores.all_there(cores.rate(), cores.rate())
     cores.fewer()
-    assert [cores.all_there(), cores.all_there(), cores.all_there()] == [True, True, False]
-    assert Cores(1).all_there()  # of one there are never fewer
+    assert cores.all_there(cores.rate())
+    assert not cores.all_there(cores.rate())
+    assert Cores(1).all_there(Cores(1).rate())  # of one there are never fewer
 
 
 def test_losses_need_data_to_be_compared():

@@ -514,7 +514,7 @@ def code_of(name: str, threads: int) -> Code:
     entry = program.entries["step"]
     dtypes = tuple(program.inputs[i].type.dtype if program.inputs[i].rows is not None else None for i in entry.inputs)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(chainrule.run.native, "machine", lambda key, make, target, level: SimpleNamespace(code=make()))
+        patched.setattr(chainrule.run.native, "machine_code", lambda key, make, target, level: SimpleNamespace(code=make()))
         return backend.entry(program, entry, dtypes, session._slots, storage=session._storage, threads=threads).code
 
 

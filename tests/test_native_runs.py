@@ -29,7 +29,7 @@ import chainrule as cr
 from chainrule import nn
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import normalize
-from chainrule.run import machines, rounds
+from chainrule.run import function, machines, rounds
 from chainrule.run import native as native_run
 from chainrule.run.backend import Steps, backends
 from chainrule.run.crew import Crew
@@ -45,7 +45,7 @@ server = native.server  # a fixture
 def test_nothing_is_written_beside_arrays(kind: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained(kind, 64)
     guards = Guards()
-    for module in (machines, rounds, native_run):
+    for module in (machines, rounds, function, native_run):
         monkeypatch.setattr(module, "aligned", guards)
     assert_same(trained_on(kind, 64, Threaded(threads)), plain)
     guards.check()

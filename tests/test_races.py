@@ -15,10 +15,10 @@ import pytest
 
 from chainrule import nn
 from chainrule.compiler import phases, pipeline
-from chainrule.compiler.affine import Axis, of
-from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, load, reduce
+from chainrule.compiler.affine import Affine, Axis, of
+from chainrule.compiler.kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, load, reduce
 from chainrule.compiler.phases import Plan, plan
-from chainrule.compiler.races import verify_plan
+from chainrule.compiler.races import _race, _SharedOut, verify_plan
 from chainrule.errors import GraphError
 from chainrule.run import machines
 
@@ -132,15 +132,18 @@ def test_other_cuts_need_one() -> None:
 
 
 def test_what_only_fewer_threads_than_units_share_is_found() -> None:
-    """Cut for three: two units of eight and four rows, and three of four; two threads hold rows 0 to 8 or 0 to 4 of them."""
-    x, y = Axis("x", 12), Axis("y", 12)
-    short = Kernel("m", (y,), (), [Store(B, (of(y), of(Axis("z", 1))), load(A, (of(y), of(Axis("z", 1)))))], y)
-    makes = Kernel("k", (x,), (), [Store(A, (of(x), of(Axis("z", 1))), ONE)], x)
-    shares = planned([makes, short])
-    shares.units[short] = 5  # five units of three rows: the second thread of two begins at row 6, and of the other at row 6 too
-    verify_plan(shares, [], 2)
+    """Three units write one row each, two read rows 0 and 2: two threads, and four, have each its own, but of three the second has row 1,
+    and both units of the other kernel fall to it and the third."""
+    x, y, z = Axis("x", 3), Axis("y", 2), Affine()
+    makes = Kernel("k", (x,), (), [Store(A, (of(x), z), ONE)], x)
+    reads = Kernel("m", (y,), (), [Store(B, (of(y), z), load(A, (of(y) * 2, z)))], y)
+    shares = planned([makes, reads])
+    for threads in (2, 3):
+        made = _SharedOut(shares, 4)
+        fits = not any(_race(a, b, threads, made, frozenset()) for a in made.touches(makes) for b in made.touches(reads))
+        assert fits == (threads == 2)
     with pytest.raises(GraphError, match="does not wait"):
-        verify_plan(shares, [], 5)
+        verify_plan(shares, [], 4)
 
 
 def test_everybody_reads_what_nobody_writes() -> None:
@@ -164,21 +167,117 @@ def test_threads_meet_in_a_loop() -> None:
 
 
 def test_a_thread_may_be_ahead_in_a_loop() -> None:
-    """One thread writes row t in turn t, and another reads all rows."""
-    time, i = Axis("time", 12), Axis("i", 4)
-    makes = Kernel("k", (i,), (), [Store(A, (of(time), of(i)), ONE)], i)
-    n = Axis("n", 4)
-    j = Axis("j", 4)
-    reads = Kernel("m", (j,), (n,), [Store(B, (of(time), of(j)), reduce("sum", load(A, (of(time), of(n))), [n]))], j)
+    """In each turn row t + 1 is written, and row t read where another thread has written it, a turn before."""
+    time, i, j = Axis("time", 11), Axis("i", 4), Axis("j", 4)
+    makes = Kernel("k", (i,), (), [Store(A, (of(time) + 1, of(i)), ONE)], i)
+    reads = Kernel("m", (j,), (), [Store(B, (of(time), of(j)), load(A, (of(time), of(j) * -1 + 3)))], j)
     for meets in (True, False):
         loop = Loop("l", time, False, [makes, reads], [], meets=meets)
         made = planned([loop], inner={loop: [makes, reads]})
-        made.units[loop] = 4
+        made.units[loop] = None if meets else 4
         if meets:
             verify_plan(made, [], 2)
         else:
             with pytest.raises(GraphError, match="does not wait"):
                 verify_plan(made, [], 2)
+
+
+def test_kernels_in_a_loop_in_which_threads_meet_are_shared_out_each_by_itself() -> None:
+    """One thread makes what each of them reads in the first turn."""
+    makes, reads = kernel("k", A, one, None), kernel("m", B, reading(A))
+    loop = Loop("l", Axis("time", 5), False, [reads], [], meets=True)
+    verify_plan(planned([makes], [loop], inner={loop: [reads]}), [], 2)
+    with pytest.raises(GraphError, match="does not wait"):
+        verify_plan(planned([makes, loop], inner={loop: [reads]}), [], 2)
+
+
+def test_one_buffer_under_two_shapes() -> None:
+    """Rows of four and of eight: half as many of them are as much."""
+    x, y, z = Axis("x", 12), Axis("y", 6), Axis("z", 8)
+    i = Axis("i", 4)
+    makes = Kernel("k", (x, i), (), [Store(A, (of(x), of(i)), ONE)], x)
+
+    def reads(index: Affine) -> Kernel:
+        return Kernel("m", (y, z), (), [Store(B, (of(y), of(z)), load(A, (index, of(z)), (6, 8)), shape=(6, 8))], y)
+
+    verify_plan(planned([makes, reads(of(y))]), [], 2)
+    with pytest.raises(GraphError, match="does not wait"):
+        verify_plan(planned([makes, reads(of(y) * -1 + 5)]), [], 2)
+    time = Axis("time", 6)
+    makes = Kernel("k", (i,), (), [Store(A, (of(time), of(i)), ONE)])
+    ahead = Kernel("m", (z,), (), [Store(B, (of(time), of(z)), load(A, (of(time), of(z)), (6, 8)), shape=(6, 8))])
+    loop = Loop("l", time, False, [makes, ahead], [A])
+    with pytest.raises(GraphError, match="reads a, whose old value k has written over"):
+        verify_plan(planned([loop], inner={loop: [makes, ahead]}), [], 2)
+
+
+def test_when_rows_end_is_known_before() -> None:
+    """A kernel that computes the lengths is one that a loop over sequences waits for, unless each thread makes those of its rows."""
+    steps, rows = Buffer("steps", (12,), np.dtype(np.int64)), [Axis(name, 12) for name in "xyz"]
+    time = Axis("time", 5)
+    inside = Kernel("m", rows[:1], (), [Store(B, (of(rows[0]), Affine()), ONE)], rows[0])
+    loop = Loop("l", time, False, [inside], [], ends=Ends(steps, of(time)))
+    for place, fine in ((of(rows[1]), True), (of(rows[1]) * -1 + 11, False)):
+        makes = Kernel("k", (rows[1],), (), [Store(steps, (place,), constant(3, steps.dtype))], rows[1])
+        verify_plan(planned([makes], [loop], inner={loop: [inside]}), [], 2)
+        if fine:
+            verify_plan(planned([makes, loop], inner={loop: [inside]}), [], 2)
+        else:
+            with pytest.raises(GraphError, match="touches steps where another one does"):
+                verify_plan(planned([makes, loop], inner={loop: [inside]}), [], 2)
+
+
+def test_private_copies_are_for_their_units_alone() -> None:
+    area = Buffer("area", (2, 48), F4)
+    own = Buffer("own", (12, 4), F4, part_of=(area, 0))
+    unit = Axis("unit", 2)
+    i, j = Axis("i", 12), Axis("j", 4)
+    makes = Kernel("k", (i, j), (), [Store(own, (of(i), of(j)), ONE)], unit)
+    verify_plan(planned([makes, kernel("m", B, reading(own))]), [], 2)
+    with pytest.raises(GraphError, match="touches own where another one does"):
+        verify_plan(planned([makes, kernel("m", B, reading(own), None)]), [], 2)
+
+
+def test_what_is_added_to_is_read() -> None:
+    i, j = Axis("i", 12), Axis("j", 4)
+    adds = Kernel("k", (i, j), (), [Store(W, (of(i), of(j)), ONE, "add")], i)
+    verify_plan(planned([adds]), [W], 2)
+    with pytest.raises(GraphError, match="reads w, whose old value m has written over"):
+        verify_plan(planned([kernel("m", W, one)], [adds]), [W], 2)
+    v = Buffer("v", (4,), F4)
+    adds = Kernel("k", (i, j), (), [Store(v, (of(j),), load(v, (of(j),)), "add")], None, 1)
+    with pytest.raises(GraphError, match="reads what it is adding to"):
+        verify_plan(planned([adds]), [], 2)
+
+
+def test_late_copies_are_read_before_they_are_made_anew() -> None:
+    writes, copy, reads = kernel("m", W, one), kernel("k", A, reading(W)), kernel("n", B, reading(A))
+    copy.late = True
+    verify_plan(planned([reads], [writes], [copy], late=[copy]), [W], 2)
+    with pytest.raises(GraphError, match="reads a, whose old value k has written over"):
+        verify_plan(planned([writes], [copy], [reads], late=[copy]), [W], 2)
+    second = kernel("n", B, turned(A))
+    second.late = True
+    made = planned(late=[copy, second])
+    made.units.update({copy: 12, second: 12})
+    with pytest.raises(GraphError, match="does not wait"):
+        verify_plan(made, [W], 2)
+
+
+def test_a_loop_does_not_write_state_of_what_it_stands_in() -> None:
+    inside = [kernel("m", W, one), kernel("k", A, reading(W))]
+    loop = Loop("l", Axis("time", 5), False, list(inside), [])
+    with pytest.raises(GraphError, match="writes to state of what it stands in"):
+        verify_plan(planned([loop], inner={loop: inside}), [W], 2)
+
+
+def test_state_is_written_when_all_indices_are_known_to_be_right() -> None:
+    place = Value("checked", np.dtype(np.int64), (constant(3, np.dtype(np.int64)),))
+    checks = kernel("k", A, lambda i, j: load(B, (place, of(j))), None)
+    writes = kernel("m", W, one)
+    verify_plan(planned([checks], [writes]), [W], 2)
+    with pytest.raises(GraphError, match=r"kernel m, .* writes state before all indices are known to be right"):
+        verify_plan(planned([checks, writes]), [W], 2)
 
 
 # ---- the compiler's own plans ------------------------------------------------------------------------------------------------

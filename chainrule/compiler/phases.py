@@ -273,7 +273,7 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
                 if level[before] >= first and not disjoint(a, b):
                     alone = units[before] is None, units[item] is None
                     near = all(alone) or (not any(alone) and local(a, b, threads))
-                    near = near and not _meets(before) and not _meets(item)
+                    near = near and not meets(before) and not meets(item)
                     first = level[before] + (0 if near else 1)
         for b in touched:
             (written if b.write else read).setdefault(b.buffer, []).append((item, b))
@@ -281,7 +281,8 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
     return level
 
 
-def _meets(item: Item) -> bool:
+def meets(item: Item) -> bool:
+    """Whether it is a loop in which threads meet."""
     return isinstance(item, Loop) and item.meets
 
 

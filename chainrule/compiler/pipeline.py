@@ -8,6 +8,7 @@ same bits whatever it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from itertools import count, groupby
@@ -197,7 +198,8 @@ def _arranged(
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)
     if VERIFY_EACH_PASS:
-        verify_plan(planned, kept, threads)
+        with _named("plan"):
+            verify_plan(planned, kept, threads)
     for loop in loops_of(every):
         if loop.ends is not None:
             _set_lengths(loop, loop.ends, threads)
@@ -222,12 +224,19 @@ class _Verified:
         if VERIFY_EACH_PASS or last:
             now = [*_contents(items)]
             if now != self._known:
-                try:
+                with _named(made_by):
                     verify(items)
-                except GraphError as error:
-                    raise GraphError(f"after {made_by}: {error}") from error
             self._known = now
         return items
+
+
+@contextmanager
+def _named(made_by: str) -> Iterator[None]:
+    """What is found wrong is said with the name of the pass."""
+    try:
+        yield
+    except GraphError as error:
+        raise GraphError(f"after {made_by}: {error}") from error
 
 
 def _contents(items: Sequence[Item]) -> Iterator[Any]:
@@ -247,10 +256,8 @@ def _contents(items: Sequence[Item]) -> Iterator[Any]:
 def _verified_graph(made_by: str, graph: Graph) -> Graph:
     """A graph that a pass has made, verified under test."""
     if VERIFY_EACH_PASS:
-        try:
+        with _named(made_by):
             verify_graph(graph, normal=True)
-        except GraphError as error:
-            raise GraphError(f"after {made_by}: {error}") from error
     return graph
 
 

@@ -2,7 +2,8 @@
 
 In: a plan. Out: nothing, or an error that names the kernels at fault: it would be a defect of chainrule, which would show as numbers
 that are wrong, or not the same twice. The plan was made by rules about indices (`phases.local`, `phases.disjoint`); here the elements are
-counted that each thread reads and writes, for each number of threads, by nothing but what the entry hands out.
+counted that each thread reads and writes, for each number of threads, by nothing but what the entry hands out. Not looked at: in which
+order a thread does its own units (kernels over blocks of rows take turns block by block), and which scratch buffers share memory.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import combinations_with_replacement, permutations
 
 from .affine import Affine, Axis, of
-from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_text, limits_of
-from .phases import Plan
+from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_of, kernels_text, limits_of
+from .phases import Plan, meets
 from .regions import Region, region, shared
 from .schedule import units
 from .verify import demand, ranges
@@ -22,23 +23,29 @@ from .verify import demand, ranges
 def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     """Whether the phases of a plan, its work cut for so many threads, are right.
 
-    State (of steps, and in each loop its own) is read before any of the same elements is written; a late copy is made after. A kernel
-    reads what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that another
-    one writes. This is exact where indices are evenly spaced places along each dimension; where it cannot be told whether two kernels
-    meet, they are taken to.
+    State (of steps, and in each loop its own) is read before any of the same elements is written, and so are late copies of it, which are
+    made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel reads
+    what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that another one
+    writes, in steps and where late copies are made before the first. This is exact where indices are evenly spaced places along each
+    dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop, they are taken to.
     Raises: `GraphError`.
     """
     shared_out = _SharedOut(planned, threads)
-    _verify_state([i for items in planned.phases for i in items], shared_out, set(state), frozenset())
+    copies = {s.buffer for k in planned.late for s in k.stores}
+    _verify_state([i for items in planned.phases for i in items], shared_out, {*state, *copies}, frozenset())
+    _verify_checks(planned, shared_out, set(state))
+    _verify_phase(planned.late, shared_out, frozenset())
     for items in planned.phases:
         _verify_phase(items, shared_out, frozenset())
 
 
 @dataclass(eq=False)
 class _Touch:
-    """One read or write by a kernel that stands in `item` (or is it). limits: of axes, as far as they are known."""
+    """One read or write by a kernel. item: what stands in the phase: the kernel itself, or a loop; called: what the entry calls with a
+    share of the work, the same but for what is inside a loop in which threads meet; limits: of axes, as far as they are known."""
 
     item: Item
+    called: Item
     kernel: Kernel
     buffer: Buffer
     index: Index
@@ -65,9 +72,9 @@ class _SharedOut:
     _parts: dict[tuple[_Touch, int, int, frozenset[Axis]], Region | None] = field(default_factory=dict)
 
     def touches(self, item: Item) -> list[_Touch]:
-        """All reads and writes, but of private copies: each unit has its own."""
+        """All reads and writes."""
         if item not in self._known:
-            self._known[item] = [t for t in _touches(item, item, {}) if t.buffer.part_of is None]
+            self._known[item] = list(_touches(item, item, item, {}))
         return self._known[item]
 
     def part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
@@ -78,35 +85,56 @@ class _SharedOut:
         return self._parts[key]
 
     def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
-        extent = self.planned.units[touch.item]
+        extent = self.planned.units[touch.called]
         count = 1 if extent is None else units(extent, self.threads)[0]
         first, end = thread * count // threads, (thread + 1) * count // threads
         unit = touch.kernel.unit
-        if first == end or extent is None or unit is None:
-            return touch.region(fixed) if first < end else None
+        if first == end:
+            return None
+        if touch.buffer.part_of is not None:  # each unit has its own
+            every = touch.buffer.part_of[0].shape[0]
+            return _units(*((0, every) if extent is None else (first, end)), every)
+        if extent is None or unit is None:
+            return touch.region(fixed)
         length = units(unit.extent, self.threads)[1]
         first, end = first * length, min(end * length, unit.extent)
         return touch.region(fixed, of(Axis(unit.name, end - first)) + first)
 
 
-def _touches(item: Item, top: Item, limits: Limits) -> Iterator[_Touch]:
+def _touches(item: Item, top: Item, called: Item, limits: Limits) -> Iterator[_Touch]:
+    """What is added to is read and written."""
     limits = {**limits, **limits_of(item)}
     if isinstance(item, Loop):
         for i in item.items:
-            yield from _touches(i, top, limits)
+            yield from _touches(i, top, i if item.meets else called, limits)
+        if item.ends is not None:  # looked at by each thread for its rows
+            kernel, steps = next(kernels_of([item])), item.ends.steps
+            assert kernel.unit is not None
+            yield _Touch(top, called, kernel, steps, (of(kernel.unit),), steps.shape, False, limits)
         return
     places = [(v.buffer, v.index, v.shape, False) for v in item.loads() if v.buffer is not None]
+    places += [(s.buffer, s.index, s.view, False) for s in item.stores if s.mode == "add"]
     places += [(s.buffer, s.index, s.view, True) for s in item.stores]
     for buffer, index, view, write in places:
-        yield _Touch(top, item, buffer, index, view, write, limits)
+        yield _Touch(top, called, item, buffer, index, view, write, limits)
+
+
+def _units(first: int, end: int, count: int) -> Region:
+    """Some of the units that have a private copy each."""
+    return region((of(Axis("unit", end - first)) + first,), (count,), [(first, end - 1)], frozenset())
 
 
 def _meet(a: _Touch, b: _Touch, fixed: frozenset[Axis]) -> bool:
     """Whether both touch some of the same elements, in the same turn of loops with these axes."""
     one, other = a.region(fixed), b.region(fixed)
-    if one.base != other.base:  # what they have in common depends on the turn
+    if _depend_on_turns(one, other):
         one, other = a.region(frozenset()), b.region(frozenset())
     return shared(one, other) != 0
+
+
+def _depend_on_turns(one: Region, other: Region) -> bool:
+    """Whether what they have in common may be something else in each turn of a loop."""
+    return (one.shape, one.base) != (other.shape, other.base)
 
 
 # ---- state -------------------------------------------------------------------------------------------------------------------
@@ -119,6 +147,8 @@ def _verify_state(items: Sequence[Item], shared_out: _SharedOut, state: set[Buff
     for item in items:
         late = isinstance(item, Kernel) and item.late
         touched = [t for t in shared_out.touches(item) if t.buffer in state]
+        alone = isinstance(item, Kernel) or not any(t.write for t in touched)
+        demand(alone, item, "writes to state of what it stands in, and may read there what it has written")
         for t in touched:
             if t.write:
                 _demand_none(t, copied, fixed, "writes {} after the late copy of it by {}")
@@ -141,10 +171,24 @@ def _demand_none(touch: _Touch, others: Iterable[_Touch], fixed: frozenset[Axis]
 def _verify_in_place(kernel: Kernel, shared_out: _SharedOut, fixed: frozenset[Axis]) -> None:
     """Whether it reads no element that another of its points stores."""
     touched = shared_out.touches(kernel)
+    into = {s.buffer for s in kernel.stores}
+    demand(not (kernel.sequential and any(v.buffer in into for v in kernel.loads())), kernel, "reads what it is adding to")
     for a in touched:
         for b in touched:
             if b.write and not a.write and a.buffer is b.buffer and (a.index, a.view) != (b.index, b.view):
                 demand(not _meet(a, b, fixed), kernel, f"reads {a.buffer} at other places than it stores it")
+
+
+def _verify_checks(planned: Plan, shared_out: _SharedOut, state: set[Buffer]) -> None:
+    """Whether all indices have been checked, by all threads, when the first state is written."""
+    checking = [
+        n for n, items in enumerate(planned.phases) for k in kernels_of(items) if any(v.op == "checked" for v in k.values())
+    ]
+    last = max(checking, default=-1)
+    for items in planned.phases[: last + 1]:
+        for item in items:
+            writes = any(t.write and t.buffer in state for t in shared_out.touches(item))
+            demand(not writes, item, "writes state before all indices are known to be right")
 
 
 # ---- threads -----------------------------------------------------------------------------------------------------------------
@@ -158,7 +202,7 @@ def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozense
             by.setdefault(t.buffer, []).append(t)
     for same in by.values():
         for a, b in combinations_with_replacement(same, 2):
-            if (a.write or b.write) and not (a.item is b.item and _meets(a.item)):
+            if (a.write or b.write) and not (a.item is b.item and meets(a.item)):
                 how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
                 race = any(_race(a, b, n, shared_out, fixed) for n in range(2, shared_out.threads + 1))
                 demand(not race, a.item, f"{how}\n{kernels_text([b.item])}")
@@ -170,15 +214,11 @@ def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozense
                     _verify_phase(phase, shared_out, fixed | {item.axis, loop.axis})
 
 
-def _meets(item: Item) -> bool:
-    return isinstance(item, Loop) and item.meets
-
-
 def _race(a: _Touch, b: _Touch, threads: int, shared_out: _SharedOut, fixed: frozenset[Axis]) -> bool:
     """Whether one of so many threads touches what another does."""
     for one, other in permutations(range(threads), 2):
         mine, yours = shared_out.part(a, one, threads, fixed), shared_out.part(b, other, threads, fixed)
-        if mine is not None and yours is not None and mine.base != yours.base:  # what they have in common depends on the turn
+        if mine is not None and yours is not None and _depend_on_turns(mine, yours):
             mine, yours = shared_out.part(a, one, threads, frozenset()), shared_out.part(b, other, threads, frozenset())
         if mine is not None and yours is not None and shared(mine, yours) != 0:
             return True

@@ -46,7 +46,7 @@ _machines: dict[Any, Machine] = {}
 _identities: WeakKeyDictionary[Graph, Any] = WeakKeyDictionary()
 
 
-def machine(key: Any, make: Callable[[], Code], target: Target, level: int) -> Machine:
+def machine_code(key: Any, make: Callable[[], Code], target: Target, level: int) -> Machine:
     """The machine code for a key: made once in this process, and kept on the disk for the next."""
     known = recall(_machines, key)
     if known is not None:

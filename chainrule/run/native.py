@@ -55,7 +55,7 @@ from ..recent import keep
 from .backend import Backend, Kept, Session, Steps, Taken, backends
 from .crew import Crew, Way
 from .function import NativeFunction
-from .machines import CHANGED, ENTRY, Machine, aligned, bare, identity, machine, own
+from .machines import CHANGED, ENTRY, Machine, aligned, bare, identity, machine_code, own
 from .reference import cast
 from .rounds import Layout, Ready
 
@@ -389,7 +389,7 @@ class NativeBackend(Backend):
                identity(entry.graph), entry.reads, entry.inputs, _captures(program, entry), entry.results, entry.writes, along,
                program.rows, dtypes, tuple(slots.items()), storage.transposed, threads, program.memory)  # fmt: skip
         plain, alone = replace(entry, graph=bare(entry.graph)), replace(program, entries={})
-        return machine(
+        return machine_code(
             key, lambda: self._compiled(alone, plain, dtypes, slots, storage=storage, threads=threads), self.target, self.level
         )
 
@@ -441,7 +441,7 @@ class NativeBackend(Backend):
     def function(self, graph: Graph) -> NativeFunction:
         key = ("function", self.target, self.level, self.guard, identity(graph))
         plain = bare(graph)
-        return NativeFunction(machine(key, lambda: self._function(plain), self.target, self.level), graph, self.poison)
+        return NativeFunction(machine_code(key, lambda: self._function(plain), self.target, self.level), graph, self.poison)
 
     def _function(self, graph: Graph) -> Code:
         from ..compiler.kernels import Buffer
