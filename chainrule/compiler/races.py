@@ -8,7 +8,7 @@ order a thread does its own units (kernels over blocks of rows take turns block 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement, permutations
 
@@ -42,7 +42,8 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
 @dataclass(eq=False)
 class _Touch:
     """One read or write by a kernel. item: what stands in the phase: the kernel itself, or a loop; called: what the entry calls with a
-    share of the work, the same but for what is inside a loop in which threads meet; limits: of axes, as far as they are known."""
+    share of the work, the same but for what is inside a loop in which threads meet; limits, confined: of axes and of their sums, as far as
+    they are known."""
 
     item: Item
     called: Item
@@ -52,13 +53,14 @@ class _Touch:
     view: tuple[int, ...]
     write: bool
     limits: Limits
+    confined: Mapping[Affine, int]
 
     def region(self, fixed: frozenset[Axis], own: Affine | None = None) -> Region:
         """The elements that it touches in all turns of loops, but for one turn of those with these axes. own: the places of the unit axis
         that are meant."""
         where = {} if own is None or self.kernel.unit is None else {self.kernel.unit: own}
         index = tuple(i.replaced(where) if isinstance(i, Affine) else i for i in self.index)
-        confined = {i.replaced(where): n for i, n in bounds(self.kernel.values()).items()}
+        confined = {i.replaced(where): n for i, n in self.confined.items()}
         return region(index, self.view, ranges(index, self.view, self.limits, confined), fixed)
 
 
@@ -77,6 +79,16 @@ class _SharedOut:
             self._known[item] = list(_touches(item, item, item, {}))
         return self._known[item]
 
+    def numbers(self, a: _Touch, b: _Touch) -> Iterable[int]:
+        """The numbers of threads that have to be looked at: where both are cut into as many units, those of fewer threads have several of
+        the units that the most threads have one of."""
+        alike = self._count(a) == self._count(b)
+        return range(self.threads if alike and self.threads > 1 else 2, self.threads + 1)
+
+    def _count(self, touch: _Touch) -> int:
+        extent = self.planned.units[touch.called]
+        return 1 if extent is None else units(extent, self.threads)[0]
+
     def part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
         """What one of so many threads that run it touches; None if it has nothing to do."""
         key = touch, thread, threads, fixed
@@ -85,8 +97,7 @@ class _SharedOut:
         return self._parts[key]
 
     def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
-        extent = self.planned.units[touch.called]
-        count = 1 if extent is None else units(extent, self.threads)[0]
+        extent, count = self.planned.units[touch.called], self._count(touch)
         first, end = thread * count // threads, (thread + 1) * count // threads
         unit = touch.kernel.unit
         if first == end:
@@ -110,13 +121,14 @@ def _touches(item: Item, top: Item, called: Item, limits: Limits) -> Iterator[_T
         if item.ends is not None:  # looked at by each thread for its rows
             kernel, steps = next(kernels_of([item])), item.ends.steps
             assert kernel.unit is not None
-            yield _Touch(top, called, kernel, steps, (of(kernel.unit),), steps.shape, False, limits)
+            yield _Touch(top, called, kernel, steps, (of(kernel.unit),), steps.shape, False, limits, {})
         return
     places = [(v.buffer, v.index, v.shape, False) for v in item.loads() if v.buffer is not None]
     places += [(s.buffer, s.index, s.view, False) for s in item.stores if s.mode == "add"]
     places += [(s.buffer, s.index, s.view, True) for s in item.stores]
+    confined = bounds(item.values())
     for buffer, index, view, write in places:
-        yield _Touch(top, called, item, buffer, index, view, write, limits)
+        yield _Touch(top, called, item, buffer, index, view, write, limits, confined)
 
 
 def _units(first: int, end: int, count: int) -> Region:
@@ -203,9 +215,9 @@ def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozense
     for same in by.values():
         for a, b in combinations_with_replacement(same, 2):
             if (a.write or b.write) and not (a.item is b.item and meets(a.item)):
-                how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
-                race = any(_race(a, b, n, shared_out, fixed) for n in range(2, shared_out.threads + 1))
-                demand(not race, a.item, f"{how}\n{kernels_text([b.item])}")
+                if any(_race(a, b, n, shared_out, fixed) for n in shared_out.numbers(a, b)):
+                    how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
+                    demand(False, a.item, f"{how}\n{kernels_text([b.item])}")
     for item in items:
         if isinstance(item, Loop) and item.meets:
             for loop in item.items if item.turns else [item]:
