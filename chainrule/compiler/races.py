@@ -212,12 +212,12 @@ def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozense
     for item in items:
         for t in shared_out.touches(item):
             by.setdefault(t.buffer, []).append(t)
-    for same in by.values():
-        for a, b in combinations_with_replacement(same, 2):
-            if (a.write or b.write) and not (a.item is b.item and meets(a.item)):
-                if any(_race(a, b, n, shared_out, fixed) for n in shared_out.numbers(a, b)):
-                    how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
-                    demand(False, a.item, f"{how}\n{kernels_text([b.item])}")
+    pairs = (pair for same in by.values() for pair in combinations_with_replacement(same, 2))
+    for a, b in pairs:
+        inside = a.item is b.item and meets(a.item)  # looked at below
+        if (a.write or b.write) and not inside and any(_race(a, b, n, shared_out, fixed) for n in shared_out.numbers(a, b)):
+            how = f"a thread touches {a.buffer} where another one does in {b.kernel.name}, and does not wait"
+            demand(False, a.item, f"{how}\n{kernels_text([b.item])}")
     for item in items:
         if isinstance(item, Loop) and item.meets:
             for loop in item.items if item.turns else [item]:
