@@ -271,15 +271,6 @@ def test_a_loop_does_not_write_state_of_what_it_stands_in() -> None:
         verify_plan(planned([loop], inner={loop: inside}), [W], 2)
 
 
-def test_state_is_written_when_all_indices_are_known_to_be_right() -> None:
-    place = Value("checked", np.dtype(np.int64), (constant(3, np.dtype(np.int64)),))
-    checks = kernel("k", A, lambda i, j: load(B, (place, of(j))), None)
-    writes = kernel("m", W, one)
-    verify_plan(planned([checks], [writes]), [W], 2)
-    with pytest.raises(GraphError, match=r"kernel m, .* writes state before all indices are known to be right"):
-        verify_plan(planned([checks, writes]), [W], 2)
-
-
 # ---- the compiler's own plans ------------------------------------------------------------------------------------------------
 
 
