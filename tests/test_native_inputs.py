@@ -281,6 +281,30 @@ def test_an_index_out_of_range_in_a_function(text: str, bad: int, native_functio
     assert texts[0] == texts[1]
 
 
+class LookedUpBehindNorm(nn.Module):
+    """The kernel that looks up waits for the one that makes the running mean."""
+
+    def __init__(self) -> None:
+        self.norm, self.out = nn.BatchNorm(), nn.Dense(2)
+
+    def __call__(self, x: Any, i: Any) -> Any:
+        return self.out(np.tanh(self.norm(x) + cr.lookup(np.ones((5, 6), np.float32), i + 0 * i)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_index_that_is_looked_up_behind_a_running_mean(threads: int) -> None:
+    """No step after the wrong one is taken, and the message is NumPy's."""
+    r = np.random.default_rng(0)
+    x, i, t = r.normal(size=(48, 6)).astype(np.float32), r.integers(0, 5, 48), r.normal(size=(48, 2)).astype(np.float32)
+    net = LookedUpBehindNorm()
+    net.fit((x, i), t, epochs=1, batch_size=16, threads=threads, shuffle=False, backend="native")
+    before = state(net)
+    i[20] = 99
+    with pytest.raises(cr.DataError, match=r"index 99 \(element 4 of the indices\) lies outside"):
+        net.fit((x, i), t, epochs=1, batch_size=16, threads=threads, shuffle=False, backend="native")
+    assert_same(state(net), before)
+
+
 def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy, asked which index it was, gets copies: it would crash if one changed between its check and its use."""
     w, i = float_inputs((4, 4), "float64"), np.array([0, 3, 9])

@@ -213,7 +213,7 @@ def test_one_buffer_under_two_shapes() -> None:
 
 def test_when_rows_end_is_known_before() -> None:
     """A kernel that computes the lengths is one that a loop over sequences waits for, unless each thread makes those of its rows."""
-    steps, rows = Buffer("steps", (12,), np.dtype(np.int64)), [Axis(name, 12) for name in "xyz"]
+    steps, rows = Buffer("steps", (12,), np.dtype(np.int64)), [Axis(name, 12) for name in "xy"]
     time = Axis("time", 5)
     inside = Kernel("m", rows[:1], (), [Store(B, (of(rows[0]), Affine()), ONE)], rows[0])
     loop = Loop("l", time, False, [inside], [], ends=Ends(steps, of(time)))
@@ -269,6 +269,15 @@ def test_a_loop_does_not_write_state_of_what_it_stands_in() -> None:
     loop = Loop("l", Axis("time", 5), False, list(inside), [])
     with pytest.raises(GraphError, match="writes to state of what it stands in"):
         verify_plan(planned([loop], inner={loop: inside}), [W], 2)
+
+
+def test_state_is_written_when_all_indices_are_known_to_be_right() -> None:
+    place = Value("checked", np.dtype(np.int64), (constant(3, np.dtype(np.int64)),))
+    checks = kernel("k", A, lambda i, j: load(B, (place, of(j))), None)
+    writes = kernel("m", W, one)
+    verify_plan(planned([checks], [writes]), [W], 2)
+    with pytest.raises(GraphError, match=r"kernel m, .* writes state before all indices are known to be right"):
+        verify_plan(planned([checks, writes]), [W], 2)
 
 
 # ---- the compiler's own plans ------------------------------------------------------------------------------------------------

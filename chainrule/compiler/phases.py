@@ -5,8 +5,8 @@ runs its units of each kernel, one kernel after the other, and needs nothing of 
 through all layers, forward and back, without waiting.
 
 State is read before it is written: a kernel that stores new state comes after all that read the old one, and where no order can have
-that, it stores beside the state, and a last kernel copies. Several kernels may store parts of one state: all of them in place, or all
-beside.
+that, or an index is checked only after it, it stores beside the state, and a last kernel copies. Several kernels may store parts of
+one state: all of them in place, or all beside.
 """
 
 from __future__ import annotations
@@ -90,9 +90,11 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
         for a in touched[item]:
             (writers if a.write else readers).setdefault(a.buffer, []).append((item, a))
     copies: list[Item] = []
+    checking = [i for i in items if checks(i)]
     for buffer in dict.fromkeys(a.buffer for i in items for a in touched[i] if a.write and a.buffer in kept):
         trial = order.copy() if len(writers[buffer]) > 1 else order  # of several writers some may have found a place in vain
-        if all(_can_write(item, a, trial, readers, writers) for item, a in writers[buffer]):
+        waits = checking if buffer.space == "state" else []
+        if all(_can_write(item, a, trial, readers, writers, waits) for item, a in writers[buffer]):
             order = trial
             continue
         beside = Buffer(names("t"), buffer.shape, buffer.dtype, lanes=buffer.lanes)
@@ -103,11 +105,14 @@ def _arranged(items: Sequence[Item], state: Sequence[Buffer], names: Names, inne
     return [*order.sorted(), *copies]
 
 
-def _can_write(item: Item, a: Access, order: _Order, readers: Touched, writers: Touched) -> bool:
-    """Whether it can store new state where the old one stands, after all that read it; if so, it will."""
+def _can_write(item: Item, a: Access, order: _Order, readers: Touched, writers: Touched, checking: Sequence[Item]) -> bool:
+    """Whether it can store new state where the old one stands, after all that read it, and none of those that check indices comes after
+    it; if so, it will."""
     others = [r for r in _met(a, readers) if r is not item]
     alone = all(w is item for w in _met(a, writers))
-    if not (isinstance(item, Kernel) and _in_place(item, a.buffer) and alone) or any(order.reaches(item, r) for r in others):
+    if not (isinstance(item, Kernel) and _in_place(item, a.buffer) and alone):
+        return False
+    if any(order.reaches(item, i) for i in (*others, *checking)):
         return False
     order.add(item, others)
     return True
@@ -286,8 +291,12 @@ def meets(item: Item) -> bool:
     return isinstance(item, Loop) and item.meets
 
 
+def checks(item: Item) -> bool:
+    """Whether an index is checked there."""
+    return any(v.op == "checked" for k in kernels_of([item]) for v in k.values())
+
+
 def _after_checks(ordered: Sequence[Item], level: dict[Item, int], state: set[Buffer]) -> dict[Item, int]:
     """No state is written before all indices are known to be right: the earliest phase of what writes state."""
-    checked = [level[i] for i in ordered if any(v.op == "checked" for k in kernels_of([i]) for v in k.values())]
-    least = max(checked, default=-1) + 1
+    least = max((level[i] for i in ordered if checks(i)), default=-1) + 1
     return {i: least for i in ordered if any(a.write and a.buffer in state for a in accesses(i))}

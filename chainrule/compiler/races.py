@@ -14,7 +14,7 @@ from itertools import combinations_with_replacement, permutations
 
 from .affine import Affine, Axis, of
 from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_of, kernels_text, limits_of
-from .phases import Plan, meets
+from .phases import Plan, checks, meets
 from .regions import Region, region, shared
 from .schedule import units
 from .verify import demand, ranges
@@ -24,7 +24,7 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     """Whether the phases of a plan, its work cut for so many threads, are right.
 
     State (of steps, and in each loop its own) is read before any of the same elements is written, and so are late copies of it, which are
-    made anew when nothing writes it any more. A kernel reads
+    made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel reads
     what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that another one
     writes, in steps and where late copies are made before the first. This is exact where indices are evenly spaced places along each
     dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop, they are taken to.
@@ -33,6 +33,7 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     shared_out = _SharedOut(planned, threads)
     copies = {s.buffer for k in planned.late for s in k.stores}
     _verify_state([i for items in planned.phases for i in items], shared_out, {*state, *copies}, frozenset())
+    _verify_checks(shared_out, set(state))
     _verify_phase(planned.late, shared_out, frozenset())
     for items in planned.phases:
         _verify_phase(items, shared_out, frozenset())
@@ -188,6 +189,15 @@ def _verify_in_place(kernel: Kernel, shared_out: _SharedOut, fixed: frozenset[Ax
         for b in touched:
             if b.write and not a.write and a.buffer is b.buffer and (a.index, a.view) != (b.index, b.view):
                 demand(not _meet(a, b, fixed), kernel, f"reads {a.buffer} at other places than it stores it")
+
+
+def _verify_checks(shared_out: _SharedOut, state: set[Buffer]) -> None:
+    """Whether all indices have been checked, by all threads, when the first state is written."""
+    phases = shared_out.planned.phases
+    last = max((n for n, items in enumerate(phases) if any(map(checks, items))), default=-1)
+    for item in (i for items in phases[: last + 1] for i in items):
+        writes = any(t.write and t.buffer in state for t in shared_out.touches(item))
+        demand(not writes, item, "writes state before all indices are known to be right")
 
 
 # ---- threads -----------------------------------------------------------------------------------------------------------------
