@@ -36,7 +36,7 @@ from chainrule.compiler.affine import Affine, Axis, affine, flat, of
 from chainrule.compiler.fuse import Sink, fuse
 from chainrule.compiler.kernels import Buffer, Item, Kernel, Loop, Store, Value, constant, kernels_of, kernels_text, load, reduce
 from chainrule.compiler.memory import ALIGNMENT, arena
-from chainrule.compiler.phases import plan
+from chainrule.compiler.phases import Plan, plan
 from chainrule.compiler.pipeline import Code, Given, compile_graph
 from chainrule.compiler.schedule import Schedule, balanced, schedule, units
 from chainrule.compiler.share import _classes
@@ -466,7 +466,7 @@ def test_buffers_that_are_alive_together_lie_apart(made: list[tuple[Buffer, int,
         phases[first].append(writer(b))
         phases[last].append(writer(Buffer("out", b.shape, F4, "result"), [b]))
     always = {b for b, _, _ in made[:late]}
-    found = arena(phases, [writer(b) for b in always], guard)
+    found = arena(Plan(phases, {}, {}, {}, [writer(b) for b in always]), guard)
     assert set(found.offsets) == {b for b, _, _ in made}
     for b, start in found.offsets.items():
         assert start % ALIGNMENT == 0
@@ -481,7 +481,25 @@ def test_buffers_that_are_alive_together_lie_apart(made: list[tuple[Buffer, int,
 def test_memory_is_used_again() -> None:
     buffers = [Buffer(f"t{i}", (100,), F4) for i in range(6)]
     phases: list[list[Item]] = [[writer(b, buffers[i - 1 : i])] for i, b in enumerate(buffers)]
-    assert arena(phases).bytes <= 2 * (400 + ALIGNMENT)
+    assert arena(Plan(phases, {}, {}, {}, [])).bytes <= 2 * (400 + ALIGNMENT)
+
+
+@given(lifetimes(), st.integers(0, 3))
+def test_steps_that_follow_each_other_without_waiting_use_other_memory(made: list[tuple[Buffer, int, int]], several: int) -> None:
+    """What is alive in the last phase lies apart from what is alive in the first one, but for itself; of some there are two."""
+    last = max((last for _, _, last in made), default=0)
+    phases: list[list[Item]] = [[] for _ in range(last + 1)]
+    for b, first, end in made:
+        phases[first].append(writer(b))
+        phases[end].append(writer(Buffer("out", b.shape, F4, "result"), [b]))
+    twice = {b: replace(b) for b, _, _ in made[:several]}
+    offsets = arena(Plan(phases, {}, {}, {}, [], twice)).offsets
+    every = [*made, *((twice[b], first, end) for b, first, end in made[:several])]
+    for (a, first_a, last_a), (b, first_b, last_b) in itertools.combinations(every, 2):
+        around = (first_a == 0 and last_b == last) or (first_b == 0 and last_a == last)
+        if around or (first_a <= last_b and first_b <= last_a):
+            below, above = sorted((a, b), key=lambda x: (offsets[x], x.bytes))
+            assert offsets[below] + below.bytes <= offsets[above]
 
 
 # ---- programs for what follows -----------------------------------------------------------------------------------------------

@@ -280,6 +280,48 @@ def test_state_is_written_when_all_indices_are_known_to_be_right() -> None:
         verify_plan(planned([checks, writes]), [W], 2)
 
 
+# ---- from one step to the next -----------------------------------------------------------------------------------------------
+
+
+def following(*phases: Sequence[Item], twice: Sequence[Buffer] = (), late: Sequence[Kernel] = ()) -> Plan:
+    """Steps between which no thread waits for others."""
+    return replace(planned(*phases, late=late), twice={b: replace(b) for b in twice})
+
+
+def test_the_next_step_makes_what_the_last_phase_still_reads() -> None:
+    """By one thread for all: then there have to be two of it; and each for itself: then there need not."""
+    middle, reads = kernel("n", Buffer("c", (12, 4), F4), one), kernel("m", B, reading(A))
+    verify_plan(following([kernel("k", A, one, None)], [middle], [reads], twice=[A]), [], 2)
+    with pytest.raises(GraphError, match="touches a where another one does in k, and does not wait"):
+        verify_plan(following([kernel("k", A, one, None)], [middle], [reads]), [], 2)
+    verify_plan(planned([kernel("k", A, one, None)], [middle], [reads]), [], 2)
+    verify_plan(following([kernel("k", A, one)], [middle], [reads]), [], 2)
+
+
+def test_threads_meet_once_in_a_step_at_least() -> None:
+    """Or one could be any number of steps ahead."""
+    with pytest.raises(GraphError, match="is in the only phase: threads never meet"):
+        verify_plan(following([kernel("k", A, one), kernel("m", B, reading(A))]), [], 2)
+
+
+def test_the_next_step_reads_new_state() -> None:
+    """All of it, where another thread still writes its part; there cannot be two of it."""
+    reads, writes = kernel("k", A, turned(W)), kernel("m", W, one)
+    verify_plan(planned([reads], [writes]), [W], 2)
+    with pytest.raises(GraphError, match="touches w where another one does in k"):
+        verify_plan(following([reads], [writes]), [W], 2)
+    with pytest.raises(GraphError, match="reads w, in which a step finds what the one before the last has left"):
+        verify_plan(following([reads], [writes], twice=[W]), [W], 2)
+
+
+def test_what_stays_from_step_to_step_is_there_once() -> None:
+    copy, writes, reads = kernel("k", A, reading(W), None), kernel("m", W, one), kernel("n", B, reading(A))
+    copy.late = True
+    first = kernel("f", Buffer("c", (12, 4), F4), one)
+    with pytest.raises(GraphError, match="reads a, in which a step finds what the one before the last has left"):
+        verify_plan(following([reads, first], [writes], [copy], twice=[A], late=[copy]), [W], 2)
+
+
 # ---- the compiler's own plans ------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +339,13 @@ def fit() -> None:
     net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=12, threads=2)
 
 
-def step_of_a_network(compiled_anew: pytest.MonkeyPatch) -> tuple[Plan, list[Buffer]]:
+def fit_of_hidden_units() -> None:
+    net, generator = nn.Sequential(nn.Dense(256, "tanh"), nn.Dense(1)), np.random.default_rng(0)
+    x, y = generator.normal(size=(128, 20)).astype(F4), generator.normal(size=(128, 1)).astype(F4)
+    net.fit(x, y, loss="mse", epochs=1, batch_size=64, threads=2)
+
+
+def step_of_a_network(compiled_anew: pytest.MonkeyPatch, fit: Callable[[], None] = fit) -> tuple[Plan, list[Buffer]]:
     """The plan with the most phases, and its state."""
     seen: list[tuple[Plan, list[Buffer]]] = []
 
@@ -331,3 +379,27 @@ def test_a_rule_that_is_too_lenient_is_found(compiled_anew: pytest.MonkeyPatch) 
     compiled_anew.setattr(phases, "local", lambda *_: True)
     with pytest.raises(GraphError, match="does not wait"):
         fit()
+
+
+def test_threads_that_should_wait_between_steps_are_found(compiled_anew: pytest.MonkeyPatch) -> None:
+    """Here each thread reads all weights, also those that another one writes at the end of a step."""
+    made, state = step_of_a_network(compiled_anew)
+    assert made.twice is None
+    with pytest.raises(GraphError, match="does not wait"):
+        verify_plan(replace(made, twice={}), state, 2)
+
+
+def test_a_rule_between_steps_that_is_too_lenient_is_found(compiled_anew: pytest.MonkeyPatch) -> None:
+    compiled_anew.setattr(phases, "_between_steps", lambda *_: [])
+    with pytest.raises(GraphError, match="does not wait"):
+        fit()
+
+
+def test_networks_that_are_cut_along_hidden_units_do_not_wait_between_steps(compiled_anew: pytest.MonkeyPatch) -> None:
+    """The factors of Adam, which one thread computes for all, are there twice."""
+    made, state = step_of_a_network(compiled_anew, fit_of_hidden_units)
+    assert made.twice
+    verify_plan(made, state, 2)
+    for buffer in made.twice:
+        with pytest.raises(GraphError, match=f"touches {buffer.name} where another one does"):
+            verify_plan(replace(made, twice={b: other for b, other in made.twice.items() if b is not buffer}), state, 2)

@@ -2,9 +2,10 @@
 
 In: nothing. Out: LLVM IR of `void run(ptr {shared words, number of the thread, table of pointers})`, which every thread of a run enters
 once. For each step it calls the step's entry, and then moves the pointers that go on from step to step: the bytes by which each moves
-follow from the kind of the step, except after the last step of a round, where some go back. Where the kind of step changes, it
-first calls the function that prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or
--1. The run ends after a step in which any thread has found an index out of range; DONE says how many steps came before that.
+follow from the kind of the step, except after the last step of a round, where some go back. At the end of a step all threads meet, unless
+the entry says that they need not and another step of its kind follows. Where the kind of step changes, it first calls the function that
+prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or -1. The run ends after a step in
+which any thread has found an index out of range; DONE says how many steps came before that.
 
 And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays and tells whether any of their numbers is not finite.
 """
@@ -34,6 +35,8 @@ from __future__ import annotations
 ) = range(16)
 WORDS = 24
 ORDER = "order"  # the name of the buffer that holds the numbers of the rows of a step
+TURN = "turn"  # the name of the slot that says which of the buffers that are there twice a step uses: 0 or 1
+FINE, BAD, ONWARD = 0, 1, 2  # what an entry says: threads meet now; an index is out of range; no thread has to wait for another
 CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
 MOST_CLOCKS = 4096  # of how many kernels they are
 CHUNK = 64  # bytes that `keep` copies at a time
@@ -109,7 +112,7 @@ change:
 call:
   %functionp = getelementptr ptr, ptr %preparep, i64 1
   %function = load ptr, ptr %functionp, align 8
-  %bad = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
+  %says = call i32 %function(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   %follows = add i64 %at, 1
   %ends.round = icmp eq i64 %follows, %round
   %then = select i1 %ends.round, i64 0, i64 %follows
@@ -135,24 +138,32 @@ _MOVE = """move:
   br i1 %more, label %move, label %moved
 """
 
-# The end of a step: threads meet, and see whether one of them has found an index out of range.
-_MEET = """moved:
+# The end of a step: threads meet, if they must, and see whether one of them has found an index out of range.
+_MEET = f"""moved:
   %next = add i64 %i, 1
-  %wrong = icmp ne i32 %bad, 0
+  %wrong = icmp eq i32 %says, {BAD}
   br i1 %wrong, label %halts, label %meet
 halts:
   store atomic i64 %next, ptr %halt monotonic, align 8
   br label %meet
 meet:
+  %left = icmp slt i64 %next, %last
+  %comingp = getelementptr i64, ptr %kinds, i64 %then
+  %coming = load i64, ptr %comingp, align 8
+  %alike = icmp eq i64 %coming, %kind
+  %free = icmp eq i32 %says, {ONWARD}
+  %flows = and i1 %free, %alike
+  %runs = and i1 %flows, %left
   %several = icmp sgt i64 %threads, 1
-  br i1 %several, label %wait, label %onward
+  %meets = xor i1 %runs, true
+  %waits = and i1 %several, %meets
+  br i1 %waits, label %wait, label %onward
 wait:
   call void @barrier(ptr %barrier, i64 %threads)
   br label %onward
 onward:
   %marked = load atomic i64, ptr %halt monotonic, align 8
   %halted = icmp eq i64 %marked, %next
-  %left = icmp slt i64 %next, %last
   %keepon = xor i1 %halted, true
   %goon = and i1 %keepon, %left
   br i1 %goon, label %step, label %leave

@@ -7,7 +7,7 @@ In: functions over registers, where buffers lie, the target. Out: one module. A 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,13 @@ BOOL = np.dtype(bool)
 
 @dataclass(frozen=True)
 class Layout:
-    """Slots of the caller's buffers, and offsets of the others in the arena."""
+    """Slots of the caller's buffers, and offsets of the others in the arena. twice: those that steps use in turns with another one, by
+    what stands in the slot `turn`."""
 
     slots: Mapping[Buffer, int]
     offsets: Mapping[Buffer, int]
+    twice: Mapping[Buffer, Buffer] = field(default_factory=dict)
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,18 @@ class Module:
     def pointer(self, buffer: Buffer, line: Callable[[str], str], known: dict[Any, str]) -> str:
         """Where a buffer lies, from the table of pointers."""
         if buffer not in known:
-            if buffer in self.layout.slots:
-                known[buffer] = _slot(self.layout.slots[buffer], line)
+            layout = self.layout
+            if buffer in layout.slots:
+                known[buffer] = _slot(layout.slots[buffer], line)
             else:
                 if "arena" not in known:
                     known["arena"] = _slot(ARENA, line)
-                known[buffer] = line(f"getelementptr i8, ptr {known['arena']}, i64 {self.layout.offsets[buffer]}")
+                known[buffer] = line(f"getelementptr i8, ptr {known['arena']}, i64 {layout.offsets[buffer]}")
+            if buffer in layout.twice:
+                if "turn" not in known:
+                    known["turn"] = line(f"icmp ne ptr {_slot(layout.turn, line)}, null")
+                other = self.pointer(layout.twice[buffer], line, known)
+                known[buffer] = line(f"select i1 {known['turn']}, ptr {other}, ptr {known[buffer]}")
         return known[buffer]
 
     @property

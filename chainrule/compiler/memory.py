@@ -1,19 +1,18 @@
 """Where scratch buffers lie.
 
-In: phases. Out: an offset for each scratch buffer in one arena, such that two buffers share memory only if one is no longer read
-when the other is first written, phases apart.
+In: a plan. Out: an offset for each scratch buffer in one arena, such that two buffers share memory only if one is no longer read
+when the other is first written, phases apart; where threads do not meet at the end of a step, its last phase is none apart from the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph.node import Array
-from .kernels import Buffer, Item, Kernel, kernels_of
-from .phases import accesses
+from .kernels import Buffer, kernels_of
+from .phases import Plan, accesses
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -26,12 +25,14 @@ class Arena:
     bytes: int
 
 
-def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: int = 0) -> Arena:
-    """Offsets by first fit, the largest buffers first. late: kernels whose results stay from step to step; guard: so many bytes stay
-    free after each buffer (for tests)."""
-    live: dict[Buffer, tuple[int, int]] = {s.buffer: (0, len(phases)) for k in late for s in k.stores}
+def arena(planned: Plan, guard: int = 0) -> Arena:
+    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests)."""
+    end = len(planned.phases) - 1
+    live: dict[Buffer, tuple[int, int]] = {
+        s.buffer: (0, end) for k in planned.late for s in k.stores
+    }  # what stays from step to step
     inside: dict[Buffer, tuple[Buffer, int]] = {}
-    for at, items in enumerate(phases):
+    for at, items in enumerate(planned.phases):
         own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
         for b in (*(a.buffer for i in items for a in accesses(i)), *own):
             if b is not None and b.space == "scratch":
@@ -40,12 +41,16 @@ def arena(phases: Sequence[Sequence[Item]], late: Sequence[Kernel] = (), guard: 
                     b = b.part_of[0]
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
+    live |= {other: live[b] for b, other in (planned.twice or {}).items()}
     order = sorted(live, key=lambda b: -b.bytes)
     born, dies = np.array([live[b] for b in order], np.int64).reshape(-1, 2).T
     starts, ends = np.zeros((2, len(order)), np.int64)
     for n, b in enumerate(order):
         size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT
-        near = np.flatnonzero((born[:n] <= dies[n]) & (born[n] <= dies[:n])) if not guard else np.arange(n)
+        together = (born[:n] <= dies[n]) & (born[n] <= dies[:n])
+        if planned.twice is not None:
+            together |= ((born[:n] == 0) & (dies[n] == end)) | ((born[n] == 0) & (dies[:n] == end))
+        near = np.flatnonzero(together) if not guard else np.arange(n)
         starts[n] = _first_gap(starts[near], ends[near], size)
         ends[n] = starts[n] + size
     offsets = dict(zip(order, starts.tolist(), strict=True))

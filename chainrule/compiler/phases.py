@@ -2,7 +2,9 @@
 
 In: kernels and loops in an order in which they could run. Out: phases; between two of them all threads meet. Inside a phase a thread
 runs its units of each kernel, one kernel after the other, and needs nothing of another thread: this is how a block of rows goes
-through all layers, forward and back, without waiting.
+through all layers, forward and back, without waiting. At the end of a step they meet too, unless what threads touch of the first phase
+lets others still be in the last: then only memory for what is made in each step stands between two steps, and if it is little there is
+twice as much of it, used in turns.
 
 State is read before it is written: a kernel that stores new state comes after all that read the old one, and where no order can have
 that, or an index is checked only after it, it stores beside the state, and a last kernel copies. Several kernels may store parts of
@@ -19,7 +21,7 @@ from .affine import Affine, Axis, of
 from .former import Index
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of
-from .schedule import units
+from .schedule import MOST_TWICE, units
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +41,20 @@ Touched = dict[Buffer, list[tuple[Item, Access]]]
 @dataclass(slots=True, eq=False)
 class Plan:
     """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
-    `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step."""
+    `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step; `twice`: buffers that
+    steps use in turns with another one each, so that no thread waits for others before the next step; None: it waits."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
     meeting: dict[Loop, list[list[Item]]]
     units: dict[Item, int | None]
     late: list[Kernel]
+    twice: dict[Buffer, Buffer] | None = None
 
 
-def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2) -> Plan:
-    """Phases for items over this state (buffers that are read as they were before), their work cut for so many threads."""
+def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2, turns: bool = False) -> Plan:
+    """Phases for items over this state (buffers that are read as they were before), their work cut for so many threads. turns: buffers
+    may be there twice, for steps in turns."""
     inner: dict[Loop, list[Item]] = {}
     late = [i for i in items if isinstance(i, Kernel) and i.late]
     ordered = _arranged([i for i in items if not (isinstance(i, Kernel) and i.late)], state, names, inner)
@@ -62,7 +67,9 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: 
     level = _levels(ordered, units, _after_checks(ordered, level, set(state)), threads)
     units.update({k: _extent(k, inner, threads) for k in late})
     meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in inner if i.meets}
-    return Plan(_by_level(ordered, level), inner, meeting, units, late)
+    between = _between_steps(ordered, level, units, threads) if turns else None
+    twice = {b: replace(b, name=names("t")) for b in between} if between is not None else None
+    return Plan(_by_level(ordered, level), inner, meeting, units, late, twice)
 
 
 def _by_level(items: Sequence[Item], level: dict[Item, int]) -> list[list[Item]]:
@@ -261,9 +268,11 @@ def _extent(item: Item, inner: dict[Loop, list[Item]], threads: int) -> int | No
     return max((n for n in extents if n is not None), default=None)
 
 
-def levels(ordered: Sequence[Item], threads: int) -> dict[Item, int]:
-    """The phase of each kernel in this order (there are no loops)."""
-    return _levels(ordered, {k: _extent(k, {}, threads) for k in ordered}, {}, threads)
+def meetings(ordered: Sequence[Item], threads: int) -> int:
+    """How often threads meet in a step of kernels in this order (there are no loops)."""
+    units = {k: _extent(k, {}, threads) for k in ordered}
+    level = _levels(ordered, units, {}, threads)
+    return max(level.values(), default=0) + (_between_steps(ordered, level, units, threads) is None)
 
 
 def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[Item, int], threads: int) -> dict[Item, int]:
@@ -276,14 +285,43 @@ def _levels(ordered: Sequence[Item], units: dict[Item, int | None], least: dict[
         for b in touched:
             for before, a in (*written.get(b.buffer, ()), *(read.get(b.buffer, ()) if b.write else ())):
                 if level[before] >= first and not disjoint(a, b):
-                    alone = units[before] is None, units[item] is None
-                    near = all(alone) or (not any(alone) and local(a, b, threads))
-                    near = near and not meets(before) and not meets(item)
+                    near = _by_same_threads(before, a, item, b, units, threads) and not meets(before) and not meets(item)
                     first = level[before] + (0 if near else 1)
         for b in touched:
             (written if b.write else read).setdefault(b.buffer, []).append((item, b))
         level[item] = first
     return level
+
+
+def _by_same_threads(one: Item, a: Access, other: Item, b: Access, units: dict[Item, int | None], threads: int) -> bool:
+    """Whether each thread touches the same part of the buffer in both."""
+    alone = units[one] is None, units[other] is None
+    return all(alone) or (not any(alone) and local(a, b, threads))
+
+
+def _between_steps(
+    ordered: Sequence[Item], level: dict[Item, int], units: dict[Item, int | None], threads: int
+) -> list[Buffer] | None:
+    """The buffers that have to be there twice if threads go on to the first phase of a step while others are in the last of the one
+    before; None if they cannot. What a step finds in such a buffer, it has written there."""
+    last = max(level.values(), default=0)
+    ends, begins = ([i for i in ordered if level[i] == n] for n in (last, 0))
+    if not last or any(meets(i) for i in (*ends, *begins)) or any(map(checks, ordered)):
+        return None
+    touched: Touched = {}
+    for item in ends:
+        for a in accesses(item):
+            touched.setdefault(a.buffer, []).append((item, a))
+    found: dict[Buffer, None] = {}
+    for item in begins:
+        for b in accesses(item):
+            for other, a in touched.get(b.buffer, ()):
+                apart = not (a.write or b.write) or disjoint(a, b) or _by_same_threads(other, a, item, b, units, threads)
+                if not apart:
+                    found[b.buffer] = None
+    kept = {s.buffer for i in ordered if isinstance(i, Kernel) and i.late for s in i.stores}
+    fits = sum(b.bytes for b in found) <= MOST_TWICE
+    return list(found) if fits and all(b.space == "scratch" and b not in kept for b in found) else None
 
 
 def meets(item: Item) -> bool:

@@ -29,7 +29,7 @@ from .branches import branched
 from .carry import carried
 from .copies import are_shared_alike, with_better_copies
 from .cost import work
-from .driver import CLOCKS, MOST_CLOCKS, ORDER
+from .driver import BAD, CLOCKS, FINE, MOST_CLOCKS, ONWARD, ORDER, TURN
 from .flatten import split
 from .former import Index, Source
 from .fuse import Names, Sink, fuse
@@ -116,7 +116,8 @@ def compile_graph(
     """
     graph = _verified_graph("branched", branched(_verified_graph("normalize", graph)))
     graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(graph))))
-    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target)))
+    turns = TURN in slots and memory is None
+    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target), turns))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
     planned, every = made.planned, made.every
@@ -125,13 +126,14 @@ def compile_graph(
         _set_aside(k, how, made.names, threads, target)
     if memory is not None:
         _unpack(made, memory)
-    places = arena(planned.phases, planned.late, guard)
+    places = arena(planned, guard)
     functions = [
         f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target, made.names)
     ]
     table = {b: slots[b.name] for b in _callers(planned)}
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
-    module = Module(Layout(table, places.offsets), target, inline=tiny)
+    twice = planned.twice or {}
+    module = Module(Layout(table, places.offsets, twice, slots[TURN] if twice else 0), target, inline=tiny)
     for f in functions:
         module.add(f)
     for item, (like, one, other) in first.items():
@@ -168,9 +170,10 @@ class _Arrangement:
 
 def _arranged(
     graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], rows: Sequence[Rows],
-    target: Target, storage: Storage, spare: int | None, threads: int,
+    target: Target, storage: Storage, turns: bool, spare: int | None, threads: int,
 ) -> _Arrangement:  # fmt: skip
-    """The passes up to the order of kernels. spare: so many bytes above the least loops may keep; None: all that they can."""
+    """The passes up to the order of kernels. turns: whether steps may use buffers in turns; spare: so many bytes above the least loops may
+    keep; None: all that they can."""
     names, verified = Names(), _Verified()
     own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
     kept = {own[b]: None for b in state}
@@ -194,7 +197,7 @@ def _arranged(
     items = verified("carried", carried(items, names))
     items = verified("share", share(items, panels, set(kept), target, names))
     items = verified("with_better_copies", with_better_copies(items, target, names, threads), last=True)
-    planned = plan(items, list(kept), names, threads)
+    planned = plan(items, list(kept), names, threads, turns and threads > 1)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)
     if VERIFY_EACH_PASS:
@@ -208,7 +211,7 @@ def _arranged(
         for kernel in kernels_of(every):
             kernel.length = 1 if _goes_by_blocks(kernel) else 0
     assert are_shared_alike(every, threads)
-    size = arena(planned.phases, planned.late).bytes
+    size = arena(planned).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 
@@ -353,7 +356,7 @@ def _set_aside(kernel: Kernel, made: Schedule, names: Names, threads: int, targe
 def _unpack(made: _Arrangement, memory: int) -> None:
     """Let kernels read operands where they are, as long as there is no memory left to copy them together; the largest first."""
     for kernel in sorted(kernels_of(made.every), key=lambda k: -sum(b.bytes for b in _packs(k))):
-        if not _packs(kernel) or arena(made.planned.phases, made.planned.late).bytes - made.data <= memory:
+        if not _packs(kernel) or arena(made.planned).bytes - made.data <= memory:
             return
         kernel.packed, kernel.block, kernel.partial = {}, 0, None
 
@@ -466,7 +469,7 @@ def _count(item: Item, planned: Plan, threads: int) -> int:
 
 
 class _Entry:
-    """`i32 name(table, thread, threads, barrier)`: 1 if an index was out of range, before any state is written."""
+    """`i32 name(table, thread, threads, barrier)`: BAD if an index was out of range, before any state is written; else FINE, or ONWARD."""
 
     def __init__(self, planned: Plan, threads: int, module: Module, state: set[Buffer], timed: bool = False) -> None:
         self.planned, self.threads, self.module, self.state, self.timed = planned, threads, module, state, timed
@@ -497,8 +500,11 @@ class _Entry:
                 self._together(blocks, list(run))
         if not tested:
             self._test_report()
+        if self.planned.twice:
+            self._other_turn()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
-        return "\n".join([head, "entry:", *self.lines, "  ret i32 0", "}"])
+        says = FINE if self.planned.twice is None else ONWARD
+        return "\n".join([head, "entry:", *self.lines, f"  ret i32 {says}", "}"])
 
     def _blocks(self, item: Item) -> int:
         """How many blocks of rows threads share out, if each is a unit of its own; else 0."""
@@ -649,6 +655,12 @@ class _Entry:
         total = self._line(f"add i64 {self._line(f'load i64, ptr {place}, align 8')}, {spent}")
         self.lines.append(f"  store i64 {total}, ptr {place}, align 8")
 
+    def _other_turn(self) -> None:
+        """The next step uses the other ones of what is there twice."""
+        place = self._line(f"getelementptr i64, ptr %table, i64 {self.module.layout.turn}")
+        turn = self._line(f"xor i64 {self._line(f'load i64, ptr {place}, align 8')}, 1")
+        self.lines.append(f"  store i64 {turn}, ptr {place}, align 8")
+
     def _report(self) -> str:
         return self._line(f"getelementptr ptr, ptr %table, i64 {REPORT}")
 
@@ -656,5 +668,5 @@ class _Entry:
         number = next(self.numbers)
         report = self._line(f"load ptr, ptr {self._report()}, align 8")
         bad = self._line(f"icmp ne i64 {self._line(f'load i64, ptr {report}, align 8')}, 0")
-        self.lines += [f"  br i1 {bad}, label %stop{number}, label %go{number}", f"stop{number}:", "  ret i32 1"]
+        self.lines += [f"  br i1 {bad}, label %stop{number}, label %go{number}", f"stop{number}:", f"  ret i32 {BAD}"]
         self._start(f"go{number}")

@@ -24,10 +24,11 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     """Whether the phases of a plan, its work cut for so many threads, are right.
 
     State (of steps, and in each loop its own) is read before any of the same elements is written, and so are late copies of it, which are
-    made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel reads
-    what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that another one
-    writes, in steps and where late copies are made before the first. This is exact where indices are evenly spaced places along each
-    dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop, they are taken to.
+    made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel
+    reads what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that
+    another one writes, in steps, from one step to the next and where late copies are made before the first. This is exact where indices
+    are evenly spaced places along each dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop,
+    they are taken to.
     Raises: `GraphError`.
     """
     shared_out = _SharedOut(planned, threads)
@@ -37,6 +38,8 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     _verify_phase(planned.late, shared_out, frozenset())
     for items in planned.phases:
         _verify_phase(items, shared_out, frozenset())
+    if planned.twice is not None:
+        _verify_between_steps(shared_out, planned.twice, copies)
 
 
 @dataclass(eq=False)
@@ -203,12 +206,30 @@ def _verify_checks(shared_out: _SharedOut, state: set[Buffer]) -> None:
 # ---- threads -----------------------------------------------------------------------------------------------------------------
 
 
-def _verify_phase(items: Sequence[Item], shared_out: _SharedOut, fixed: frozenset[Axis]) -> None:
-    """Whether threads share nothing that one of them writes. fixed: axes of loops in which they meet in each turn."""
+def _verify_between_steps(shared_out: _SharedOut, twice: Collection[Buffer], copies: set[Buffer]) -> None:
+    """Whether threads share nothing that one of them writes if some are in the first phase of a step and others in the last of the one
+    before, but for buffers that are there twice: and what is read of those, the same step has written."""
+    phases = shared_out.planned.phases
+    demand(len(phases) > 1, phases[0][0], "is in the only phase: threads never meet")
+    touched: set[Buffer] = set()
+    for item in (i for items in phases for i in items):
+        new = {t.buffer: t for t in reversed(shared_out.touches(item)) if t.buffer in twice and t.buffer not in touched}
+        for buffer, t in new.items():
+            scratch = buffer.space == "scratch" and buffer not in copies
+            demand(t.write and scratch, item, f"reads {buffer}, in which a step finds what the one before the last has left")
+        touched |= new.keys()
+    _verify_phase([*phases[-1], *phases[0]], shared_out, frozenset(), twice)
+
+
+def _verify_phase(
+    items: Sequence[Item], shared_out: _SharedOut, fixed: frozenset[Axis], but: Collection[Buffer] = frozenset()
+) -> None:
+    """Whether threads share nothing that one of them writes, `but` these buffers. fixed: axes of loops in which they meet in each turn."""
     by: dict[Buffer, list[_Touch]] = {}
     for item in items:
         for t in shared_out.touches(item):
-            by.setdefault(t.buffer, []).append(t)
+            if t.buffer not in but:
+                by.setdefault(t.buffer, []).append(t)
     pairs = (pair for same in by.values() for pair in combinations_with_replacement(same, 2))
     for a, b in pairs:
         inside = a.item is b.item and meets(a.item)  # looked at below

@@ -21,7 +21,7 @@ from .affine import Affine, Axis, of
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Store, Value, kernels_of, load, rebuilt, reduce
 from .panels import along
-from .phases import Access, accesses, disjoint, levels, local
+from .phases import Access, accesses, disjoint, local, meetings
 from .schedule import BARRIER, FOREIGN, LINE, MOST_ALONE, MOST_PARTS, OPERATIONS, PARTS_OF_COLUMNS, PARTS_OF_ROWS, stride, units
 from .target import Target
 
@@ -262,8 +262,8 @@ def _cost(items: Sequence[Item], target: Target) -> float:
     ends = [i for i in items if isinstance(i, Kernel) and (i.late or any(s.buffer.space == "state" for s in i.stores))]
     order = [*(i for i in items if i not in ends), *ends]
     threads = target.cores
-    phases = 1 + max(levels(order, threads).values(), default=0)
-    return sum(_busy(k, threads) for k in kernels_of(order)) + BARRIER * phases + FOREIGN * sum(_foreign(order, threads).values())
+    foreign = sum(_foreign(order, threads).values())
+    return sum(_busy(k, threads) for k in kernels_of(order)) + BARRIER * meetings(order, threads) + FOREIGN * foreign
 
 
 def _busy(kernel: Kernel, threads: int) -> float:

@@ -40,6 +40,7 @@ from ..compiler.driver import (
     SLOTS,
     STEPS,
     THREADS,
+    TURN,
     WORDS,
     driver_ir,
     keep_ir,
@@ -82,7 +83,7 @@ class NativeSession(Session):
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
                 names.update(dict.fromkeys(_captures(program, entry)))
-        self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, *names])}
+        self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, TURN, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._storage = storage = storage_of(programs.values(), backend.target)
         self._seen: Seen = partial(_copied, shapes={n: t.shape for n, t in types.items()}, storage=storage)
