@@ -310,10 +310,10 @@ def test_outside_of_tests_the_last_pass_is_looked_at(monkeypatch: pytest.MonkeyP
     assert len(looks) == 1
     monkeypatch.undo()
     monkeypatch.setattr(pipeline, "VERIFY_EACH_PASS", False)
-    for name in ("in_lanes", "with_better_copies"):
+    for name in ("in_lanes", "summed"):
         with monkeypatch.context() as patched:
             patched.setattr(pipeline, name, breaking(getattr(pipeline, name)))
-            with pytest.raises(GraphError, match=r"after with_better_copies: .* writes .* outside of it"):
+            with pytest.raises(GraphError, match=r"after summed: .* writes .* outside of it"):
                 square()
 
 

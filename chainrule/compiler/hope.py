@@ -1,7 +1,8 @@
 """Strong products made as plain ones, in the hope that none is NaN.
 
 In: a kernel; what its values were made of. Out: which of its products may be plain, and at the end of a tile a statement that looks whether
-one of the results is NaN, and only then makes them again as they truly are.
+one of the results is NaN, and only then makes them again as they truly are. Where terms of sums are stored, and so products inside of sums
+count, it is the sums that are looked at, and made again (sums.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import Kernel, Value, terms
+from .kernels import Kernel, Value, ordered, terms
 from .loops import IfNaN, Let, Register, Statement
 
 PLAIN = {"strong_multiply": "multiply", "strong_divide": "divide"}
@@ -24,7 +25,7 @@ SPREADS |= {"sqrt", "exp", "expm1", "log", "log1p", "tanh", "logistic", "sin", "
 def hopeful(kernel: Kernel) -> frozenset[Value]:
     """The strong products and quotients that may be made as plain ones, in the hope that none is NaN: they differ in nothing else, and NaN
     spreads from them to what is stored, where it is noticed. Empty where it would not, or where they are parts of sums."""
-    inside = terms(v for v in kernel.values() if v.op == "reduce")
+    inside = terms(v for v in kernel.values() if v.op == "reduce") | set(ordered([s.value for s in kernel.inside()]))
     strong = [v for v in kernel.values() if v.op in PLAIN and v.dtype.kind == "f" and v not in inside]
     reached = set(strong)
     for v in kernel.values():
@@ -39,11 +40,30 @@ def hopeful(kernel: Kernel) -> frozenset[Value]:
     return frozenset(strong)
 
 
+def hopeful_terms(kernel: Kernel) -> tuple[frozenset[Value], frozenset[Value]]:
+    """The same of the terms of sums, where each that is stored is summed too, so that NaN shows in a sum; and all terms that they are part
+    of."""
+    sums = [v for v in kernel.values() if v.op == "reduce"]
+    stored = {s.value for s in kernel.inside()}
+    points = frozenset().union(*(v.axes for v in stored))
+    fits = stored and not kernel.block and stored <= {v.args[0] for v in sums} and all(v.attrs["how"] == "sum" for v in sums)
+    strong = [v for v in terms(sums) if v.op in PLAIN and v.dtype.kind == "f" and v.axes == points] if fits else []
+    reached = set(strong)
+    for v in kernel.values():
+        if v.op != "reduce" and any(a in reached for a in v.args):
+            if v.op not in SPREADS or (v.args[0] in reached and v.op == "where"):
+                return frozenset(), frozenset()
+            reached.add(v)
+    return frozenset(strong), frozenset(reached)
+
+
 class Hope:
     """What was made of plain products in place of strong ones, and how it is made without hope."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.products = hopeful(kernel)
+        self.terms, self.spread = hopeful_terms(kernel)
+        self.given_up = False  # for terms: they are made as they truly are
         self._made: dict[Register, Let] = {}
 
     def plain(self, target: Register, strong: Let) -> None:

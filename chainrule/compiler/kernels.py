@@ -1,7 +1,8 @@
 """What a kernel is: an index space of named axes, and values over subsets of them.
 
 In: nothing. Out: `Buffer`, `Value`, `Store`, `Kernel`, `Loop`, and their text. A kernel has a domain, over which it stores, and reduced
-axes, over which it sums (or takes the largest, or smallest). Every load has an index that is affine in the axes; broadcast,
+axes, over which it sums (or takes the largest, or smallest); what it stores along reduced axes too, it stores where it is a term of the
+sums. Every load has an index that is affine in the axes; broadcast,
 transpose, slice and window do not exist here: they are indices.
 
     kernel = name, domain axis*, reduced axis*, store*
@@ -133,6 +134,11 @@ class Kernel:
 
     def loads(self) -> Iterator[Value]:
         return (v for v in self.values() if v.op == "load")
+
+    def inside(self) -> list[Store]:
+        """What it stores for each term of its sums."""
+        reduced = {*self.reduced}
+        return [s for s in self.stores if any(not reduced.isdisjoint(i.axes) for i in s.index)] if reduced else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .affine import Affine, Axis, affine, flat, of
 from .flatten import can_be_lines, flattened, seen_as_lines
-from .kernels import Buffer, Kernel, Store, Value, plain
+from .kernels import Buffer, Kernel, Value, plain
 from .loops import For, Function, If, Place, Read, Register, Statement, Write
 from .schedule import Schedule, balanced, cut, pieces, schedule
 from .sums import Sums
@@ -70,6 +70,8 @@ class _Lowering:
     def __init__(self, values: Values) -> None:
         self.values, self.sums = values, Sums(values)
         self.kernel, self.s = values.kernel, values.s
+        inside = self.kernel.inside()
+        self.stores = [s for s in self.kernel.stores if s not in inside]
         self.domain, self.reduced = values.domain, values.reduced
         self.lanes, self.tile, self.side = values.lanes, values.tile, values.side
 
@@ -154,10 +156,10 @@ class _Lowering:
                 for v, valid in vectors:
                     self.values.row, self.values.vector, self.values.valid = r, v, valid
                     # All are read before any is written: it may be state.
-                    stored = [self._stored(store) for store in self.kernel.stores]
+                    stored = [self.values.stored(store) for store in self.stores]
                     sure = self._made_sure(stored)
-                    for store, value in zip(self.kernel.stores, stored, strict=True):
-                        self._store(store, sure.get(value, value))
+                    for store, value in zip(self.stores, stored, strict=True):
+                        self.values.store(store, sure.get(value, value))
 
     def _made_sure(self, stored: Sequence[Register]) -> dict[Register, Register]:
         """What stands in place of values for which there was hope."""
@@ -165,24 +167,6 @@ class _Lowering:
         for statement in statements:
             self.values.add(statement)
         return sure
-
-    def _stored(self, store: Store) -> Register:
-        for i in store.index:
-            if isinstance(i, Value):
-                self.values.value(i)
-        width = self.values.width(self.values.valid) if self.lanes in self.domain else 1
-        return self.values.splat(self.values.value(store.value), width)
-
-    def _store(self, store: Store, value: Register) -> None:
-        width = value.width
-        place = self.values.place(store.buffer, store.index, store.view)
-        if width == 1:
-            place = Place(place.buffer, place.address, place.looked_up)
-        if store.mode == "add":
-            old = self.values.register(value.dtype, width)
-            self.values.add(Read(old, place))
-            value = self.values.let("add", value.dtype, width, (old, value), self.values.scopes[-1])
-        self.values.add(Write(place, value))
 
     # ---- packed operands -----------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together
 from .share import share
 from .siblings import with_siblings
 from .simplify import simplify
+from .summed import summed
 from .target import Target
 from .verify import verify
 
@@ -196,7 +197,8 @@ def _arranged(
     items = verified("gathered", gathered(items, names, threads))
     items = verified("carried", carried(items, names))
     items = verified("share", share(items, panels, set(kept), target, names))
-    items = verified("with_better_copies", with_better_copies(items, target, names, threads), last=True)
+    items = verified("with_better_copies", with_better_copies(items, target, names, threads))
+    items = verified("summed", summed(items, target), last=True)
     planned = plan(items, list(kept), names, threads, turns and threads > 1)
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)

@@ -128,7 +128,8 @@ def schedule(kernel: Kernel, target: Target) -> Schedule:
     blocked |= single | kernel.between.keys()
     alone = {kernel.unit} if kernel.length == 1 else set()  # no two of a unit's places either
     free = [a for a in kernel.domain[kernel.sequential :] if a.extent > 1 and a not in single and a not in alone]
-    lanes: list[Axis | None] = [a for a in (*reversed(free), *kernel.reduced) if a.extent > 1 and a not in blocked]
+    summed = () if kernel.inside() else kernel.reduced  # what is stored where it is a term lies along lanes of the domain
+    lanes: list[Axis | None] = [a for a in (*reversed(free), *summed) if a.extent > 1 and a not in blocked]
     ways = [
         _way(kernel, target, lane, tile)
         for lane in lanes or [None]
@@ -227,7 +228,7 @@ def _way(
     vectors = vectors or _most_vectors(kernel, lane, target)
     columns = balanced(side.extent, most_columns)[0][2] if side is not None else 1
     rows = 1
-    if tile is not None and sums:
+    if tile is not None and sums and not kernel.inside():  # whose terms are made for one row only
         most = MOST_IN_SET if _share_a_set(kernel, tile) else MOST_ROWS[target.registers]
         budget = max(1, min(ACCUMULATORS[target.registers] // (vectors * columns * sums), most))
         rows = balanced(tile.extent, budget)[0][2]
@@ -297,7 +298,8 @@ def _cost(
         return (rows if tile in axes else 1) * beside * (vectors if lane in axes and lane not in reduced else 1)
 
     inner, outer = 2.0 * spilled, 0.0
-    below = terms(v for v in kernel.values() if v.op == "reduce")
+    inside = kernel.inside()
+    below = terms(v for v in kernel.values() if v.op == "reduce") | set(ordered([s.value for s in inside]))
     limits = set(ordered(list(kernel.limits())))  # not counted: a sum has one order, whatever is known of where it ends
     for v in kernel.values():
         if v in limits:
@@ -313,7 +315,11 @@ def _cost(
         step = 1
         if lane is not None and lane not in reduced:
             step = flat((i if isinstance(i, Affine) else Affine() for i in s.index), s.view).coefficient(lane)
-        outer += registers(frozenset(kernel.domain)) * (1.0 if step == 1 else 2.0 * width)
+        stored = registers(frozenset(kernel.domain)) * (1.0 if step == 1 else 2.0 * width)
+        if s in inside:
+            inner += stored
+        else:
+            outer += stored
 
     def count(axis: Axis) -> int:
         if axis is lane:

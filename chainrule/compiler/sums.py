@@ -7,13 +7,13 @@ through its terms in parts, the sums so far in memory. A sum's order follows fro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from itertools import count, product
 from math import prod
 from typing import Any
 
 from .affine import Affine, Axis, affine, of
 from .kernels import Value, bounds
-from .loops import Bound, Carry, Clamped, Place, Read, Register, Write
+from .loops import Bound, Carry, Clamped, IfNaN, Place, Read, Register, Write
 from .schedule import LONG_SUM, NESTED_SUM, pieces
 from .values import Scope, Values
 
@@ -28,15 +28,41 @@ class Sums:
         # The part of the innermost reduced axis at hand: its first place and its length.
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.sums = [v for v in self.kernel.values() if v.op == "reduce"]
+        self.inside, self.tiled = (
+            self.kernel.inside(),
+            (1, [(0, 1)]),
+        )  # what is stored where it is a term; rows and vectors of the tile
         self.within = {a: (i, n) for i, n in bounds(self.sums).items() for a in self.reduced if a in i.axes}
 
     def reduce(self, rows: int, vectors: list[tuple[int, int]]) -> None:
         """All sums of the kernel, for all registers of the tile."""
         self.values.summed = {}
-        if not self.sums:
-            return
+        if self.sums:
+            self.tiled = rows, vectors
+            cells = self._cells(rows, vectors)
+            made = self._reduced(cells)
+            self.values.summed = self._made_sure(cells, made) if self.values.hope.terms else made
+
+    def _made_sure(self, cells: Mapping[Any, tuple[int, int, int]], hoped: dict[Any, Register]) -> dict[Any, Register]:
+        """The sums, and what is stored for each term; made again, of terms as they truly are, if one of the sums is NaN."""
+        scope, hope, again = self.values.scopes[-1], self.values.hope, Scope(set())
+        known = scope.known
+        scope.known = {key: r for key, r in known.items() if key[0] not in hope.spread}
+        self.values.scopes.append(again)
+        hope.given_up = True
+        truly = self._reduced(cells)
+        hope.given_up = False
+        assert self.values.scopes.pop() is again
+        scope.known = known
+        sure = {key: self.values.register(r.dtype, r.width) for key, r in hoped.items()}
+        tested = tuple((r, cells[key][2] if r.width > 1 else 1) for key, r in hoped.items())
+        scope.body.append(IfNaN(tested, again.body, tuple((sure[key], r, truly[key]) for key, r in hoped.items())))
+        return sure
+
+    def _reduced(self, cells: Mapping[Any, tuple[int, int, int]]) -> dict[Any, Register]:
+        """Each sum of a tile."""
         scope = self.values.scopes[-1]
-        cells = self._cells(rows, vectors)
+        summed: dict[Any, Register] = {}
         if self.kernel.block:
             total = self._read_sums(cells)
         else:
@@ -51,12 +77,14 @@ class Sums:
             result = parts[0]
             if self.lanes in self.reduced and result.width > 1:
                 result = self.values.let("lanes", v.dtype, 1, (result,), scope, how=v.attrs["how"])
-            self.values.summed[v, r, n] = result
+            summed[v, r, n] = result
+        return summed
 
     def partial_sums(self, rows: int, vectors: list[tuple[int, int]], length: int | None) -> None:
         """Sums of a tile so far: from memory, one part further, to memory. length None: nothing yet."""
         with self.values.in_tile():
             cells = self._cells(rows, vectors)
+            self.tiled = rows, vectors
             current = self._neutral(cells)
             if length is not None:
                 current = self._in_parts(cells, self._read_sums(cells), *self.span)
@@ -252,6 +280,10 @@ class Sums:
             self.values.valid = valid if reduced_lanes else own
             key = (v, r, n, chain)
             after[key] = self._term(v, now[key], valid if reduced_lanes else None)
+        rows, vectors = self.tiled
+        for r, (n, own), s in product(range(rows), vectors, self.inside):
+            self.values.row, self.values.vector, self.values.valid = r, n, own
+            self.values.store(s, self.values.stored(s))
         return after
 
     def _term(self, v: Value, total: Register, valid: int | None) -> Register:

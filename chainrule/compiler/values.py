@@ -16,8 +16,8 @@ import numpy as np
 
 from .affine import Affine, Axis, flat, of
 from .hope import PLAIN, Hope
-from .kernels import I8, Buffer, Kernel, Value, constant, elementwise, iota, load
-from .loops import Bound, Carry, Fetch, For, Let, Place, Read, Register, Statement
+from .kernels import I8, Buffer, Kernel, Store, Value, constant, elementwise, iota, load
+from .loops import Bound, Carry, Fetch, For, Let, Place, Read, Register, Statement, Write
 from .schedule import LEAST_FETCH, Schedule, stride
 
 
@@ -226,7 +226,8 @@ class Values:
             target = self.let(PLAIN[v.op], v.dtype, width, wide, scope, **v.attrs)
             self.hope.plain(target, Let(target, v.op, wide, v.attrs))
             return target
-        return self.let(v.op, v.dtype, width, wide, scope, **v.attrs)
+        hoped = v in self.hope.terms and not self.hope.given_up
+        return self.let(PLAIN[v.op] if hoped else v.op, v.dtype, width, wide, scope, **v.attrs)
 
     def _load(self, v: Value, width: int, scope: Scope) -> Register:
         packed = self.kernel.packed.get(v)
@@ -260,6 +261,26 @@ class Values:
             assert row.buffer is not None
             self.following[row] = load(row.buffer, (place,), row.shape)
         return self.following[row]
+
+    def stored(self, store: Store) -> Register:
+        """The register of what is stored, for the row and vector at hand."""
+        for i in store.index:
+            if isinstance(i, Value):
+                self.value(i)
+        width = self.width(self.valid) if self.lanes in self.domain else 1
+        return self.splat(self.value(store.value), width)
+
+    def store(self, store: Store, value: Register) -> None:
+        """Puts it, or adds it, where it belongs."""
+        width = value.width
+        place = self.place(store.buffer, store.index, store.view)
+        if width == 1:
+            place = Place(place.buffer, place.address, place.looked_up)
+        if store.mode == "add":
+            old = self.register(value.dtype, width)
+            self.add(Read(old, place))
+            value = self.let("add", value.dtype, width, (old, value), self.scopes[-1])
+        self.add(Write(place, value))
 
     # ---- places --------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import GraphError
 from .affine import Affine, Axis, flat, of
-from .kernels import Buffer, Item, Kernel, Limits, Loop, Store, Value, bounds, kernels_text, limits_of, plain
+from .kernels import Buffer, Item, Kernel, Limits, Loop, Store, Value, bounds, kernels_text, limits_of, ordered, plain
 from .regions import Region, region, shared
 
 
@@ -62,9 +62,19 @@ def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> N
             demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
             demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
             used = frozenset[Axis]().union(*(i.axes for i in s.index))
-            demand(used <= {*item.domain, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
-            demand(s.mode == "add" or _once(s, item.domain), item, f"writes elements of {s.buffer} twice")
-            demand(not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
+            inside = s in item.inside()
+            axes = (*item.domain, *item.reduced) if inside else item.domain
+            demand(used <= {*axes, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
+            demand(s.mode == "add" or _once(s, axes), item, f"writes elements of {s.buffer} twice")
+            demand(inside or not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
+            if inside:
+                demand(
+                    s.mode == "set" and not item.between and not bounds(item.values()),
+                    item,
+                    "adds up what it stores inside of sums",
+                )
+                made = ordered([s.value])
+                demand(all(v.op != "reduce" for v in made), item, "stores sums inside of sums")
         for axis, both in item.between.items():
             demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
             outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]}
