@@ -33,8 +33,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/fold compiler/former compiler/fuse compiler/scans compiler/schedule compiler/layout compiler/flatten compiler/phases "
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
             "compiler/apart compiler/siblings compiler/summed compiler/absorb compiler/pooling compiler/alike compiler/memory "
-            "compiler/copies compiler/races compiler/loops compiler/hope compiler/values compiler/sums compiler/lower compiler/llvm compiler/jit "
-            "compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
+            "compiler/copies compiler/races compiler/loops compiler/hope compiler/values compiler/sums compiler/lower compiler/llvm "
+            "compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),
     (
