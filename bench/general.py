@@ -2,12 +2,14 @@
 
 In: a `Bench`. Out: three `Table`s. The compiler knows neither shapes nor layers by name, so both must come near the speed of what was
 measured: of an odd shape, the operations a second of the measured network whose steps have about as many; of a layer written by hand,
-the time of the built-in one. All of them are measured in the same rounds. Shapes are compared on one thread, where the speed is that of
-the code, and with all, where it also hangs on how much the threads of a step have to tell each other.
+the time of the built-in one. In each round the two of a pair are measured one right after the other, and their ratio is taken: a machine
+that is slower or gives fewer cores for some seconds does so for both. Shapes are compared on one thread, where the speed is that of the
+code, and with all, where it also hangs on how much the threads of a step have to tell each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 from statistics import median
@@ -37,17 +39,31 @@ Key = tuple[str, str]  # a network and a way
 
 
 @dataclass(frozen=True)
-class Speed:
-    """A network's operations a step, and a second. Those in float64 count twice, since a vector holds half as many numbers."""
+class Pair:
+    """Two that are compared: what was measured, or is built in, and what must come near it. operations: of a step of each; those in
+    float64 count twice, since a vector holds half as many numbers; 1 where only times count."""
 
-    row: Row
-    operations: float
-    step: float
+    known: Candidate
+    other: Candidate
+    operations: tuple[float, float] = (1.0, 1.0)
 
     @property
-    def rate(self) -> float:
-        """Operations a second."""
-        return self.operations / self.step
+    def measured(self) -> bool:
+        """Whether both could be."""
+        return bool(self.known.result.times and self.other.result.times)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Operations a second of each."""
+        known, other = self.operations
+        return known / self.known.result.step, other / self.other.result.step
+
+    @property
+    def share(self) -> float:
+        """The speed of the other one, that of the known one being 1: the median over all rounds."""
+        known, other = self.operations
+        times = zip(self.known.result.times, self.other.result.times, strict=True)
+        return median(other / known * before / after for before, after in times)
 
 
 def measure(bench: Bench) -> tuple[Table, Table, Table]:
@@ -57,27 +73,38 @@ def measure(bench: Bench) -> tuple[Table, Table, Table]:
     wanted = {  # a network and a way -> where its troubles are noted
         (row.name, _way(row, one)): table for one, table in shapes.items() for row in (*MEASURED, *GENERAL)
     }
+    counted = list(wanted)
     for name, what in HAND_WRITTEN:
         wanted.setdefault((name, "fit"), hand)
         wanted[name, f"{BY_HAND}{what}"] = hand
-    ready = {key: c for key, table in wanted.items() if (c := _ready(bench, *key, table)) is not None}
-    counts = {key: _operations(bench, *key, table) for key in ready if (table := wanted[key]) is not hand}
-    bench.rounds(ready.values(), together.notes)
+    ready = {key for key, table in wanted.items() if _is_ready(bench, *key, table)}
+    counts = {key: n for key in counted if key in ready and (n := _operations(bench, *key, wanted[key]))}
+    pairs = {id(table): [*_pairs(one, counts)] for one, table in shapes.items()}
+    by_hand = [((name, "fit"), (name, f"{BY_HAND}{what}")) for name, what in HAND_WRITTEN]
+    pairs[id(hand)] = [Pair(_candidate(*a), _candidate(*b)) for a, b in by_hand if {a, b} <= ready]
+    bench.rounds([c for made in pairs.values() for pair in made for c in (pair.known, pair.other)], together.notes, abreast=2)
     bench.forget()
-    for one, table in shapes.items():
-        found, measured = ([s for r in rows if (s := _speed(r, _way(r, one), ready, counts))] for rows in (GENERAL, MEASURED))
-        fill_shapes(table, found, measured)
-        table.failed = len(table.cells) < len(GENERAL)
-    for name, what in HAND_WRITTEN:
-        fill_hand(hand, ready.get((name, "fit")), ready.get((name, f"{BY_HAND}{what}")))
-    hand.failed = len(hand.cells) < len(HAND_WRITTEN)
+    for table, fill, count in ((alone, fill_shape, GENERAL), (together, fill_shape, GENERAL), (hand, fill_hand, HAND_WRITTEN)):
+        for pair in pairs[id(table)]:
+            if pair.measured:
+                fill(table, pair)
+        table.failed = len(table.cells) < len(count)
     return alone, together, hand
 
 
-def _speed(row: Row, way: str, ready: dict[Key, Candidate], counts: dict[Key, float]) -> Speed | None:
-    """Of a network that could be measured."""
-    made, operations = ready.get((row.name, way)), counts.get((row.name, way))
-    return Speed(row, operations, made.result.step) if made is not None and operations and made.result.times else None
+def _pairs(one: bool, counts: dict[Key, float]) -> Iterator[Pair]:
+    """Each odd network behind the measured one whose steps have about as many operations."""
+    known = {key: counts[key] for row in MEASURED if (key := (row.name, _way(row, one))) in counts}
+    for row in GENERAL:
+        key = (row.name, _way(row, one))
+        if key in counts and known:
+            near = nearest(known, counts[key])
+            yield Pair(_candidate(*near), _candidate(*key), (known[near], counts[key]))
+
+
+def nearest(known: dict[Key, float], operations: float) -> Key:
+    """The one whose steps have about as many."""
+    return min(known, key=lambda key: abs(log(known[key] / operations)))
 
 
 def _way(row: Row, alone: bool) -> str:
@@ -86,14 +113,18 @@ def _way(row: Row, alone: bool) -> str:
     return ONE_THREAD if alone else "fit"
 
 
-def _ready(bench: Bench, name: str, way: str, table: Table) -> Candidate | None:
-    """chainrule's network, ready to be measured; None, and a note, if that fails."""
+def _is_ready(bench: Bench, name: str, way: str, table: Table) -> bool:
+    """Whether chainrule's network can be measured; else there is a note."""
     bench.say(f"{name}: {way} gets ready")
     try:
         bench.process(OURS.name).ask("prepare", LIMIT, row=name, way=way)
     except Failure as failure:
         table.notes.append(f"{name} ({way}): {failure}")
-        return None
+        return False
+    return True
+
+
+def _candidate(name: str, way: str) -> Candidate:
     return Candidate(OURS.name, way, ALL_ROWS[name], Measured(OURS.name, f"{way}, {name}", False))
 
 
@@ -108,31 +139,27 @@ def _operations(bench: Bench, name: str, way: str, table: Table) -> float:
     return 2 * counted if way in (FLOAT64, FLOAT64_ALONE) else counted
 
 
-def fill_shapes(table: Table, found: list[Speed], measured: list[Speed]) -> None:
-    """Each network beside the measured one whose steps have about as many operations."""
-    if not measured:
-        return
-    for s in found:
-        near = min(measured, key=lambda m: abs(log(m.operations / s.operations)))
-        share = s.rate / near.rate
-        table.cells.append((
-            s.row.title, f"{s.operations / 1e6:.3g} M", duration(s.step), f"{s.rate / 1e9:.1f}",
-            f"{near.row.title} ({near.operations / 1e6:.3g} M)", f"{near.rate / 1e9:.1f}", _judged(share),
-        ))  # fmt: skip
-        table.values.append({
-            "row": s.row.name, "operations": s.operations, "step": s.step, "rate": s.rate, "near": near.row.name,
-            "near_operations": near.operations, "near_rate": near.rate, "share": share,
-        })  # fmt: skip
+def fill_shape(table: Table, pair: Pair) -> None:
+    """A network beside the measured one."""
+    near, row, step, share = pair.known.row, pair.other.row, pair.other.result.step, pair.share
+    (near_operations, operations), (near_rate, rate) = pair.operations, pair.rates
+    table.cells.append((
+        row.title, f"{operations / 1e6:.3g} M", duration(step), f"{rate / 1e9:.1f}",
+        f"{near.title} ({near_operations / 1e6:.3g} M)", f"{near_rate / 1e9:.1f}", _judged(share),
+    ))  # fmt: skip
+    table.values.append({
+        "row": row.name, "operations": operations, "step": step, "rate": rate, "near": near.name,
+        "near_operations": near_operations, "near_rate": near_rate, "share": share,
+    })  # fmt: skip
 
 
-def fill_hand(table: Table, built_in: Candidate | None, own: Candidate | None) -> None:
-    """What is written by hand beside what is built in, if both could be measured."""
-    if built_in is None or own is None or not (built_in.result.times and own.result.times):
-        return
-    a, b = built_in.result, own.result
-    share, what = median(x / y for x, y in zip(a.times, b.times, strict=True)), own.way.removeprefix(BY_HAND)
-    table.cells.append((own.row.title, what, duration(a.step), duration(b.step), _judged(share)))
-    table.values.append({"row": own.row.name, "by_hand": what, "built_in_step": a.step, "by_hand_step": b.step, "share": share})
+def fill_hand(table: Table, pair: Pair) -> None:
+    """What is written by hand beside what is built in."""
+    a, b, share, what = pair.known.result, pair.other.result, pair.share, pair.other.way.removeprefix(BY_HAND)
+    table.cells.append((pair.other.row.title, what, duration(a.step), duration(b.step), _judged(share)))
+    table.values.append({
+        "row": pair.other.row.name, "by_hand": what, "built_in_step": a.step, "by_hand_step": b.step, "share": share,
+    })  # fmt: skip
 
 
 def _judged(share: float) -> str:

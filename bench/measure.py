@@ -157,13 +157,16 @@ class Bench:
 
     # ---- rounds --------------------------------------------------------------------------------------------------------------
 
-    def rounds(self, candidates: Iterable[Candidate], notes: list[str], result: RowResult | None = None) -> None:
-        """Measure them all against each other. One that fails is left out from there on, and noted."""
+    def rounds(
+        self, candidates: Iterable[Candidate], notes: list[str], result: RowResult | None = None, abreast: int = 1
+    ) -> None:
+        """Measure them all against each other, always so many one right after the other. One that fails is left out from there on, and
+        noted."""
         ready = [c for c in candidates if self._try(c, notes, self._calibrate)]
         for i in range(self.repeats):
             if result is not None:
                 self._peaks(result)
-            turn = i % max(len(ready), 1)
+            turn = i * abreast % max(len(ready), 1)
             self.say(f"{ready[0].row.name if ready else 'nothing'}: round {i + 1} of {self.repeats}")
             for candidate in ready[turn:] + ready[:turn]:
                 if not self._try(candidate, notes, self._measure):

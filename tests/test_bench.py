@@ -462,17 +462,33 @@ def test_dropout_by_hand_drops():
     assert not np.array_equal(first, second)
 
 
+def pair(known, other, times, operations=(1.0, 1.0)):
+    """Two ways of rows that took these times."""
+    made = [general.Candidate(OURS.name, way, ALL_ROWS[n], measured(OURS.name, [])) for n, way in (known, other)]
+    for candidate, taken in zip(made, times, strict=True):
+        candidate.result.times = taken
+    return general.Pair(*made, operations)
+
+
 def test_speeds_stand_beside_the_nearest_measured_one():
-    _, table, hand = general.new_tables()
-    digits, mnist = (general.Speed(ALL_ROWS[n], *v) for n, v in (("digits", (1e6, 1e-5)), ("mnist", (1e8, 5e-4))))
-    odd = general.Speed(ALL_ROWS["gelu"], 2e6, 4e-5)
-    general.fill_shapes(table, [odd], [digits, mnist])
-    assert (table.values[0]["near"], table.values[0]["share"]) == ("digits", pytest.approx(0.5))
-    assert table.cells[0][-1] == "0.50 (too little)"
-    a, b = (general.Candidate(OURS.name, way, SMALL, measured(OURS.name, [])) for way in ("fit", f"{BY_HAND}Dense"))
-    a.result.times, b.result.times = [1e-6, 2e-6, 3e-6], [1e-6, 2e-6, 6e-6]
-    general.fill_hand(hand, a, b)
+    known = {("digits", "fit"): 1e6, ("mnist", "fit"): 1e8}
+    assert general.nearest(known, 2e6) == ("digits", "fit")
+    assert general.nearest(known, 5e7) == ("mnist", "fit")
+
+
+def test_the_two_of_a_pair_are_compared_round_by_round():
+    """The machine was three times as slow in the second of three rounds, and disturbed one of the two in the last."""
+    alone, _, hand = general.new_tables()
+    both = pair(("digits", "fit"), ("gelu", "fit"), ([1e-5, 3e-5, 1e-5], [4e-5, 12e-5, 9e-5]), (1e6, 2e6))
+    general.fill_shape(alone, both)
+    assert (alone.values[0]["near"], alone.values[0]["share"]) == ("digits", pytest.approx(0.5))
+    assert alone.cells[0][-1] == "0.50 (too little)"
+    assert alone.cells[0][2:4] == ("90.0 µs", "22.2")
+    general.fill_hand(hand, pair(("xor", "fit"), ("xor", f"{BY_HAND}Dense"), ([1e-6, 2e-6, 3e-6], [1e-6, 2e-6, 6e-6])))
     assert hand.cells[0][1:] == ("Dense", "2.00 µs", "2.00 µs", "1.00")
+    assert both.measured
+    both.other.result.times.clear()
+    assert not both.measured
 
 
 def test_general_from_start_to_end(monkeypatch):
