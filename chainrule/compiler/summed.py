@@ -20,25 +20,67 @@ from .phases import accesses
 from .siblings import MOST_SUMS, key_of
 from .target import Target
 
+Place = tuple[Buffer, Index, tuple[int, ...]]  # what is read or written where, and as what shape it is seen
 Where = Mapping[Axis, Axis]  # an axis of the kernel that sums -> that of the one which makes what it sums
 
 
 def summed(items: Sequence[Item], target: Target) -> list[Item]:
     """The items, each such sum in the kernel that makes what it is a sum of."""
-    made = list(items)
+    order = _Order(items)
     for item in items:
-        if not isinstance(item, Kernel) or item not in made or not _makes(item, target):
-            continue
-        at = made.index(item)
-        for reader in made[at + 1 :]:
-            maker = made[at]
-            assert isinstance(maker, Kernel), "it stands where the first one did"
-            if isinstance(reader, Kernel) and _is_sum(reader) and _can_come(reader, made, at):
-                both = next((b for w in _ways(maker, reader) if (b := _joined(maker, reader, w)) is not None), None)
+        if isinstance(item, Kernel) and item in order.place and _makes(item, target):
+            maker = item
+            for reader in order.readers(item):
+                both = _both(maker, reader) if order.can_come(reader, maker) else None
                 if both is not None:
-                    made[at] = both
-                    made.remove(reader)
-    return made
+                    order.join(maker, reader, both)
+                    maker = both
+    return sorted(order.place, key=order.place.__getitem__)
+
+
+class _Order:
+    """Items, and which of them touch a buffer."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.place = {item: n for n, item in enumerate(items)}
+        self._touching: dict[Buffer, dict[Item, set[bool]]] = {}  # whether each reads it or writes to it
+        self._sums: dict[Buffer, list[Kernel]] = {}
+        for item in items:
+            self._note(item)
+            if isinstance(item, Kernel) and _is_sum(item):
+                for buffer in dict.fromkeys(b for b, _, _ in _whole(item)):
+                    self._sums.setdefault(buffer, []).append(item)
+
+    def _note(self, item: Item) -> None:
+        for a in accesses(item):
+            self._touching.setdefault(a.buffer, {}).setdefault(item, set()).add(a.write)
+
+    def join(self, maker: Kernel, reader: Kernel, both: Kernel) -> None:
+        """One kernel in place of two."""
+        del self.place[reader]
+        self.place[both] = self.place.pop(maker)
+        self._note(both)
+
+    def readers(self, maker: Kernel) -> list[Kernel]:
+        """The sums after it over an array that it makes, or that it is made of."""
+        arrays = dict.fromkeys(b for b, _, _ in (*_stored(maker), *_whole(maker)))
+        found = dict.fromkeys(k for b in arrays for k in self._sums.get(b, ()))
+        later = (k for k in found if self.place.get(k, -1) > self.place[maker])
+        return sorted(later, key=self.place.__getitem__)
+
+    def can_come(self, reader: Kernel, maker: Kernel) -> bool:
+        """Whether its work may be done as early as the maker's: nothing up to it writes what it reads, or touches what it writes, and
+        nothing after the maker but itself still wants the old value of state that it writes."""
+        first, last = self.place[maker], self.place[reader]
+        for a in accesses(reader):
+            for item, how in self._touching[a.buffer].items():
+                at = self.place.get(item, -1)
+                if first < at < last and (a.write or True in how):
+                    return False
+                late = isinstance(item, Kernel) and item.late
+                if at > first and at != last and a.write and a.buffer.space == "state" and False in how and not late:
+                    return False
+        return True
 
 
 def _makes(kernel: Kernel, target: Target) -> bool:
@@ -60,27 +102,25 @@ def _large(kernel: Kernel) -> list[Axis]:
     return [a for a in (*kernel.domain, *kernel.reduced) if a.extent > 1]
 
 
-def _can_come(reader: Kernel, items: Sequence[Item], at: int) -> bool:
-    """Whether its work may be done as early as item `at`: nothing up to it writes what it reads, or touches what it writes, and nothing
-    but that item still wants the old value of state that it writes."""
-    touched = list(accesses(reader))
-    reads, writes = ({a.buffer for a in touched if a.write == write} for write in (False, True))
-    between = [a for i in items[at + 1 : items.index(reader)] for a in accesses(i)]
-    rest = [i for i in items[at + 1 :] if i is not reader and not (isinstance(i, Kernel) and i.late)]
-    old = {a.buffer for i in rest for a in accesses(i) if not a.write and a.buffer.space == "state"}
-    return not any(a.buffer in writes or (a.write and a.buffer in reads) for a in between) and not old & writes
+def _both(maker: Kernel, reader: Kernel) -> Kernel | None:
+    """One kernel that does the work of two; None if that does not go together."""
+    return next((both for where in _ways(maker, reader) if (both := _joined(maker, reader, where)) is not None), None)
 
 
 def _ways(maker: Kernel, reader: Kernel) -> Iterator[Where]:
     """Which axes of the maker those of the sums may be: those along which both go through the same array."""
-    one = [(s.buffer, s.index, s.view) for s in maker.stores] + list(_whole(maker))
-    for (a, i, view), (b, j, shape) in product(one, _whole(reader)):
+    for (a, i, view), (b, j, shape) in product((*_stored(maker), *_whole(maker)), _whole(reader)):
         where = _matched(j, i) if a is b and view == shape else None
         if where is not None and {*where} == {*_large(reader)} and {*where.values()} == {*_large(maker)}:
             yield where
 
 
-def _whole(kernel: Kernel) -> Iterator[tuple[Buffer, Index, tuple[int, ...]]]:
+def _stored(maker: Kernel) -> Iterator[Place]:
+    """Where it stores what it makes."""
+    return ((s.buffer, s.index, s.view) for s in (maker.inside() or maker.stores))
+
+
+def _whole(kernel: Kernel) -> Iterator[Place]:
     """What it reads at a place of its own for each point."""
     for v in kernel.loads():
         if v.buffer is not None and v.axes == {*_large(kernel)}:
