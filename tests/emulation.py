@@ -324,7 +324,7 @@ class EmulatedSession(NativeSession):
         emulator = Emulator(modules, backend.processor)
         place, address = emulator.place, emulator.address
         table = np.zeros(len(self._slots), np.int64)
-        table[self._slots["report"]] = place(self._report)
+        table[self._slots["step/report"]] = place(self._report)
         for name, array in (*self._state.items(), *((n, fixed(c, c.dtype)) for n, c in self._captures.items())):
             table[self._slots[name]] = place(array)
         still = [*sources.values(), *(self._numbers(k, steps.numbers[k]) for k in layout.fixed)]

@@ -493,7 +493,7 @@ def test_steps_that_follow_each_other_without_waiting_use_other_memory(made: lis
         phases[first].append(writer(b))
         phases[end].append(writer(Buffer("out", b.shape, F4, "result"), [b]))
     twice = {b: replace(b) for b, _, _ in made[:several]}
-    offsets = arena(Plan(phases, {}, {}, {}, [], twice)).offsets
+    offsets = arena(Plan(phases, {}, {}, {}, [], False, twice)).offsets
     every = [*made, *((twice[b], first, end) for b, first, end in made[:several])]
     for (a, first_a, last_a), (b, first_b, last_b) in itertools.combinations(every, 2):
         around = (first_a == 0 and last_b == last) or (first_b == 0 and last_a == last)

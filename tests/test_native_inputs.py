@@ -324,3 +324,27 @@ def test_an_index_that_another_thread_changes_before_it_is_named(monkeypatch: py
         patch.setattr(chainrule.run.function, "evaluate", lambda graph, values: [])
         with pytest.raises(cr.DataError, match="another thread, changes the data"):
             compiled(w, np.array([9]))
+
+
+@pytest.mark.parametrize("name", ["arena", "report", "order", "turn", "x", "target", "loss", "learning_rate"])
+def test_a_parameter_may_have_any_name(name: str) -> None:
+    """Also one that the memory of a step has for itself."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            self.dense = nn.Dense(3, "tanh")
+
+        def __call__(self, x: Any) -> Any:
+            return self.dense(x) * self.parameter(name, (3,), "ones")
+
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+
+    def learnt(backend: str) -> dict[str, Any]:
+        net = Scaled()
+        net.fit(x, x[:, :3], loss="mse", optimizer=cr.SGD(0.1), epochs=2, batch_size=5, backend=backend, verbose=False)
+        return dict(net.parameters)
+
+    native, reference = learnt("native"), learnt("reference")
+    assert name in native
+    for key, value in reference.items():
+        np.testing.assert_allclose(native[key], value, rtol=1e-4, atol=1e-6, err_msg=key)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from chainrule import nn
-from chainrule.compiler import phases, pipeline
+from chainrule.compiler import phases as phases_
+from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.kernels import Buffer, Ends, Item, Kernel, Loop, Store, Value, constant, load, reduce
 from chainrule.compiler.phases import Plan, plan
+from chainrule.compiler.pipeline import compile_graph
 from chainrule.compiler.races import _race, _SharedOut, verify_plan
 from chainrule.errors import GraphError
 from chainrule.run import machines
@@ -51,9 +53,9 @@ def planned(*items: Sequence[Item], inner: dict[Loop, list[Item]] | None = None,
     """These phases, each kernel shared out along its unit."""
     inner = inner or {}
     everything = [i for phase in items for i in phase]
-    units: dict[Item, int | None] = {i: phases._extent(i, inner, 2) for i in everything}
+    units: dict[Item, int | None] = {i: phases_._extent(i, inner, 2) for i in everything}
     for loop in inner:
-        units.update({i: phases._extent(i, inner, 2) for i in inner[loop]})
+        units.update({i: phases_._extent(i, inner, 2) for i in inner[loop]})
     meeting = {loop: [[i] for i in inner[loop]] for loop in inner if loop.meets}
     return Plan([list(phase) for phase in items], inner, meeting, units, list(late))
 
@@ -285,7 +287,7 @@ def test_state_is_written_when_all_indices_are_known_to_be_right() -> None:
 
 def following(*phases: Sequence[Item], twice: Sequence[Buffer] = (), late: Sequence[Kernel] = ()) -> Plan:
     """Steps between which no thread waits for others."""
-    return replace(planned(*phases, late=late), twice={b: replace(b) for b in twice})
+    return replace(planned(*phases, late=late), waits=False, twice={b: replace(b) for b in twice})
 
 
 def test_the_next_step_makes_what_the_last_phase_still_reads() -> None:
@@ -314,6 +316,47 @@ def test_the_next_step_reads_new_state() -> None:
         verify_plan(following([reads], [writes], twice=[W]), [W], 2)
 
 
+def test_threads_wait_where_indices_are_checked() -> None:
+    """Or one would take a step that must not be taken."""
+    place = Value("checked", np.dtype(np.int64), (constant(3, np.dtype(np.int64)),))
+    looks = kernel("k", A, lambda i, j: load(Buffer("x", (12, 4), F4, "input"), (place, of(j))))
+    verify_plan(planned([looks], [kernel("m", B, reading(A))]), [], 2)
+    with pytest.raises(GraphError, match="checks an index, and nobody waits for it"):
+        verify_plan(following([looks], [kernel("m", B, reading(A))]), [], 2)
+
+
+def between(*phases: Sequence[Item]) -> list[str] | None:
+    """What has to be there twice if threads do not meet after these; None: they have to."""
+    items = [i for phase in phases for i in phase]
+    level = {i: n for n, phase in enumerate(phases) for i in phase}
+    inner = {i: list(i.items) for i in items if isinstance(i, Loop)}
+    found = phases_._between_steps(items, level, {i: phases_._extent(i, inner, 2) for i in items}, 2)
+    return None if found is None else [b.name for b in found]
+
+
+def test_when_threads_need_not_meet_at_the_end_of_a_step() -> None:
+    middle = kernel("n", Buffer("c", (12, 4), F4), one)
+    reads = kernel("m", B, reading(A))
+    assert between([kernel("k", A, one)], [middle], [reads]) == []
+    assert between([kernel("k", A, one, None)], [middle], [reads]) == ["a"]
+    assert between([kernel("k", A, one)]) is None  # they would never meet
+    assert between([kernel("k", A, turned(W))], [kernel("m", W, one)]) is None  # state
+    late = kernel("k", A, one, None)
+    late.late = True
+    assert between([late], [middle], [reads]) is None
+    large = Buffer("l", (12, phases_.MOST_TWICE // 48 + 1), F4)
+    assert between([kernel("k", large, one, None)], [middle], [kernel("m", Buffer("o", large.shape, F4), reading(large))]) is None
+    place = Value("checked", np.dtype(np.int64), (constant(3, np.dtype(np.int64)),))
+    looks = kernel("x", A, lambda i, j: load(Buffer("x", (12, 4), F4, "input"), (place, of(j))))
+    assert between([looks], [middle], [reads]) is None
+    loop = Loop("l", Axis("time", 5), False, [reads], [], meets=True)
+    assert between([kernel("k", A, one)], [middle], [loop]) is None
+    loop.meets = False
+    assert between([kernel("k", A, one)], [middle], [loop]) == []
+    own = Buffer("own", (12, 4), F4, part_of=(Buffer("area", (2, 48), F4), 0))
+    assert between([kernel("k", own, one, None)], [middle], [kernel("m", B, reading(own))]) is None
+
+
 def test_what_stays_from_step_to_step_is_there_once() -> None:
     copy, writes, reads = kernel("k", A, reading(W), None), kernel("m", W, one), kernel("n", B, reading(A))
     copy.late = True
@@ -339,10 +382,10 @@ def fit() -> None:
     net.fit(x, y, loss="cross_entropy", epochs=1, batch_size=12, threads=2)
 
 
-def fit_of_hidden_units() -> None:
+def fit_of_hidden_units(**options: Any) -> None:
     net, generator = nn.Sequential(nn.Dense(256, "tanh"), nn.Dense(1)), np.random.default_rng(0)
     x, y = generator.normal(size=(128, 20)).astype(F4), generator.normal(size=(128, 1)).astype(F4)
-    net.fit(x, y, loss="mse", epochs=1, batch_size=64, threads=2)
+    net.fit(x, y, loss="mse", epochs=1, batch_size=64, **{"threads": 2, **options})
 
 
 def step_of_a_network(compiled_anew: pytest.MonkeyPatch, fit: Callable[[], None] = fit) -> tuple[Plan, list[Buffer]]:
@@ -376,7 +419,7 @@ def test_state_that_is_written_too_early_is_found(compiled_anew: pytest.MonkeyPa
 
 
 def test_a_rule_that_is_too_lenient_is_found(compiled_anew: pytest.MonkeyPatch) -> None:
-    compiled_anew.setattr(phases, "local", lambda *_: True)
+    compiled_anew.setattr(phases_, "local", lambda *_: True)
     with pytest.raises(GraphError, match="does not wait"):
         fit()
 
@@ -384,13 +427,13 @@ def test_a_rule_that_is_too_lenient_is_found(compiled_anew: pytest.MonkeyPatch) 
 def test_threads_that_should_wait_between_steps_are_found(compiled_anew: pytest.MonkeyPatch) -> None:
     """Here each thread reads all weights, also those that another one writes at the end of a step."""
     made, state = step_of_a_network(compiled_anew)
-    assert made.twice is None
+    assert made.waits
     with pytest.raises(GraphError, match="does not wait"):
-        verify_plan(replace(made, twice={}), state, 2)
+        verify_plan(replace(made, waits=False), state, 2)
 
 
 def test_a_rule_between_steps_that_is_too_lenient_is_found(compiled_anew: pytest.MonkeyPatch) -> None:
-    compiled_anew.setattr(phases, "_between_steps", lambda *_: [])
+    compiled_anew.setattr(phases_, "_between_steps", lambda *_: [])
     with pytest.raises(GraphError, match="does not wait"):
         fit()
 
@@ -399,7 +442,33 @@ def test_networks_that_are_cut_along_hidden_units_do_not_wait_between_steps(comp
     """The factors of Adam, which one thread computes for all, are there twice."""
     made, state = step_of_a_network(compiled_anew, fit_of_hidden_units)
     assert made.twice
+    assert not made.waits
     verify_plan(made, state, 2)
     for buffer in made.twice:
         with pytest.raises(GraphError, match=f"touches {buffer.name} where another one does"):
             verify_plan(replace(made, twice={b: other for b, other in made.twice.items() if b is not buffer}), state, 2)
+
+
+def test_the_entry_says_so_and_takes_turns(compiled_anew: pytest.MonkeyPatch) -> None:
+    """One choice for each buffer that is there twice, and the other turn at the end; alone, and within a budget, none."""
+    texts: list[tuple[Plan, str]] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        code = compile_graph(*args, **kwargs)
+        texts.append((code.plan, code.text.partition("define i32 @entry(")[2].partition("}")[0]))
+        return code
+
+    compiled_anew.setattr(pipeline, "compile_graph", watched)
+    fit_of_hidden_units()
+    plan, text = next((p, t) for p, t in texts if p.twice)
+    assert text.count("select i1") >= len(plan.twice)
+    assert text.count("xor i64") == 1
+    assert "ret i32 2" in text
+    texts.clear()
+    fit_of_hidden_units(threads=1)
+    fit_of_hidden_units(memory="100MB")
+    assert texts
+    for plan, text in texts:
+        assert plan.waits
+        assert "xor i64" not in text
+        assert "ret i32 2" not in text

@@ -34,8 +34,9 @@ from __future__ import annotations
     BEFORE,
 ) = range(16)
 WORDS = 24
-ORDER = "order"  # the name of the buffer that holds the numbers of the rows of a step
-TURN = "turn"  # the name of the slot that says which of the buffers that are there twice a step uses: 0 or 1
+# Names that nothing of a network can have: of the buffer that holds the numbers of the rows of a step, and of the slot that says which of
+# the buffers that are there twice a step uses, 0 or 1.
+ORDER, TURN = "step/order", "step/turn"
 FINE, BAD, ONWARD = 0, 1, 2  # what an entry says: threads meet now; an index is out of range; no thread has to wait for another
 CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
 MOST_CLOCKS = 4096  # of how many kernels they are

@@ -41,16 +41,17 @@ def hopeful(kernel: Kernel) -> frozenset[Value]:
 
 
 def hopeful_terms(kernel: Kernel) -> tuple[frozenset[Value], frozenset[Value]]:
-    """The same of the terms of sums, where each that is stored is summed too, so that NaN shows in a sum; and all terms that they are part
-    of."""
+    """The same of the terms of sums, where each that is stored is summed too, so that NaN shows in a sum; and all that is made of them."""
     sums = [v for v in kernel.values() if v.op == "reduce"]
     stored = {s.value for s in kernel.inside()}
     points = frozenset().union(*(v.axes for v in stored))
-    fits = stored and not kernel.block and stored <= {v.args[0] for v in sums} and all(v.attrs["how"] == "sum" for v in sums)
+    fits = stored and stored <= {v.args[0] for v in sums} and all(v.attrs["how"] == "sum" for v in sums)
     strong = [v for v in terms(sums) if v.op in PLAIN and v.dtype.kind == "f" and v.axes == points] if fits else []
     reached = set(strong)
     for v in kernel.values():
-        if v.op != "reduce" and any(a in reached for a in v.args):
+        if v.op == "reduce" and v.args[0] in reached:
+            reached.add(v)
+        elif v.axes == points and any(a in reached for a in v.args):
             if v.op not in SPREADS or (v.args[0] in reached and v.op == "where"):
                 return frozenset(), frozenset()
             reached.add(v)

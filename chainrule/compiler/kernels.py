@@ -269,7 +269,7 @@ def rebuilt(
         index = reindexed(v.index, table, where)
         axes = frozenset[Axis]().union(*(a.axes for a in args), *(i.axes for i in index))
         new = v
-        if args != v.args or index != v.index or "within" in v.attrs:
+        if args != v.args or index != v.index or "within" in v.attrs or any(a in where for a in v.attrs.get("over", ())):
             new = replace(v, args=args, index=index, axes=axes)
         if v.op == "reduce" and new is not v:
             over = tuple(b for a in v.attrs["over"] for b in (where[a].axes_in_order if a in where else (a,)))

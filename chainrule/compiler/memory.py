@@ -28,9 +28,8 @@ class Arena:
 def arena(planned: Plan, guard: int = 0) -> Arena:
     """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests)."""
     end = len(planned.phases) - 1
-    live: dict[Buffer, tuple[int, int]] = {
-        s.buffer: (0, end) for k in planned.late for s in k.stores
-    }  # what stays from step to step
+    always = (s.buffer for k in planned.late for s in k.stores)
+    live: dict[Buffer, tuple[int, int]] = dict.fromkeys(always, (0, end))
     inside: dict[Buffer, tuple[Buffer, int]] = {}
     for at, items in enumerate(planned.phases):
         own = [b for k in kernels_of(items) for b in (*k.packed.values(), k.partial)]
@@ -41,14 +40,14 @@ def arena(planned: Plan, guard: int = 0) -> Arena:
                     b = b.part_of[0]
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
-    live |= {other: live[b] for b, other in (planned.twice or {}).items()}
+    live |= {other: live[b] for b, other in planned.twice.items()}
     order = sorted(live, key=lambda b: -b.bytes)
     born, dies = np.array([live[b] for b in order], np.int64).reshape(-1, 2).T
     starts, ends = np.zeros((2, len(order)), np.int64)
     for n, b in enumerate(order):
         size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT
         together = (born[:n] <= dies[n]) & (born[n] <= dies[:n])
-        if planned.twice is not None:
+        if not planned.waits:
             together |= ((born[:n] == 0) & (dies[n] == end)) | ((born[n] == 0) & (dies[:n] == end))
         near = np.flatnonzero(together) if not guard else np.arange(n)
         starts[n] = _first_gap(starts[near], ends[near], size)

@@ -14,7 +14,7 @@ one state: all of them in place, or all beside.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from .affine import Affine, Axis, of
@@ -41,15 +41,16 @@ Touched = dict[Buffer, list[tuple[Item, Access]]]
 @dataclass(slots=True, eq=False)
 class Plan:
     """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
-    `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step; `twice`: buffers that
-    steps use in turns with another one each, so that no thread waits for others before the next step; None: it waits."""
+    `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step; `waits`: whether
+    threads meet at the end of a step; `twice`: buffers that steps use in turns with another one each, so that they need not."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
     meeting: dict[Loop, list[list[Item]]]
     units: dict[Item, int | None]
     late: list[Kernel]
-    twice: dict[Buffer, Buffer] | None = None
+    waits: bool = True
+    twice: dict[Buffer, Buffer] = field(default_factory=dict)
 
 
 def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2, turns: bool = False) -> Plan:
@@ -68,8 +69,8 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: 
     units.update({k: _extent(k, inner, threads) for k in late})
     meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in inner if i.meets}
     between = _between_steps(ordered, level, units, threads) if turns else None
-    twice = {b: replace(b, name=names("t")) for b in between} if between is not None else None
-    return Plan(_by_level(ordered, level), inner, meeting, units, late, twice)
+    twice = {b: replace(b, name=names("t")) for b in between or ()}
+    return Plan(_by_level(ordered, level), inner, meeting, units, late, between is None, twice)
 
 
 def _by_level(items: Sequence[Item], level: dict[Item, int]) -> list[list[Item]]:
@@ -303,7 +304,7 @@ def _between_steps(
     ordered: Sequence[Item], level: dict[Item, int], units: dict[Item, int | None], threads: int
 ) -> list[Buffer] | None:
     """The buffers that have to be there twice if threads go on to the first phase of a step while others are in the last of the one
-    before; None if they cannot. What a step finds in such a buffer, it has written there."""
+    before; None if they cannot. Nothing but late copies reads scratch memory that the same step has not written, so nobody can tell."""
     last = max(level.values(), default=0)
     ends, begins = ([i for i in ordered if level[i] == n] for n in (last, 0))
     if not last or any(meets(i) for i in (*ends, *begins)) or any(map(checks, ordered)):
@@ -321,7 +322,7 @@ def _between_steps(
                     found[b.buffer] = None
     kept = {s.buffer for i in ordered if isinstance(i, Kernel) and i.late for s in i.stores}
     fits = sum(b.bytes for b in found) <= MOST_TWICE
-    return list(found) if fits and all(b.space == "scratch" and b not in kept for b in found) else None
+    return list(found) if fits and all(b.space == "scratch" and b.part_of is None and b not in kept for b in found) else None
 
 
 def meets(item: Item) -> bool:

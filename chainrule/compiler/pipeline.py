@@ -133,8 +133,7 @@ def compile_graph(
     ]
     table = {b: slots[b.name] for b in _callers(planned)}
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
-    twice = planned.twice or {}
-    module = Module(Layout(table, places.offsets, twice, slots[TURN] if twice else 0), target, inline=tiny)
+    module = Module(Layout(table, places.offsets, planned.twice, slots.get(TURN, 0)), target, inline=tiny)
     for f in functions:
         module.add(f)
     for item, (like, one, other) in first.items():
@@ -505,7 +504,7 @@ class _Entry:
         if self.planned.twice:
             self._other_turn()
         head = f"define i32 @{name}(ptr %table, i64 %thread, i64 %threads, ptr %barrier) nounwind {{"
-        says = FINE if self.planned.twice is None else ONWARD
+        says = FINE if self.planned.waits else ONWARD
         return "\n".join([head, "entry:", *self.lines, f"  ret i32 {says}", "}"])
 
     def _blocks(self, item: Item) -> int:

@@ -38,8 +38,8 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     _verify_phase(planned.late, shared_out, frozenset())
     for items in planned.phases:
         _verify_phase(items, shared_out, frozenset())
-    if planned.twice is not None:
-        _verify_between_steps(shared_out, planned.twice, copies)
+    if not planned.waits:
+        _verify_between_steps(shared_out, copies)
 
 
 @dataclass(eq=False)
@@ -206,11 +206,14 @@ def _verify_checks(shared_out: _SharedOut, state: set[Buffer]) -> None:
 # ---- threads -----------------------------------------------------------------------------------------------------------------
 
 
-def _verify_between_steps(shared_out: _SharedOut, twice: Collection[Buffer], copies: set[Buffer]) -> None:
+def _verify_between_steps(shared_out: _SharedOut, copies: set[Buffer]) -> None:
     """Whether threads share nothing that one of them writes if some are in the first phase of a step and others in the last of the one
-    before, but for buffers that are there twice: and what is read of those, the same step has written."""
-    phases = shared_out.planned.phases
+    before, but for buffers that are there twice: and what is read of those, the same step has written. Where indices are checked, a
+    thread may have to stop before the next step."""
+    phases, twice = shared_out.planned.phases, shared_out.planned.twice
     demand(len(phases) > 1, phases[0][0], "is in the only phase: threads never meet")
+    for item in (i for items in phases for i in items):
+        demand(not checks(item), item, "checks an index, and nobody waits for it")
     touched: set[Buffer] = set()
     for item in (i for items in phases for i in items):
         new = {t.buffer: t for t in reversed(shared_out.touches(item)) if t.buffer in twice and t.buffer not in touched}

@@ -61,9 +61,7 @@ MOST_PARTS = 16  # of a sum over an axis that threads share out, so also panels 
 LINE = 64  # bytes of memory that processors fetch at a time
 APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further
 MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself
-MOST_TWICE = (
-    2**15
-)  # bytes that are there twice so that threads need not meet at the end of a step: where it is more, steps are long
+MOST_TWICE = 2**15  # bytes that are there twice so that threads need not meet at the end of a step; steps with more are long
 TINY = 10_000  # operations in a step up to which calls of its kernels count
 OPERATIONS = 5e10  # operators on numbers in a second and core, a multiply-add being two
 BARRIER = 0.2e-6  # seconds that threads take to meet

@@ -6,11 +6,11 @@ products with something else, are one. Batch norm has four such sums on the way 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .affine import of
+from .affine import Affine, Axis, of
 from .kernels import Buffer, Item, Kernel, Value, bounds, plain, rebuilt, reindexed, roots
 from .phases import accesses
 
@@ -80,12 +80,21 @@ def _whole(kernel: Kernel) -> set[Any]:
 
 def _joined(a: Kernel, b: Kernel) -> Kernel:
     """The first kernel with the sums of the second, in terms of its axes; what both compute it computes once."""
-    where = {y: of(x) for x, y in zip((*a.domain, *a.reduced), (*b.domain, *b.reduced), strict=True)}
+    return with_stores_of(a, b, {y: of(x) for x, y in zip((*a.domain, *a.reduced), (*b.domain, *b.reduced), strict=True)})
+
+
+def with_stores_of(a: Kernel, b: Kernel, where: Mapping[Axis, Affine], change: Callable[[Value], Value] = lambda v: v) -> Kernel:
+    """A kernel that stores what another one does as well. where: the other's axes in terms of its own; change: the last word on what the
+    other's values become. What both compute is computed once."""
     known: dict[Any, Value] = {key_of(v): v for v in a.values()}
-    table = rebuilt(roots(b.stores), {}, where, lambda v: known.setdefault(key_of(v), v))
+
+    def same(v: Value) -> Value:
+        new = change(v)
+        return known.setdefault(key_of(new), new)
+
+    table = rebuilt(roots(b.stores), {}, where, same)
     stores = [replace(s, value=table[s.value], index=reindexed(s.index, table, where)) for s in b.stores]
-    origin = tuple(dict.fromkeys((*a.origin, *b.origin)))
-    return replace(a, stores=[*a.stores, *stores], origin=origin)
+    return replace(a, stores=[*a.stores, *stores], origin=tuple(dict.fromkeys((*a.origin, *b.origin))))
 
 
 def key_of(v: Value) -> Any:

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from .affine import Affine, Axis, of
 from .former import EXPENSIVE
-from .kernels import Buffer, Index, Item, Kernel, Value, bounds, rebuilt, reindexed, roots
+from .kernels import Buffer, Index, Item, Kernel, Value, bounds
 from .phases import accesses
-from .siblings import MOST_SUMS, key_of
+from .siblings import MOST_SUMS, with_stores_of
 from .target import Target
 
 Place = tuple[Buffer, Index, tuple[int, ...]]  # what is read or written where, and as what shape it is seen
-Where = Mapping[Axis, Axis]  # an axis of the kernel that sums -> that of the one which makes what it sums
+Match = Mapping[Axis, Axis]  # an axis of the kernel that sums -> that of the one which makes what it sums
 
 
 def summed(items: Sequence[Item], target: Target) -> list[Item]:
@@ -92,7 +91,7 @@ def _makes(kernel: Kernel, target: Target) -> bool:
 
 
 def _is_sum(kernel: Kernel) -> bool:
-    """Whether it sums over all of its axes, from end to end."""
+    """Whether it sums, or takes the largest, over all that there is along its axes."""
     whole = not kernel.sequential and not kernel.between and not bounds(kernel.values()) and kernel.inner is None
     return bool(kernel.reduced) and whole and not kernel.late and all(s.mode == "set" for s in kernel.stores)
 
@@ -104,15 +103,15 @@ def _large(kernel: Kernel) -> list[Axis]:
 
 def _both(maker: Kernel, reader: Kernel) -> Kernel | None:
     """One kernel that does the work of two; None if that does not go together."""
-    return next((both for where in _ways(maker, reader) if (both := _joined(maker, reader, where)) is not None), None)
+    return next((both for match in _ways(maker, reader) if (both := _joined(maker, reader, match)) is not None), None)
 
 
-def _ways(maker: Kernel, reader: Kernel) -> Iterator[Where]:
+def _ways(maker: Kernel, reader: Kernel) -> Iterator[Match]:
     """Which axes of the maker those of the sums may be: those along which both go through the same array."""
     for (a, i, view), (b, j, shape) in product((*_stored(maker), *_whole(maker)), _whole(reader)):
-        where = _matched(j, i) if a is b and view == shape else None
-        if where is not None and {*where} == {*_large(reader)} and {*where.values()} == {*_large(maker)}:
-            yield where
+        match = _matched(j, i) if a is b and view == shape else None
+        if match is not None and {*match} == {*_large(reader)} and {*match.values()} == {*_large(maker)}:
+            yield match
 
 
 def _stored(maker: Kernel) -> Iterator[Place]:
@@ -121,54 +120,52 @@ def _stored(maker: Kernel) -> Iterator[Place]:
 
 
 def _whole(kernel: Kernel) -> Iterator[Place]:
-    """What it reads at a place of its own for each point."""
+    """What it reads along all axes."""
     for v in kernel.loads():
         if v.buffer is not None and v.axes == {*_large(kernel)}:
             yield v.buffer, v.index, v.shape
 
 
-def _matched(index: Index, other: Index) -> Where | None:
+def _matched(index: Index, other: Index) -> Match | None:
     """The axes of one index that stand where those of the other do."""
-    where: dict[Axis, Axis] = {}
+    match: dict[Axis, Axis] = {}
     for i, j in zip(index, other, strict=True):
         if not isinstance(i, Affine) or not isinstance(j, Affine) or i.constant != j.constant or len(i.terms) != len(j.terms):
             return None
         for (a, c), (b, d) in zip(*(sorted(x.terms, key=lambda t: t[1]) for x in (i, j)), strict=True):
-            if c != d or a.extent != b.extent or where.setdefault(a, b) is not b:
+            if c != d or a.extent != b.extent or match.setdefault(a, b) is not b:
                 return None
-    return where if len({*where.values()}) == len(where) else None
+    return match if len({*match.values()}) == len(match) else None
 
 
-def _joined(maker: Kernel, reader: Kernel, where: Where) -> Kernel | None:
+def _joined(maker: Kernel, reader: Kernel, match: Match) -> Kernel | None:
     """The maker with the sums of the reader; None if that does not go together."""
-    domain, reduced = (tuple(where[a] for a in axes if a in where) for axes in (reader.domain, reader.reduced))
-    fits = not maker.reduced or {*maker.reduced} == {*reduced}
-    alike = (where.get(reader.unit) if reader.unit is not None else None) is _unit(maker) and _unit(maker) not in reduced
-    stored = {s.buffer: s for s in maker.inside() or maker.stores}
-    lanes = {a for s in stored.values() for a in s.index[-1].axes}
-    if not fits or not alike or lanes & {*reduced} or not lanes:
+    domain, reduced = (tuple(match[a] for a in axes if a in match) for axes in (reader.domain, reader.reduced))
+    made = {s.buffer: s for s in maker.inside() or maker.stores}
+    along = {a for s in made.values() for i in s.index[-1:] for a in i.axes}  # what lies innermost in memory
+    if not reduced or not along or along & {*reduced} or (maker.reduced and {*maker.reduced} != {*reduced}):
         return None
-    known: dict[Any, Value] = {key_of(v): v for v in maker.values()}
+    unit, own = _unit(reader), _unit(maker)
+    if own in reduced or own is not (match.get(unit, unit) if unit is not None else None):
+        return None
 
-    def same(v: Value) -> Value:
-        s = stored.get(v.buffer) if v.buffer is not None else None
-        return s.value if s is not None and (v.index, v.shape) == (s.index, s.view) else known.setdefault(key_of(v), v)
+    def own_value(v: Value) -> Value:
+        s = made.get(v.buffer) if v.buffer is not None else None
+        return s.value if s is not None and (v.index, v.shape) == (s.index, s.view) else v
 
-    places = {a: of(where[a]) if a in where else Affine() for a in (*reader.domain, *reader.reduced)}
-    table = rebuilt(roots(reader.stores), {}, places, same)
-    sums = [replace(s, value=table[s.value], index=reindexed(s.index, table, places)) for s in reader.stores]
-    origin = tuple(dict.fromkeys((*maker.origin, *reader.origin)))
-    both = replace(maker, domain=domain, reduced=reduced, stores=[*maker.stores, *sums], origin=origin)
-    return both if _is_right(both, {*stored}) else None
+    where = {a: of(match[a]) if a in match else Affine() for a in (*reader.domain, *reader.reduced)}
+    both = with_stores_of(replace(maker, domain=domain, reduced=reduced), reader, where, own_value)
+    return both if _is_right(both) else None
 
 
 def _unit(kernel: Kernel) -> Axis | None:
     return kernel.unit if kernel.unit is not None and kernel.unit.extent > 1 else None
 
 
-def _is_right(kernel: Kernel, inside: set[Buffer]) -> bool:
-    """Whether it reads nothing of what it stores inside of its sums, and state only where it writes it; and has not too many sums."""
+def _is_right(kernel: Kernel) -> bool:
+    """Whether it reads nothing of what it stores but the old value of state, and that only where it stores the new one; and has not too
+    many sums."""
     written = {s.buffer: (s.index, s.view) for s in kernel.stores}
     read = [(v.buffer, (v.index, v.shape)) for v in kernel.loads() if v.buffer in written]
-    own = all(b not in inside and b is not None and written[b] == place for b, place in read)
-    return own and sum(v.op == "reduce" for v in kernel.values()) <= MOST_SUMS
+    old = all(b is not None and b.space == "state" and written[b] == place for b, place in read)
+    return old and sum(v.op == "reduce" for v in kernel.values()) <= MOST_SUMS

@@ -28,35 +28,34 @@ class Sums:
         # The part of the innermost reduced axis at hand: its first place and its length.
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.sums = [v for v in self.kernel.values() if v.op == "reduce"]
-        self.inside, self.tiled = (
-            self.kernel.inside(),
-            (1, [(0, 1)]),
-        )  # what is stored where it is a term; rows and vectors of the tile
+        self.inside = (
+            self.kernel.inside()
+        )  # what is stored where it is a term: tiles of such kernels have one row, and nothing is packed
+        self.vectors: list[tuple[int, int]] = []  # of the tile at hand
+        assert not self.inside or (self.tile is None and not self.kernel.packed)
         self.within = {a: (i, n) for i, n in bounds(self.sums).items() for a in self.reduced if a in i.axes}
 
     def reduce(self, rows: int, vectors: list[tuple[int, int]]) -> None:
         """All sums of the kernel, for all registers of the tile."""
         self.values.summed = {}
         if self.sums:
-            self.tiled = rows, vectors
+            self.vectors = vectors
             cells = self._cells(rows, vectors)
             made = self._reduced(cells)
-            self.values.summed = self._made_sure(cells, made) if self.values.hope.terms else made
+            self.values.summed = made | self._made_sure(cells, made) if self.values.hope.terms else made
 
     def _made_sure(self, cells: Mapping[Any, tuple[int, int, int]], hoped: dict[Any, Register]) -> dict[Any, Register]:
-        """The sums, and what is stored for each term; made again, of terms as they truly are, if one of the sums is NaN."""
+        """The sums for which there was hope; if one of them is NaN, they, and what is stored for each term, are made again, of terms as
+        they truly are."""
         scope, hope, again = self.values.scopes[-1], self.values.hope, Scope(set())
-        known = scope.known
-        scope.known = {key: r for key, r in known.items() if key[0] not in hope.spread}
         self.values.scopes.append(again)
         hope.given_up = True
         truly = self._reduced(cells)
         hope.given_up = False
         assert self.values.scopes.pop() is again
-        scope.known = known
-        sure = {key: self.values.register(r.dtype, r.width) for key, r in hoped.items()}
-        tested = tuple((r, cells[key][2] if r.width > 1 else 1) for key, r in hoped.items())
-        scope.body.append(IfNaN(tested, again.body, tuple((sure[key], r, truly[key]) for key, r in hoped.items())))
+        sure = {key: self.values.register(r.dtype, r.width) for key, r in hoped.items() if key[0] in hope.spread}
+        tested = tuple((hoped[key], cells[key][2] if hoped[key].width > 1 else 1) for key in sure)
+        scope.body.append(IfNaN(tested, again.body, tuple((r, hoped[key], truly[key]) for key, r in sure.items())))
         return sure
 
     def _reduced(self, cells: Mapping[Any, tuple[int, int, int]]) -> dict[Any, Register]:
@@ -84,7 +83,6 @@ class Sums:
         """Sums of a tile so far: from memory, one part further, to memory. length None: nothing yet."""
         with self.values.in_tile():
             cells = self._cells(rows, vectors)
-            self.tiled = rows, vectors
             current = self._neutral(cells)
             if length is not None:
                 current = self._in_parts(cells, self._read_sums(cells), *self.span)
@@ -280,9 +278,8 @@ class Sums:
             self.values.valid = valid if reduced_lanes else own
             key = (v, r, n, chain)
             after[key] = self._term(v, now[key], valid if reduced_lanes else None)
-        rows, vectors = self.tiled
-        for r, (n, own), s in product(range(rows), vectors, self.inside):
-            self.values.row, self.values.vector, self.values.valid = r, n, own
+        for (n, own), s in product(self.vectors, self.inside):
+            self.values.row, self.values.vector, self.values.valid = 0, n, own
             self.values.store(s, self.values.stored(s))
         return after
 

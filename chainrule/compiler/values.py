@@ -172,7 +172,7 @@ class Values:
         lane = self.vector if self.lanes in axes else 0
         tag = self.tag if self.innermost in axes else 0
         valid = self.valid if self.lanes in axes else 1
-        key = (v, r, lane, tag, valid)
+        key = (v, r, lane, tag, valid, self.hope.given_up and v in self.hope.spread)
         if v.op == "reduce":
             return self.summed[v, r, lane]
         for scope in reversed(self.scopes):

@@ -68,13 +68,9 @@ def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> N
             demand(s.mode == "add" or _once(s, axes), item, f"writes elements of {s.buffer} twice")
             demand(inside or not s.value.axes & set(item.reduced), item, "stores what still has a reduced axis")
             if inside:
-                demand(
-                    s.mode == "set" and not item.between and not bounds(item.values()),
-                    item,
-                    "adds up what it stores inside of sums",
-                )
-                made = ordered([s.value])
-                demand(all(v.op != "reduce" for v in made), item, "stores sums inside of sums")
+                demand(s.mode == "set", item, "adds to what it stores inside of sums")
+                demand(not item.between and not bounds(item.values()), item, "does not store all terms of its sums")
+                demand(all(v.op != "reduce" for v in ordered([s.value])), item, "stores sums inside of sums")
         for axis, both in item.between.items():
             demand(axis in item.reduced[:-1], item, "does not sum over all of what it sums over last")  # that has no such limits
             outer = {*around, *item.domain, *item.reduced[: item.reduced.index(axis)]}

@@ -83,7 +83,7 @@ class NativeSession(Session):
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
                 names.update(dict.fromkeys(_captures(program, entry)))
-        self._slots = {name: i for i, name in enumerate(["arena", "report", ORDER, TURN, *names])}
+        self._slots = {name: i for i, name in enumerate(["step/arena", "step/report", ORDER, TURN, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._storage = storage = storage_of(programs.values(), backend.target)
         self._seen: Seen = partial(_copied, shapes={n: t.shape for n, t in types.items()}, storage=storage)
@@ -103,7 +103,7 @@ class NativeSession(Session):
         self._last: Machine | None = None  # whose copies of the state are those of the state as it is
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
-        self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies
+        self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies, and whose turn it is
         self._table[1] = self._report.ctypes.data
         for name, array in (*self._state.items(), *self._captures.items()):
             self._table[self._slots[name]] = array.ctypes.data
