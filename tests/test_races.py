@@ -229,6 +229,25 @@ def test_when_rows_end_is_known_before() -> None:
                 verify_plan(planned([makes, loop], inner={loop: [inside]}), [], 2)
 
 
+def test_uneven_parts_of_panels_are_told_apart() -> None:
+    """Of 64 columns two of three threads have 22, in each of two panels: no evenly spaced places of a line."""
+    line, p, i = Buffer("line", (128,), F4), Axis("p", 2), Axis("i", 64)
+    place = of(p) * 64 + of(i)
+    makes = Kernel("k", (p, i), (), [Store(line, (place,), load(line, (place,)))], i)
+    for threads in (2, 3, 5):
+        verify_plan(planned([makes]), [], threads)
+    q, j = Axis("q", 2), Axis("j", 64)
+    reads = Kernel(
+        "m", (q, j), (), [Store(Buffer("o", (128,), F4), (of(q) * 64 + of(j),), load(line, (of(q) * -64 + of(j) + 64,)))], j
+    )
+    verify_plan(planned([makes, reads]), [], 3)  # the other panel, but the same columns
+    other = Kernel(
+        "m", (q, j), (), [Store(Buffer("o", (128,), F4), (of(q) * 64 + of(j),), load(line, (of(q) * 64 + of(j) * -1 + 63,)))], j
+    )
+    with pytest.raises(GraphError, match="does not wait"):
+        verify_plan(planned([makes, other]), [], 3)
+
+
 def test_private_copies_are_for_their_units_alone() -> None:
     area = Buffer("area", (2, 48), F4)
     own = Buffer("own", (12, 4), F4, part_of=(area, 0))

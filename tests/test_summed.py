@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,8 +17,12 @@ import chainrule as cr
 from chainrule import nn
 from chainrule.compiler import pipeline
 from chainrule.compiler.affine import Affine, Axis, of
-from chainrule.compiler.hope import hopeful_terms
+from chainrule.compiler.hope import hopeful, hopeful_terms
+from chainrule.compiler.jit import compile_module
 from chainrule.compiler.kernels import Buffer, Item, Kernel, Space, Store, Value, constant, elementwise, load, reduce
+from chainrule.compiler.llvm import FIRST, Layout, Module
+from chainrule.compiler.lower import lower
+from chainrule.compiler.phases import accesses
 from chainrule.compiler.schedule import schedule
 from chainrule.compiler.summed import summed
 from chainrule.compiler.target import LEVELS, Target, host, narrowed
@@ -84,11 +89,53 @@ def changed(kernel: Kernel, **how: Any) -> Kernel:
     return replace(kernel, **how)
 
 
-def moved() -> Kernel:
-    """The sum over all rows but the first of an array with one row more."""
-    longer, r, u = Buffer("longer", (ROWS + 1, UNITS), F4, "input"), Axis("a", ROWS), Axis("b", UNITS)
-    value = elementwise("multiply", F4, [load(longer, (of(r) + 1, of(u))), load(longer, (of(r), of(u)))])
-    return Kernel("k", (u,), (r,), [Store(Buffer("out", (UNITS,), F4), (of(u),), reduce("sum", value, (r,)))], u)
+def moved() -> list[Kernel]:
+    """The sum over rows from the second on, of which the last has been there before."""
+    longer, r, u = Buffer("longer", (ROWS + 1, UNITS), F4), Axis("a", ROWS), Axis("b", UNITS)
+    value = reduce("sum", load(longer, (of(r) + 1, of(u))), (r,))
+    maker = makes()
+    maker.stores[:] = [replace(s, buffer=longer) for s in maker.stores]
+    return [maker, Kernel("k", (u,), (r,), [Store(Buffer("out", (UNITS,), F4), (of(u),), value)], u)]
+
+
+def in_panels() -> Kernel:
+    """The same columns by two axes."""
+    r, p, u = Axis("a", ROWS), Axis("p", 2), Axis("b", UNITS // 2)
+    place = of(p) * (UNITS // 2) + of(u)
+    return Kernel(
+        "k", (p, u), (r,), [Store(Buffer("out", (UNITS,), F4), (place,), reduce("sum", load(D, (of(r), place)), (r,)))], u
+    )
+
+
+def in_halves() -> list[Kernel]:
+    """Columns of two halves, one of which has been made."""
+    wide, r, p, u = Buffer("wide", (ROWS, 2 * UNITS), F4), Axis("a", ROWS), Axis("p", 2), Axis("b", UNITS)
+    maker, place = makes(), of(p) * UNITS + of(u)
+    maker.stores[:] = [replace(s, buffer=wide) for s in maker.stores]
+    store = Store(Buffer("out", (2 * UNITS,), F4), (place,), reduce("sum", load(wide, (of(r), place)), (r,)))
+    return [maker, Kernel("k", (p, u), (r,), [store], u)]
+
+
+def of_a_diagonal() -> list[Kernel]:
+    """What is made of the diagonal of a matrix of which all is summed."""
+    cube, r, u = Buffer("x", (6, 6, UNITS), F4, "input"), Axis("r", 6), Axis("u", UNITS)
+    maker = Kernel("m", (r, u), (), [Store(Buffer("l", (6, UNITS), F4), (of(r), of(u)), load(cube, (of(r), of(r), of(u))))], u)
+    a, b, c = Axis("a", 6), Axis("b", 6), Axis("c", UNITS)
+    value = reduce("sum", load(cube, (of(a), of(b), of(c))), (a,))
+    return [maker, Kernel("k", (b, c), (a,), [Store(Buffer("out", (6, UNITS), F4), (of(b), of(c)), value)], c)]
+
+
+def as_one_line() -> Kernel:
+    r, u = Axis("a", ROWS), Axis("b", UNITS)
+    value = reduce("sum", load(D, (of(r) * UNITS + of(u),), (ROWS * UNITS,)), (r,))
+    return Kernel("k", (u,), (r,), [Store(Buffer("out", (UNITS,), F4), (of(u),), value)], u)
+
+
+def wanted_before() -> list[Kernel]:
+    """What is to be written over is still read by another one."""
+    sums, u = total(), Axis("u", UNITS)
+    old = load(sums.stores[0].buffer, (of(u),))
+    return [makes(), Kernel("k", (u,), (), [Store(Buffer("o", (UNITS,), F4), (of(u),), old)], u), sums]
 
 
 def of_first_rows() -> Kernel:
@@ -152,12 +199,19 @@ REFUSED: dict[str, list[Kernel]] = {
     "expensive": [makes(op="power"), total()],
     "a result": [makes(Buffer("d", (ROWS, UNITS), F4, "result")), total([T])],
     "earlier": [fills(E), total([D])],
-    "other places": [makes(reads=(T, G)), moved()],
+    "other places": moved(),
+    "other axes": [makes(), in_panels()],
+    "halves": in_halves(),
+    "a diagonal": of_a_diagonal(),
+    "seen as a line": [makes(), as_one_line()],
+    "wanted before": wanted_before(),
+    "along what lies innermost": [makes(shared=0), total(along=0)],
+    "a maker that sums": [total([T], "e"), total([T])],
     "not all places": [makes(), of_first_rows()],
     "looked up": [looked_up(False), total([T])],
     "stored where it is looked up": [looked_up(True), total([T])],
-    "a maker that adds up": [sequential(makes()), total()],
-    "a sum that adds up": [makes(), sequential(total())],
+    "a maker that adds up": [sequential(makes()), total(shared=False)],
+    "a sum that adds up": [changed(makes(), unit=None), sequential(total())],
     "a late maker": [changed(makes(), late=True), total()],
     "a late sum": [makes(), changed(total(), late=True)],
     "rows in lanes": [changed(makes(), inner=makes().domain[0]), total()],
@@ -319,10 +373,95 @@ def test_other_sums_need_not_be_looked_at() -> None:
 
 
 def test_no_hope_where_what_is_stored_is_not_summed() -> None:
+    """NaN would not show in a sum that chooses something else there; nor is what nobody sums looked at where tiles end."""
     kernel = strong()
-    r, u = kernel.reduced[0], kernel.domain[0]
+    (r,), (u,), value = kernel.reduced, kernel.domain, kernel.stores[0].value
+    positive = elementwise("less", np.dtype(bool), [constant(0, F4), load(N, (of(r), of(u)))])
+    chosen = elementwise("where", F4, [positive, value, constant(0, F4)])
+    kernel.stores[1] = replace(kernel.stores[1], value=reduce("sum", chosen, (r,)))
+    assert hopeful_terms(kernel) == (frozenset(), frozenset())
     kernel.stores[1] = replace(kernel.stores[1], value=reduce("sum", load(N, (of(r), of(u))), (r,)))
     assert hopeful_terms(kernel) == (frozenset(), frozenset())
+    assert hopeful(kernel) == frozenset()
+
+
+def test_no_hope_for_what_is_the_same_for_all_terms() -> None:
+    kernel = strong()
+    (r,), (u,) = kernel.reduced, kernel.domain
+    same = elementwise("strong_multiply", F4, [load(b, (of(u),)) for b in (Buffer("v", (UNITS,), F4), Buffer("w", (UNITS,), F4))])
+    value = elementwise("multiply", F4, [same, load(T, (of(r), of(u)))])
+    kernel.stores[:] = [replace(kernel.stores[0], value=value), replace(kernel.stores[1], value=reduce("sum", value, (r,)))]
+    assert hopeful_terms(kernel) == (frozenset(), frozenset())
+
+
+# ---- kernels that run --------------------------------------------------------------------------------------------------------
+
+
+def computed(kernels: Sequence[Item], **given: Array) -> dict[str, Array]:
+    """What kernels store, one after the other, all arrays being the caller's."""
+    made = [k for k in kernels if isinstance(k, Kernel)]
+    buffers = list(dict.fromkeys(a.buffer for k in made for a in accesses(k)))
+    module = Module(Layout({b: n for n, b in enumerate(buffers, FIRST)}, {}), HOST)
+    lines: list[str] = []
+
+    def line(text: str) -> str:
+        lines.append(f"  %q{len(lines)} = {text}")
+        return f"%q{len(lines) - 1}"
+
+    known: dict[Any, str] = {}
+    for k in made:
+        module.add(lower(k, schedule(k, HOST), 1, HOST))
+        callee = module.known[k.name]
+        pointers = [f"ptr {module.pointer(b, line, known)}" for b in callee.buffers]
+        lines.append(f"  call void @{callee.name}({', '.join(['ptr %table', 'i64 0', 'i64 1', *pointers])})")
+    text = module.text("\n".join(["define void @all(ptr %table) {", *lines, "  ret void", "}"]))
+    arrays = {b: np.array(given[b.name], b.dtype) if b.name in given else np.full(b.shape, -77, b.dtype) for b in buffers}
+    table = np.array([0] * FIRST + [arrays[b].ctypes.data for b in buffers], np.int64)
+    loaded = compile_module(text, HOST)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(loaded.address("all"))(table.ctypes.data)
+    return {b.name: a for b, a in arrays.items()}
+
+
+NUMBERS = np.random.default_rng(0)
+
+
+def test_whole_numbers_are_counted_beside() -> None:
+    """In a kernel with hope for other sums."""
+    whole, r, u = np.dtype(np.int32), Axis("a", ROWS), Axis("b", UNITS)
+    value = reduce("sum", elementwise("cast", whole, [load(T, (of(r), of(u)))]), (r,))
+    counts = Kernel("k_n", (u,), (r,), [Store(Buffer("count", (UNITS,), whole), (of(u),), value)], u)
+    items = [makes(op="strong_multiply"), total(), counts]
+    (made,) = summed(items, HOST)
+    assert isinstance(made, Kernel)
+    assert hopeful_terms(made)[0]
+    t, g = NUMBERS.integers(-9, 9, (2, ROWS, UNITS))
+    found = computed([made], t=t, g=g)
+    np.testing.assert_array_equal(found["count"], np.sum(t, axis=0))
+    np.testing.assert_array_equal(found["out"], np.sum(t * g, axis=0))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 9, 40])
+@pytest.mark.parametrize("by_number", [False, True])
+def test_what_is_made_again_is_made_as_it_truly_is(rows: int, by_number: bool) -> None:
+    """0 times inf is 0, however many rows there are, and where no lanes can be used, since columns are looked up."""
+    t, g, d = (Buffer(name, (rows, UNITS), F4, "scratch" if name == "d" else "input") for name in "tgd")
+    order = Buffer("order", (UNITS,), np.dtype(np.int64), "input")
+    (r, u), (x, y) = ((Axis(f"{name}0", rows), Axis(f"{name}1", UNITS)) for name in "rx")
+    column = load(order, (of(u),)) if by_number else of(u)
+    value = elementwise("strong_multiply", F4, [load(t, (of(r), column)), load(g, (of(r), of(u)))])
+    maker = Kernel("k_d", (r, u), (), [Store(d, (of(r), of(u)), value)], u)
+    sums = reduce("sum", load(d, (of(x), of(y))), (x,))
+    reader = Kernel("k_out", (y,), (x,), [Store(Buffer("out", (UNITS,), F4), (of(y),), sums)], y)
+    a, b = NUMBERS.integers(-9, 9, (2, rows, UNITS)).astype(F4)
+    a[-1], b[-1, ::2] = 0, np.inf
+    backwards = np.arange(UNITS)[::-1]
+    made = summed([maker, reader], HOST)
+    assert len(made) == (1 if rows > 1 else 2)
+    found = computed(made, t=a, g=b, order=backwards)
+    with np.errstate(invalid="ignore"):
+        want = np.where(np.isinf(b), 0, (a[:, backwards] if by_number else a) * b)
+    np.testing.assert_array_equal(found["d"], want)
+    np.testing.assert_array_equal(found["out"], np.sum(want, axis=0))
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations_with_replacement, permutations
+from itertools import combinations_with_replacement, permutations, product
+from math import prod
 
 from .affine import Affine, Axis, of
 from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_of, kernels_text, limits_of
@@ -42,6 +43,9 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
         _verify_between_steps(shared_out, copies)
 
 
+MOST_PARTS = 64  # in which what a thread touches is looked at, if it cannot be told as a whole
+
+
 @dataclass(eq=False)
 class _Touch:
     """One read or write by a kernel. item: what stands in the phase: the kernel itself, or a loop; called: what the entry calls with a
@@ -58,13 +62,28 @@ class _Touch:
     limits: Limits
     confined: Mapping[Affine, int]
 
-    def region(self, fixed: frozenset[Axis], own: Affine | None = None) -> Region:
-        """The elements that it touches in all turns of loops, but for one turn of those with these axes. own: the places of the unit axis
-        that are meant."""
-        where = {} if own is None or self.kernel.unit is None else {self.kernel.unit: own}
+    def region(self, fixed: frozenset[Axis], where: Mapping[Axis, Affine] | None = None) -> Region:
+        """The elements that it touches in all turns of loops, but for one turn of those with these axes. where: what stands for some
+        axes."""
+        where = where or {}
         index = tuple(i.replaced(where) if isinstance(i, Affine) else i for i in self.index)
         confined = {i.replaced(where): n for i, n in self.confined.items()}
         return region(index, self.view, ranges(index, self.view, self.limits, confined), fixed)
+
+    def regions(self, fixed: frozenset[Axis], own: Affine) -> list[Region]:
+        """The same at some places of the unit axis, in parts that are each exactly known if there are few: an uneven part of a panel, in
+        several panels, is no evenly spaced places."""
+        assert self.kernel.unit is not None
+        where = {self.kernel.unit: own}
+        whole = self.region(fixed, where)
+        outer = {
+            a for i in self.index if isinstance(i, Affine) for a, _ in sorted(i.terms, key=lambda t: -abs(t[1]))[:-1]
+        } - fixed
+        axes = sorted(outer - {self.kernel.unit}, key=lambda a: a.name)
+        if whole.exact or prod(a.extent for a in axes) > MOST_PARTS:
+            return [whole]
+        places = product(*(range(a.extent) for a in axes))
+        return [self.region(fixed, where | {a: Affine(n) for a, n in zip(axes, at, strict=True)}) for at in places]
 
 
 @dataclass
@@ -74,7 +93,7 @@ class _SharedOut:
     planned: Plan
     threads: int
     _known: dict[Item, list[_Touch]] = field(default_factory=dict)
-    _parts: dict[tuple[_Touch, int, int, frozenset[Axis]], Region | None] = field(default_factory=dict)
+    _parts: dict[tuple[_Touch, int, int, frozenset[Axis]], list[Region]] = field(default_factory=dict)
 
     def touches(self, item: Item) -> list[_Touch]:
         """All reads and writes."""
@@ -92,27 +111,27 @@ class _SharedOut:
         extent = self.planned.units[touch.called]
         return 1 if extent is None else units(extent, self.threads)[0]
 
-    def part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
-        """What one of so many threads that run it touches; None if it has nothing to do."""
+    def part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> list[Region]:
+        """What one of so many threads that run it touches, in parts; none if it has nothing to do."""
         key = touch, thread, threads, fixed
         if key not in self._parts:
             self._parts[key] = self._part(touch, thread, threads, fixed)
         return self._parts[key]
 
-    def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> Region | None:
+    def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> list[Region]:
         extent, count = self.planned.units[touch.called], self._count(touch)
         first, end = thread * count // threads, (thread + 1) * count // threads
         unit = touch.kernel.unit
         if first == end:
-            return None
+            return []
         if touch.buffer.part_of is not None:  # each unit has its own
             every = touch.buffer.part_of[0].shape[0]
-            return _units(*((0, every) if extent is None else (first, end)), every)
+            return [_units(*((0, every) if extent is None else (first, end)), every)]
         if extent is None or unit is None:
-            return touch.region(fixed)
+            return [touch.region(fixed)]
         length = units(unit.extent, self.threads)[1]
         first, end = first * length, min(end * length, unit.extent)
-        return touch.region(fixed, of(Axis(unit.name, end - first)) + first)
+        return touch.regions(fixed, of(Axis(unit.name, end - first)) + first)
 
 
 def _touches(item: Item, top: Item, called: Item, limits: Limits) -> Iterator[_Touch]:
@@ -250,9 +269,9 @@ def _verify_phase(
 def _race(a: _Touch, b: _Touch, threads: int, shared_out: _SharedOut, fixed: frozenset[Axis]) -> bool:
     """Whether one of so many threads touches what another does."""
     for one, other in permutations(range(threads), 2):
-        mine, yours = shared_out.part(a, one, threads, fixed), shared_out.part(b, other, threads, fixed)
-        if mine is not None and yours is not None and _depend_on_turns(mine, yours):
-            mine, yours = shared_out.part(a, one, threads, frozenset()), shared_out.part(b, other, threads, frozenset())
-        if mine is not None and yours is not None and shared(mine, yours) != 0:
+        both = shared_out.part(a, one, threads, fixed), shared_out.part(b, other, threads, fixed)
+        if any(_depend_on_turns(mine, yours) for mine, yours in product(*both)):
+            both = shared_out.part(a, one, threads, frozenset()), shared_out.part(b, other, threads, frozenset())
+        if any(shared(mine, yours) != 0 for mine, yours in product(*both)):
             return True
     return False

@@ -296,8 +296,7 @@ def _cost(
         return (rows if tile in axes else 1) * beside * (vectors if lane in axes and lane not in reduced else 1)
 
     inner, outer = 2.0 * spilled, 0.0
-    inside = kernel.inside()
-    below = terms(v for v in kernel.values() if v.op == "reduce") | set(ordered([s.value for s in inside]))
+    below = terms(v for v in kernel.values() if v.op == "reduce")
     limits = set(ordered(list(kernel.limits())))  # not counted: a sum has one order, whatever is known of where it ends
     for v in kernel.values():
         if v in limits:
@@ -313,11 +312,7 @@ def _cost(
         step = 1
         if lane is not None and lane not in reduced:
             step = flat((i if isinstance(i, Affine) else Affine() for i in s.index), s.view).coefficient(lane)
-        stored = registers(frozenset(kernel.domain)) * (1.0 if step == 1 else 2.0 * width)
-        if s in inside:
-            inner += stored
-        else:
-            outer += stored
+        outer += registers(frozenset(kernel.domain)) * (1.0 if step == 1 else 2.0 * width)
 
     def count(axis: Axis) -> int:
         if axis is lane:

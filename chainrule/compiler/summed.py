@@ -84,15 +84,15 @@ class _Order:
 
 def _makes(kernel: Kernel, target: Target) -> bool:
     """Whether it does no more than compute small arrays, nothing of which is expensive."""
-    simple = not kernel.reduced and not kernel.sequential and not kernel.late and kernel.inner is None
+    simple = not kernel.reduced and not kernel.late and kernel.inner is None
     scratch = all(s.buffer.space == "scratch" and s.mode == "set" and s.buffer.bytes <= target.level2 for s in kernel.stores)
     told = not any(isinstance(i, Value) for s in kernel.stores for i in s.index)
-    return simple and scratch and told and len(_large(kernel)) > 1 and not any(v.op in EXPENSIVE for v in kernel.values())
+    return simple and scratch and told and not any(v.op in EXPENSIVE for v in kernel.values())
 
 
 def _is_sum(kernel: Kernel) -> bool:
     """Whether it sums, or takes the largest, over all that there is along its axes."""
-    whole = not kernel.sequential and not kernel.between and not bounds(kernel.values()) and kernel.inner is None
+    whole = not kernel.between and not bounds(kernel.values()) and kernel.inner is None
     return bool(kernel.reduced) and whole and not kernel.late and all(s.mode == "set" for s in kernel.stores)
 
 
@@ -110,7 +110,7 @@ def _ways(maker: Kernel, reader: Kernel) -> Iterator[Match]:
     """Which axes of the maker those of the sums may be: those along which both go through the same array."""
     for (a, i, view), (b, j, shape) in product((*_stored(maker), *_whole(maker)), _whole(reader)):
         match = _matched(j, i) if a is b and view == shape else None
-        if match is not None and {*match} == {*_large(reader)} and {*match.values()} == {*_large(maker)}:
+        if match is not None:
             yield match
 
 
@@ -127,10 +127,10 @@ def _whole(kernel: Kernel) -> Iterator[Place]:
 
 
 def _matched(index: Index, other: Index) -> Match | None:
-    """The axes of one index that stand where those of the other do."""
+    """The axes of one index, each at the place of one of the other."""
     match: dict[Axis, Axis] = {}
     for i, j in zip(index, other, strict=True):
-        if not isinstance(i, Affine) or not isinstance(j, Affine) or i.constant != j.constant or len(i.terms) != len(j.terms):
+        if not isinstance(i, Affine) or not isinstance(j, Affine) or len(i.terms) != len(j.terms):
             return None
         for (a, c), (b, d) in zip(*(sorted(x.terms, key=lambda t: t[1]) for x in (i, j)), strict=True):
             if c != d or a.extent != b.extent or match.setdefault(a, b) is not b:
@@ -142,11 +142,11 @@ def _joined(maker: Kernel, reader: Kernel, match: Match) -> Kernel | None:
     """The maker with the sums of the reader; None if that does not go together."""
     domain, reduced = (tuple(match[a] for a in axes if a in match) for axes in (reader.domain, reader.reduced))
     made = {s.buffer: s for s in maker.inside() or maker.stores}
-    along = {a for s in made.values() for i in s.index[-1:] for a in i.axes}  # what lies innermost in memory
-    if not reduced or not along or along & {*reduced} or (maker.reduced and {*maker.reduced} != {*reduced}):
+    along = {a for s in made.values() for a in next(i.axes for i in reversed(s.index) if i.axes)}  # what lies innermost in memory
+    if not reduced or along & {*reduced} or (maker.reduced and {*maker.reduced} != {*reduced}):
         return None
-    unit, own = _unit(reader), _unit(maker)
-    if own in reduced or own is not (match.get(unit, unit) if unit is not None else None):
+    unit = _unit(reader)
+    if _unit(maker) is not (match.get(unit, unit) if unit is not None else None):
         return None
 
     def own_value(v: Value) -> Value:
