@@ -184,7 +184,7 @@ def test_rows_of_data_are_fetched_a_tile_ahead() -> None:
     text = step(1000).stage("loops")
     product = next(f for f in text.split("\n\n") if "fetch in/x" in f)
     assert "constant  value=63" in product  # the last tile fetches a row that exists
-    rows = re.findall(r"= order\[(\d+)\*(\w+)( \+ \d+)?\]", product)
+    rows = re.findall(r"= step/order\[(\d+)\*(\w+)( \+ \d+)?\]", product)
     size = int(rows[0][0])
     assert size > 1
     ahead = set(re.findall(r"iota  address=(\d+\*\w+ \+ \d+)", product))
