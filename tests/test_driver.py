@@ -38,12 +38,8 @@ def meetings(
     loaded = compile_module(driver.driver_ir(triple, COUNTS, flush_ir(triple)) + entries, host())
     prepares = loaded.address(f"says{driver.FINE}")
     functions = np.array([(prepares, loaded.address(f"says{what}")) for what in says], np.int64)
-    which, arenas, met, table = (
-        np.array(kinds, np.int64),
-        np.zeros(len(says), np.int64),
-        np.zeros(1, np.int64),
-        np.zeros(8, np.int64),
-    )
+    which, arenas = np.array(kinds, np.int64), np.zeros(len(says), np.int64)
+    met, table = np.zeros(1, np.int64), np.zeros(8, np.int64)
     shared = np.zeros(driver.WORDS, np.int64)
     words = {
         driver.FIRST: first, driver.STEPS: steps, driver.THREADS: threads, driver.BARRIER: met.ctypes.data,

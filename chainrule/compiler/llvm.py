@@ -1,7 +1,8 @@
 """Loops -> LLVM IR text.
 
-In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (slot 0 the arena, slot
-1 the report of a bad index, then the caller's buffers), the units it is to do, and the variables of loops around it.
+In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (slot 0 the arena, slot 1
+the report of a bad index, then the caller's buffers and, where some are there twice, whose turn it is), the units it is to do, and the
+variables of loops around it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Match = Mapping[Axis, Axis]  # an axis of the kernel that sums -> that of the on
 
 def summed(items: Sequence[Item], target: Target) -> list[Item]:
     """The items, each such sum in the kernel that makes what it is a sum of."""
-    order = _Order(items)
+    order = _Placed(items)
     for item in items:
         if isinstance(item, Kernel) and item in order.place and _makes(item, target):
             maker = item
@@ -37,7 +37,7 @@ def summed(items: Sequence[Item], target: Target) -> list[Item]:
     return sorted(order.place, key=order.place.__getitem__)
 
 
-class _Order:
+class _Placed:
     """Items, and which of them touch a buffer."""
 
     def __init__(self, items: Sequence[Item]) -> None:

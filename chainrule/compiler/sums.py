@@ -28,9 +28,8 @@ class Sums:
         # The part of the innermost reduced axis at hand: its first place and its length.
         self.span = (Affine(), self.innermost.extent if self.innermost is not None else 0)
         self.sums = [v for v in self.kernel.values() if v.op == "reduce"]
-        self.inside = (
-            self.kernel.inside()
-        )  # what is stored where it is a term: tiles of such kernels have one row, and nothing is packed
+        # What is stored where it is a term: tiles of such kernels have one row, and nothing is packed.
+        self.inside = self.kernel.inside()
         self.vectors: list[tuple[int, int]] = []  # of the tile at hand
         assert not self.inside or (self.tile is None and not self.kernel.packed)
         self.within = {a: (i, n) for i, n in bounds(self.sums).items() for a in self.reduced if a in i.axes}

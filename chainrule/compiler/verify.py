@@ -58,11 +58,12 @@ def _verify(items: Sequence[Item], around: frozenset[Axis], limits: Limits) -> N
                 demand(_is_seen(v.buffer, v.shape, v.dtype), item, f"reads {v.buffer} as what it is not")
             if v.op == "reduce":
                 demand(set(v.attrs["over"]) == set(item.reduced), item, "sums over other axes than its own")
+        for_terms = item.inside()
         for s in item.stores:
             demand(_inside(s.index, s.view, within, {}), item, f"writes {s.buffer} outside of it")
             demand(_is_seen(s.buffer, s.view, s.value.dtype), item, f"writes {s.buffer} as what it is not")
             used = frozenset[Axis]().union(*(i.axes for i in s.index))
-            inside = s in item.inside()
+            inside = s in for_terms
             axes = (*item.domain, *item.reduced) if inside else item.domain
             demand(used <= {*axes, *around}, item, f"writes {s.buffer} along an axis from elsewhere")
             demand(s.mode == "add" or _once(s, axes), item, f"writes elements of {s.buffer} twice")
