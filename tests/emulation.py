@@ -279,7 +279,7 @@ class Emulated(NativeBackend):
         """All of it that belongs to no buffer is as it was."""
         free = np.ones(len(arena), bool)
         for buffer, start in code.arena.offsets.items():
-            free[start : start + buffer.bytes] = False
+            free[start : start + code.arena.sizes[buffer]] = False
         assert (arena[free] == self.poison).all(), "written between the buffers"
 
 
@@ -325,7 +325,7 @@ class EmulatedSession(NativeSession):
         place, address = emulator.place, emulator.address
         table = np.zeros(len(self._slots), np.int64)
         table[self._slots["step/report"]] = place(self._report)
-        for name, array in (*self._state.items(), *((n, fixed(c, c.dtype)) for n, c in self._captures.items())):
+        for name, array in (*self._state.arrays.items(), *((n, fixed(c, c.dtype)) for n, c in self._captures.items())):
             table[self._slots[name]] = place(array)
         still = [*sources.values(), *(self._numbers(k, steps.numbers[k]) for k in layout.fixed)]
         table[layout.lying] = [place(fixed(a, a.dtype)) for a in still]
@@ -368,13 +368,19 @@ class EmulatedSession(NativeSession):
         return self._backend._compiled(program, entry, dtypes, self._slots, storage=self._storage, threads=self._backend.threads)
 
     def keep(self) -> Kept | None:
-        copies = {name: np.zeros_like(v) for name, v in self._state.items()}
+        state = self._state.arrays
+        copies = {name: np.zeros_like(v) for name, v in state.items()}
         module = f'target triple = "{self._backend.target.triple}"\n{driver.keep_ir()}'
         emulator = Emulator({"d": compiled(module, self._backend.target)}, self._backend.processor)
-        rows = np.zeros((len(copies), 5), np.int64)
-        for row, to, value in zip(rows, copies.values(), self._state.values(), strict=True):
-            row[:3] = emulator.place(to), emulator.place(fixed(value, value.dtype)), value.nbytes
-            row.view(np.uint32)[6:] = driver.EXPONENTS.get(str(value.dtype), driver.NO_EXPONENT)
-        emulator.call("d.keep", emulator.place(rows), len(rows))
+        rows = [
+            (
+                emulator.place(to),
+                emulator.place(fixed(v, v.dtype)),
+                v.nbytes,
+                *driver.EXPONENTS.get(v.dtype.char, driver.NO_EXPONENT),
+            )
+            for to, v in zip(copies.values(), state.values(), strict=True)
+        ]
+        emulator.call("d.keep", emulator.place(np.array(rows, np.int64)), len(rows))
         (bad,) = emulator.run()
         return Kept(self._seen(copies)) if bad == 0 else None

@@ -255,7 +255,7 @@ def untouched(arena: Array, code: Any, poison: int) -> None:
     """All of the scratch memory that belongs to no buffer is as it was."""
     free = np.ones(len(arena), bool)
     for buffer, start in code.arena.offsets.items():
-        free[start : start + buffer.bytes] = False
+        free[start : start + code.arena.sizes[buffer]] = False
     changed = np.flatnonzero(free & (arena != poison))
     assert not len(changed), f"written between the buffers at {changed[:8]} of {len(arena)}"
 

@@ -356,7 +356,7 @@ def check_rounds(threads: int) -> None:
     assert_same(sessions[0].keep().arrays(), sessions[0].state())
     np.testing.assert_allclose(sessions[0].state()["w"], sessions[1].state()["w"], rtol=1e-4)
     for value in (np.nan, -np.inf):
-        sessions[0]._state["w"][1] = value
+        sessions[0]._state.arrays["w"][1] = value
         assert sessions[0].keep() is None
 
 

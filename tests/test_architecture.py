@@ -32,15 +32,15 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/views compiler/branches compiler/simplify compiler/regions compiler/kernels compiler/verify "
             "compiler/fold compiler/former compiler/fuse compiler/scans compiler/schedule compiler/layout compiler/flatten compiler/phases "
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
-            "compiler/apart compiler/siblings compiler/summed compiler/absorb compiler/pooling compiler/alike compiler/memory "
-            "compiler/copies compiler/races compiler/loops compiler/hope compiler/values compiler/sums compiler/lower compiler/llvm "
-            "compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
+            "compiler/apart compiler/gaps compiler/siblings compiler/summed compiler/absorb compiler/pooling compiler/alike "
+            "compiler/memory compiler/copies compiler/races compiler/loops compiler/hope compiler/values compiler/sums compiler/lower "
+            "compiler/llvm compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),
     (
         "6 run",
         (
-            "run/batches run/backend run/interrupt run/reference run/threads run/crew run/machines run/rounds run/function "
+            "run/batches run/backend run/interrupt run/reference run/threads run/crew run/machines run/pieces run/rounds run/function "
             "run/native run/xla run/"
         ),
     ),

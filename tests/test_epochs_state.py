@@ -222,13 +222,13 @@ def test_nothing_to_keep() -> None:
 def test_memory_of_a_state_that_nobody_holds_serves_again() -> None:
     session = session_of({"a": np.zeros(5)})
     first = session.keep()
-    session._state["a"][:] = 1
+    session._state.arrays["a"][:] = 1
     second = session.keep()
-    session._state["a"][:] = 2
+    session._state.arrays["a"][:] = 2
     del second
     third = session.keep()
     assert len(session._copies) == 2
-    session._state["a"][:] = 3
+    session._state.arrays["a"][:] = 3
     assert session.keep().arrays()["a"][0] == 3
     assert len(session._copies) == 3  # two are held
     assert (first.arrays()["a"][0], third.arrays()["a"][0]) == (0, 2)

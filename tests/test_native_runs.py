@@ -29,7 +29,7 @@ import chainrule as cr
 from chainrule import nn
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import normalize
-from chainrule.run import function, machines, rounds
+from chainrule.run import function, machines, pieces, rounds
 from chainrule.run import native as native_run
 from chainrule.run.backend import Steps, backends
 from chainrule.run.crew import Crew
@@ -45,7 +45,7 @@ server = native.server  # a fixture
 def test_nothing_is_written_beside_arrays(kind: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trained(kind, 64)
     guards = Guards()
-    for module in (machines, rounds, function, native_run):
+    for module in (machines, pieces, rounds, function, native_run):
         monkeypatch.setattr(module, "aligned", guards)
     assert_same(trained_on(kind, 64, Threaded(threads)), plain)
     guards.check()
@@ -77,7 +77,7 @@ def test_all_steps_of_a_session_work_in_the_same_memory() -> None:
     for session in backend.sessions:
         assert session._arena.size == max(machine.code.arena.bytes for machine in session._known.values())
         for machine in session._known.values():
-            ends = [start + buffer.bytes for buffer, start in machine.code.arena.offsets.items()]
+            ends = [start + machine.code.arena.sizes[buffer] for buffer, start in machine.code.arena.offsets.items()]
             assert machine.code.arena.bytes - max(ends) < 64
 
 

@@ -12,6 +12,8 @@ And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays and tells wh
 
 from __future__ import annotations
 
+from .schedule import APART
+
 # Words of the block that the threads of a run share. ROUND: steps of a round; PLACE: of the first step in its round; KINDS: of the steps
 # of a round; MOVES: how many pointers move; SLOTS: which; BYTES: by how much, a row for each kind of step; REWOUND: the row for the last
 # step of a round; HALT: the number of the step after which all threads leave, counted from 1.
@@ -34,17 +36,18 @@ from __future__ import annotations
     BEFORE,
 ) = range(16)
 WORDS = 24
-# Names that nothing of a network can have: of the buffer that holds the numbers of the rows of a step, and of the slot that says which of
-# the buffers that are there twice a step uses, 0 or 1.
-ORDER, TURN = "step/order", "step/turn"
+# Names that nothing of a network can have, of what stands first in the table of pointers: the arena; the report of a bad index; the arena
+# as it begins, to a thread, for arrays of which it has its own part; the numbers of the rows of a step; and which of the buffers that are
+# there twice a step uses, 0 or 1.
+ARENA, REPORT, OWN, ORDER, TURN = NAMES = ("step/arena", "step/report", "step/own", "step/order", "step/turn")
 FINE, BAD, ONWARD = 0, 1, 2  # what an entry says: threads meet now; an index is out of range; no thread has to wait for another
 CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
 MOST_CLOCKS = 4096  # of how many kernels they are
 CHUNK = 64  # bytes that `keep` copies at a time
-# By the dtype of an array, what `keep` looks for in pairs of its words of 32 bits: those of the masked bits that are equal to the
+# By the code of an array's dtype, what `keep` looks for in pairs of its words of 32 bits: those of the masked bits that are equal to the
 # second number belong to numbers that are not finite. No masked bit is ever equal to 1 of no bits.
-EXPONENTS = {"float32": (0x7F800000, 0x7F800000, 0x7F800000, 0x7F800000), "float64": (0, 0x7FF00000, 1, 0x7FF00000)}
-NO_EXPONENT = (0, 0, 1, 1)
+EXPONENTS = {"f": (0x7F800000_7F800000, 0x7F800000_7F800000), "d": (0x7FF00000_00000000, 0x7FF00000_00000001)}
+NO_EXPONENT = (0, 0x00000001_00000001)
 
 
 def driver_ir(triple: str, barrier: str, flush: str) -> str:
@@ -92,7 +95,7 @@ _ENTRY = f"""entry:
 """
 
 # A step: what prepares its copies, if it is of another kind than the one before, and its entry; then the row of bytes to move by.
-_STEP = """step:
+_STEP = f"""step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
   %at = phi i64 [ %place, %entry ], [ %then, %onward ]
   %before = phi i64 [ %earlier, %entry ], [ %kind, %onward ]
@@ -106,6 +109,10 @@ change:
   %arenap = getelementptr ptr, ptr %arenas, i64 %kind
   %arena = load ptr, ptr %arenap, align 8
   store ptr %arena, ptr %table, align 8
+  %gaps = mul i64 %thread, {APART}
+  %own = getelementptr i8, ptr %arena, i64 %gaps
+  %ownp = getelementptr ptr, ptr %table, i64 {NAMES.index(OWN)}
+  store ptr %own, ptr %ownp, align 8
   %prepare = load ptr, ptr %preparep, align 8
   %prepared = call i32 %prepare(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   call void @barrier(ptr %barrier, i64 %threads)

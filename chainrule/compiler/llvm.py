@@ -1,13 +1,13 @@
 """Loops -> LLVM IR text.
 
 In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (slot 0 the arena, slot 1
-the report of a bad index, then the caller's buffers and, where some are there twice, whose turn it is), the units it is to do, and the
-variables of loops around it.
+the report of a bad index, then the caller's buffers and, where there are such, whose turn it is of what is there twice, and where the arena
+begins for arrays in own parts), the units it is to do, and the variables of loops around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,14 @@ BOOL = np.dtype(bool)
 @dataclass(frozen=True)
 class Layout:
     """Slots of the caller's buffers, and offsets of the others in the arena. twice: those that steps use in turns with another one, by
-    what stands in the slot `turn`."""
+    what stands in the slot `turn`; own: those of which each thread has its own part, for which the arena begins where `begins` says."""
 
     slots: Mapping[Buffer, int]
     offsets: Mapping[Buffer, int]
     twice: Mapping[Buffer, Buffer] = field(default_factory=dict)
     turn: int = 0
+    own: Collection[Buffer] = ()
+    begins: int = ARENA
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,10 @@ class Module:
             if buffer in layout.slots:
                 known[buffer] = _slot(layout.slots[buffer], line)
             else:
-                if "arena" not in known:
-                    known["arena"] = _slot(ARENA, line)
-                known[buffer] = line(f"getelementptr i8, ptr {known['arena']}, i64 {layout.offsets[buffer]}")
+                arena = "own" if buffer in layout.own else "arena"
+                if arena not in known:
+                    known[arena] = _slot(layout.begins if buffer in layout.own else ARENA, line)
+                known[buffer] = line(f"getelementptr i8, ptr {known[arena]}, i64 {layout.offsets[buffer]}")
             if buffer in layout.twice:
                 if "turn" not in known:
                     known["turn"] = line(f"icmp ne ptr {_slot(layout.turn, line)}, null")

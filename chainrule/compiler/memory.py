@@ -2,6 +2,7 @@
 
 In: a plan. Out: an offset for each scratch buffer in one arena, such that two buffers share memory only if one is no longer read
 when the other is first written, phases apart; where threads do not meet at the end of a step, its last phase is none apart from the first.
+A buffer of which threads have own parts is longer by the gaps between them, and one after the last.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ import numpy as np
 from ..graph.node import Array
 from .kernels import Buffer, kernels_of
 from .phases import Plan, accesses
+from .schedule import APART
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where each buffer begins, and how many bytes all take."""
+    """Where each buffer begins, how many bytes it takes with its gaps, and how many all take."""
 
     offsets: dict[Buffer, int]
+    sizes: dict[Buffer, int]
     bytes: int
 
 
-def arena(planned: Plan, guard: int = 0) -> Arena:
-    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests)."""
+def arena(planned: Plan, guard: int = 0, threads: int = 1) -> Arena:
+    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests); threads: so many
+    run it at most."""
     end = len(planned.phases) - 1
     always = (s.buffer for k in planned.late for s in k.stores)
     live: dict[Buffer, tuple[int, int]] = dict.fromkeys(always, (0, end))
@@ -41,11 +45,12 @@ def arena(planned: Plan, guard: int = 0) -> Arena:
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
     live |= {other: live[b] for b, other in planned.twice.items()}
-    order = sorted(live, key=lambda b: -b.bytes)
+    sizes = {b: b.bytes + (threads * APART if b in planned.own else 0) for b in live}
+    order = sorted(live, key=lambda b: -sizes[b])
     born, dies = np.array([live[b] for b in order], np.int64).reshape(-1, 2).T
     starts, ends = np.zeros((2, len(order)), np.int64)
     for n, b in enumerate(order):
-        size = -(-(b.bytes + guard) // ALIGNMENT) * ALIGNMENT
+        size = -(-(sizes[b] + guard) // ALIGNMENT) * ALIGNMENT
         together = (born[:n] <= dies[n]) & (born[n] <= dies[:n])
         if not planned.waits:
             together |= ((born[:n] == 0) & (dies[n] == end)) | ((born[n] == 0) & (dies[:n] == end))
@@ -54,7 +59,8 @@ def arena(planned: Plan, guard: int = 0) -> Arena:
         ends[n] = starts[n] + size
     offsets = dict(zip(order, starts.tolist(), strict=True))
     offsets.update({b: offsets[around] + at * b.dtype.itemsize for b, (around, at) in inside.items()})
-    return Arena(offsets, int(ends.max(initial=0)))
+    sizes.update({b: b.bytes for b in inside})
+    return Arena(offsets, sizes, int(ends.max(initial=0)))
 
 
 def _first_gap(starts: Array, ends: Array, size: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import NamedTuple
 
 from .affine import Affine, Axis, of
 from .former import Index
@@ -35,6 +36,13 @@ class Access:
     write: bool
 
 
+class Parts(NamedTuple):
+    """An array in pieces of so many bytes, one for each unit; the last may be shorter."""
+
+    units: int
+    bytes: int
+
+
 Touched = dict[Buffer, list[tuple[Item, Access]]]
 
 
@@ -42,7 +50,8 @@ Touched = dict[Buffer, list[tuple[Item, Access]]]
 class Plan:
     """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
     `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step; `waits`: whether
-    threads meet at the end of a step; `twice`: buffers that steps use in turns with another one each, so that they need not."""
+    threads meet at the end of a step; `twice`: buffers that steps use in turns with another one each, so that they need not; `own`: of
+    which each thread touches its own part only (gaps.py)."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
@@ -51,6 +60,7 @@ class Plan:
     late: list[Kernel]
     waits: bool = True
     twice: dict[Buffer, Buffer] = field(default_factory=dict)
+    own: dict[Buffer, Parts] = field(default_factory=dict)
 
 
 def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2, turns: bool = False) -> Plan:
@@ -239,12 +249,12 @@ def local(a: Access, b: Access, threads: int) -> bool:
         return True  # each unit has its own
     if a.view != b.view and a.view[:1] != b.view[:1]:
         return False
-    blocks = list(zip(_blocks(a, a.unit, threads), _blocks(b, b.unit, threads), strict=False))
-    shared = blocks if a.view == b.view else blocks[:1]  # of arrays seen in two shapes, what the first axis of both counts
+    both = list(zip(blocks(a, a.unit, threads), blocks(b, b.unit, threads), strict=False))
+    shared = both if a.view == b.view else both[:1]  # of arrays seen in two shapes, what the first axis of both counts
     return any(x is not None and x == y for x, y in shared)
 
 
-def _blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int, int] | None]:
+def blocks(a: Access, unit: Axis, threads: int) -> list[tuple[int, int, int] | None]:
     """For each dimension how many units there are, how many places of it each touches, and where the first begins; None where a unit is
     no block of it: one is where the index is c · unit + something below c, from some place on."""
     count, length = units(unit.extent, threads)

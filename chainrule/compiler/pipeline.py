@@ -29,10 +29,11 @@ from .branches import branched
 from .carry import carried
 from .copies import are_shared_alike, with_better_copies
 from .cost import work
-from .driver import BAD, CLOCKS, FINE, MOST_CLOCKS, ONWARD, ORDER, TURN
+from .driver import BAD, CLOCKS, FINE, MOST_CLOCKS, NAMES, ONWARD, ORDER, OWN, TURN
 from .flatten import split
 from .former import Index, Source
 from .fuse import Names, Sink, fuse
+from .gaps import own_parts
 from .gather import gathered, parted
 from .kernels import (
     I8,
@@ -56,7 +57,7 @@ from .loops import Call, For, Function, If, Let, Place, Read, Register, Statemen
 from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
-from .phases import Plan, accesses, plan
+from .phases import Parts, Plan, accesses, plan
 from .pooling import pooled
 from .races import verify_plan
 from .ragged import ragged
@@ -96,6 +97,11 @@ class Code:
     text: str
     plans: list[tuple[Loop, Checkpoints]]
 
+    @property
+    def own(self) -> dict[int, Parts]:
+        """The slots of the caller's arrays of which each thread touches its own part only, and the parts."""
+        return {self.slots[b]: parts for b, parts in self.plan.own.items() if b in self.slots}
+
     def stage(self, stage: str) -> str:
         """The text of a stage: "kernels" or "loops"."""
         if stage == "kernels":
@@ -117,8 +123,8 @@ def compile_graph(
     """
     graph = _verified_graph("branched", branched(_verified_graph("normalize", graph)))
     graph = _verified_graph("improve", improve(_verified_graph("simplify", simplify(graph))))
-    turns = TURN in slots and memory is None
-    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target), turns))
+    steps = memory is None and all(name in slots for name in NAMES)
+    arranged = cache(partial(_arranged, graph, inputs, outputs, state, rows, target, storage or Storage(target), steps))
     spare = fitted(lambda spare: arranged(spare, 1).bytes, memory)
     made = arranged(spare, threads)
     planned, every = made.planned, made.every
@@ -127,13 +133,14 @@ def compile_graph(
         _set_aside(k, how, made.names, threads, target)
     if memory is not None:
         _unpack(made, memory)
-    places = arena(planned, guard)
+    places = arena(planned, guard, threads)
     functions = [
         f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target, made.names)
     ]
     table = {b: slots[b.name] for b in _callers(planned)}
+    layout = Layout(table, places.offsets, planned.twice, slots.get(TURN, 0), planned.own, slots.get(OWN, 0))
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
-    module = Module(Layout(table, places.offsets, planned.twice, slots.get(TURN, 0)), target, inline=tiny)
+    module = Module(layout, target, inline=tiny)
     for f in functions:
         module.add(f)
     for item, (like, one, other) in first.items():
@@ -170,9 +177,10 @@ class _Arrangement:
 
 def _arranged(
     graph: Graph, inputs: Sequence[Given], outputs: Sequence[Buffer], state: Sequence[Buffer], rows: Sequence[Rows],
-    target: Target, storage: Storage, turns: bool, spare: int | None, threads: int,
+    target: Target, storage: Storage, steps: bool, spare: int | None, threads: int,
 ) -> _Arrangement:  # fmt: skip
-    """The passes up to the order of kernels. turns: whether steps may use buffers in turns; spare: so many bytes above the least loops may
+    """The passes up to the order of kernels. steps: whether they are those of a step, which may use buffers in turns, and parts with gaps;
+    spare: so many bytes above the least loops may
     keep; None: all that they can."""
     names, verified = Names(), _Verified()
     own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
@@ -198,7 +206,8 @@ def _arranged(
     items = verified("share", share(items, panels, set(kept), target, names))
     items = verified("with_better_copies", with_better_copies(items, target, names, threads))
     items = verified("summed", summed(items, target), last=True)
-    planned = plan(items, list(kept), names, threads, turns and threads > 1)
+    planned = plan(items, list(kept), names, threads, steps and threads > 1)
+    planned.own = own_parts(planned, threads) if steps else {}
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)
     if VERIFY_EACH_PASS:
@@ -212,7 +221,7 @@ def _arranged(
         for kernel in kernels_of(every):
             kernel.length = 1 if _goes_by_blocks(kernel) else 0
     assert are_shared_alike(every, threads)
-    size = arena(planned).bytes
+    size = arena(planned, threads=threads).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 

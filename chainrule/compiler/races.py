@@ -27,7 +27,8 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     State (of steps, and in each loop its own) is read before any of the same elements is written, and so are late copies of it, which are
     made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel
     reads what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that
-    another one writes, in steps, from one step to the next and where late copies are made before the first. This is exact where indices
+    another one writes, in steps, from one step to the next and where late copies are made before the first. Of an array in parts each
+    thread touches its own. This is exact where indices
     are evenly spaced places along each dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop,
     they are taken to.
     Raises: `GraphError`.
@@ -41,6 +42,7 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
         _verify_phase(items, shared_out, frozenset())
     if not planned.waits:
         _verify_between_steps(shared_out, copies)
+    _verify_own(shared_out)
 
 
 MOST_PARTS = 64  # in which what a thread touches is looked at, if it cannot be told as a whole
@@ -264,6 +266,27 @@ def _verify_phase(
                 assert isinstance(loop, Loop)
                 for phase in shared_out.planned.meeting[loop]:
                     _verify_phase(phase, shared_out, fixed | {item.axis, loop.axis})
+
+
+def _verify_own(shared_out: _SharedOut) -> None:
+    """Whether each thread touches its own part only of arrays that lie in parts."""
+    planned = shared_out.planned
+    items = (*planned.late, *(i for items in planned.phases for i in items))
+    for t in (t for i in items for t in shared_out.touches(i) if t.buffer in planned.own):
+        count, bytes = planned.own[t.buffer]
+        for threads in range(2, shared_out.threads + 1):
+            for thread in range(threads):
+                first, end = (n * count // threads * bytes // t.buffer.dtype.itemsize for n in (thread, thread + 1))
+                reached = map(_ends, shared_out.part(t, thread, threads, frozenset()))
+                inside = all(first <= low and high < min(end, t.buffer.size) for low, high in reached)
+                demand(inside, t.item, f"touches {t.buffer} in the part of another thread")
+
+
+def _ends(region: Region) -> tuple[int, int]:
+    """The first element that a region reaches, and the last one, of the array as it lies."""
+    steps = [prod(region.shape[d + 1 :]) for d in range(len(region.shape))]
+    low = sum(run.first * step for run, step in zip(region.runs, steps, strict=True))
+    return low, sum(run.last * step for run, step in zip(region.runs, steps, strict=True))
 
 
 def _race(a: _Touch, b: _Touch, threads: int, shared_out: _SharedOut, fixed: frozenset[Axis]) -> bool:

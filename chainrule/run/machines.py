@@ -6,7 +6,7 @@ In: a key that says what code computes, and how to make it. Out: `Machine`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,11 @@ CHANGED = "an index lay outside its array and no longer does: something, such as
 
 
 class Machine:
-    """One entry as machine code. arena: bytes of scratch memory; anew: compiles it once more, with the texts of all stages."""
+    """One entry as machine code. arena: bytes of scratch memory; own: the slots of arrays in own parts of threads, and (how many units
+    there are, bytes of a part); anew: compiles it once more, with the texts of all stages."""
 
-    def __init__(self, loaded: Any, arena: int, anew: Callable[[], Code]) -> None:
-        self.loaded, self.arena, self.anew = loaded, arena, anew
+    def __init__(self, loaded: Any, arena: int, own: Mapping[int, tuple[int, int]], anew: Callable[[], Code]) -> None:
+        self.loaded, self.arena, self.own, self.anew = loaded, arena, own, anew
         self.address, self.prepare = loaded.address(ENTRY), loaded.address(f"{ENTRY}_prepare")
 
     @cached_property
@@ -55,14 +56,15 @@ def machine_code(key: Any, make: Callable[[], Code], target: Target, level: int)
     found = jit.load(name, target, level=level) if name is not None else None
     if found is not None:
         loaded, meta = found
-        made = Machine(loaded, int(meta), make)
+        arena, *own = map(int, meta.split())
+        parts = {slot: (count, bytes) for slot, count, bytes in zip(*[iter(own)] * 3, strict=True)}
     else:
         with _collector_paused():
             code = make()
-        size = code.arena.bytes
-        loaded = jit.compile_module(code.text, target, level=level, key=name, meta=b"%d" % size)
-        made = Machine(loaded, size, make)
-    return keep(_machines, key, made, KEPT_FUNCTIONS)
+        arena, parts = code.arena.bytes, {slot: (p.units, p.bytes) for slot, p in code.own.items()}
+        numbers = [arena, *(n for slot, part in parts.items() for n in (slot, *part))]
+        loaded = jit.compile_module(code.text, target, level=level, key=name, meta=" ".join(map(str, numbers)).encode())
+    return keep(_machines, key, Machine(loaded, arena, parts, make), KEPT_FUNCTIONS)
 
 
 @contextmanager

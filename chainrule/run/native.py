@@ -32,15 +32,15 @@ from ..compiler.driver import (
     KINDS,
     MOST_CLOCKS,
     MOVES,
+    NAMES,
     NO_EXPONENT,
-    ORDER,
     PLACE,
+    REPORT,
     REWOUND,
     ROUND,
     SLOTS,
     STEPS,
     THREADS,
-    TURN,
     WORDS,
     driver_ir,
     keep_ir,
@@ -54,11 +54,12 @@ from ..graph.node import DTYPES, Array, Graph, Rows
 from ..program import Entry, Program
 from ..recent import keep
 from .backend import Backend, Kept, Session, Steps, Taken, backends
-from .crew import Crew, Way
+from .crew import Crew, Way, processors
 from .function import NativeFunction
 from .machines import CHANGED, ENTRY, Machine, aligned, bare, identity, machine_code, own
+from .pieces import Pieces
 from .reference import cast
-from .rounds import Layout, Ready
+from .rounds import Last, Layout, Ready
 
 if TYPE_CHECKING:
     from ..compiler.pipeline import Code
@@ -83,11 +84,12 @@ class NativeSession(Session):
             for entry in program.entries.values():
                 names.update(dict.fromkeys(f"out/{r}" for r in entry.results))
                 names.update(dict.fromkeys(_captures(program, entry)))
-        self._slots = {name: i for i, name in enumerate(["step/arena", "step/report", ORDER, TURN, *names])}
+        self._slots = {name: i for i, name in enumerate([*NAMES, *names])}
         types = {n: v.type for p in programs.values() for n, v in p.state.items()}
         self._storage = storage = storage_of(programs.values(), backend.target)
         self._seen: Seen = partial(_copied, shapes={n: t.shape for n, t in types.items()}, storage=storage)
-        self._state = {n: own(storage.laid_out(np.asarray(state[n])), t.dtype) for n, t in types.items()}  # as it lies in memory
+        laid_out = {n: np.asarray(storage.laid_out(np.asarray(state[n])), t.dtype) for n, t in types.items()}
+        self._state = Pieces(laid_out, threads or processors(), lambda rows, count: backend.driver().keep(rows, count))
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -100,12 +102,14 @@ class NativeSession(Session):
         self._converted: dict[str, tuple[Array, Array]] = {}
         self._checked: tuple[Array, int] | None = None  # row numbers that are smaller than this
         self._report = np.zeros(CLOCKS + (MOST_CLOCKS if backend.timed else 0), np.int64)
-        self._last: Machine | None = None  # whose copies of the state are those of the state as it is
+        self._last: Last | None = None
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
         self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies, and whose turn it is
-        self._table[1] = self._report.ctypes.data
-        for name, array in (*self._state.items(), *self._captures.items()):
+        self._table[NAMES.index(REPORT)] = self._report.ctypes.data
+        for name, place in self._state.places.items():
+            self._table[self._slots[name]] = place
+        for name, array in self._captures.items():
             self._table[self._slots[name]] = array.ctypes.data
         self._places: dict[int, Array] = {}  # slots of results that nobody asked for -> where they go
         self._copies: list[_Copy] = []
@@ -234,7 +238,7 @@ class NativeSession(Session):
                 if self._report[0]:
                     self._raise(steps, at)
                 if taken:
-                    self._last = ready.machines[int(layout.which[(at - 1) % len(layout.which)])]
+                    self._last = Last(ready.machines[int(layout.which[(at - 1) % len(layout.which)])], way.threads)
                 crew.took(pace, way, taken, took)
                 if pulse is not None and not pulse(at):
                     break
@@ -257,6 +261,7 @@ class NativeSession(Session):
         words[PLACE] = place = words[FIRST] % len(layout.which)
         words[BEFORE] = ready.begin(int(layout.which[place]), self._arena.ctypes.data, self._last)
         self._last = None
+        self._state.part(ready.starts)
         self._shared[:] = words
         begun = time.perf_counter()
         run(ready.arguments)
@@ -268,7 +273,7 @@ class NativeSession(Session):
         found = layout.ready.get(key)
         if found is None:
             machines = self._machines(layout.kinds, sources, way.units)
-            found = layout.ready[key] = Ready(machines, way.threads, self._shared, len(self._table))
+            found = layout.ready[key] = Ready(machines, way.threads, self._shared, self._slots)
         return found
 
     def _raise(self, steps: Steps, at: int) -> None:
@@ -295,29 +300,40 @@ class NativeSession(Session):
         return {r: taken.results[r].reshape(o.shape) for r, o in shapes}
 
     def state(self) -> dict[str, Array]:
-        return self._seen(self._state)
+        return self._seen(self._state.join())
 
     def keep(self) -> Kept | None:
         copy = next((c for c in self._copies if c.free), None)
         if copy is None:
             self._copies.append(copy := _Copy(self._state, self._seen))
-        return copy.kept() if self._backend.driver().keep(*copy.arguments) == 0 else None
+        return copy.kept() if self._backend.driver().keep(*copy.arguments()) == 0 else None
 
 
 class _Copy:
     """Memory for a copy of a state. It serves again when nobody holds what was kept in it: to fill fresh memory takes several times as
     long, since the operating system has to find and clear it."""
 
-    def __init__(self, state: Mapping[str, Array], seen: Seen) -> None:
-        self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.items()}
-        self._seen = seen
+    def __init__(self, state: Pieces, seen: Seen) -> None:
+        self.arrays = {name: aligned(v.size, v.dtype).reshape(v.shape) for name, v in state.arrays.items()}
+        self._places = [a.ctypes.data for a in self.arrays.values()]
+        self._state, self._seen = state, seen
         self._holder: Callable[[], Kept | None] = lambda: None
-        rows = np.zeros((len(state), 5), np.int64)
-        for row, to, value in zip(rows, self.arrays.values(), state.values(), strict=True):
-            row[:3] = to.ctypes.data, value.ctypes.data, value.nbytes
-            row.view(np.uint32)[6:] = EXPONENTS.get(str(value.dtype), NO_EXPONENT)
-        self._rows = rows
-        self.arguments = (rows.ctypes.data, len(rows))
+        self._rows = np.zeros((0, 5), np.int64)
+        self._starts: Any = None  # how the state lay when they were made
+
+    def arguments(self) -> tuple[int, int]:
+        """The rows of `keep_ir`, and how many: one for each piece of the state as it lies now."""
+        if self._starts is not self._state.starts:
+            self._rows, self._starts = self._made(), self._state.starts
+        return self._rows.ctypes.data, len(self._rows)
+
+    def _made(self) -> Array:
+        rows = [
+            (to + start, self._state.places[name] + place, size, *EXPONENTS.get(array.dtype.char, NO_EXPONENT))
+            for to, (name, array) in zip(self._places, self.arrays.items(), strict=True)
+            for start, place, size in self._state.pieces(name)
+        ]
+        return np.array(rows, np.int64)
 
     @property
     def free(self) -> bool:

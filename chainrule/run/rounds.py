@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..compiler.driver import ORDER
+from ..compiler.driver import ARENA, NAMES, ORDER, OWN
+from ..compiler.schedule import APART
 from ..graph.node import Array, Rows
 from ..program import Entry, Program
 from .backend import Steps
 from .crew import Pace
 from .machines import Machine, aligned
+from .pieces import starts_for
 
 LINE = 16  # words of two cache lines, which some processors fetch together
 
@@ -131,26 +133,38 @@ def _kinds(steps: Steps) -> tuple[list[tuple[str, int]], Array]:
     return kinds, which
 
 
-class Ready:
-    """What a number of threads needs to enter native code."""
+class Last(NamedTuple):
+    """Whose copies of the state in the arena are those of the state as it is, and how many threads have made them: parts lie by that."""
 
-    def __init__(self, machines: Sequence[Machine], threads: int, shared: Array, slots: int) -> None:
+    machine: Machine
+    threads: int
+
+
+class Ready:
+    """What a number of threads needs to enter native code. starts: which arrays of the state lie in parts, and how (pieces.py)."""
+
+    def __init__(self, machines: Sequence[Machine], threads: int, shared: Array, slots: Mapping[str, int]) -> None:
         self.machines = machines
+        self.starts = starts_for(machines, threads, slots)
+        self._own = np.array([slots[name] for name in self.starts], np.int64)
+        self._gaps = APART * np.arange(threads)
         self._functions = np.array([(m.prepare, m.address) for m in machines], np.int64)
         self._arenas = np.zeros(len(machines), np.int64)
         self.words = (self._functions.ctypes.data, self._arenas.ctypes.data)
-        line = -(-slots // LINE) * LINE  # each thread writes to a table of its own, in cache lines of its own
-        self._tables = aligned(threads * line, np.int64).reshape(threads, line)[:, :slots]
+        line = -(-len(slots) // LINE) * LINE  # each thread writes to a table of its own, in cache lines of its own
+        self._tables = aligned(threads * line, np.int64).reshape(threads, line)[:, : len(slots)]
         self._blocks = [np.array([shared.ctypes.data, t, own.ctypes.data], np.int64) for t, own in enumerate(self._tables)]
         self.arguments = [b.ctypes.data for b in self._blocks]
 
-    def begin(self, kind: int, arena: int, last: Machine | None) -> int:
+    def begin(self, kind: int, arena: int, last: Last | None) -> int:
         """Work in this memory. Returns the kind of the first step if the last one was of it too, so that what it has prepared holds."""
-        self._tables[:, 0] = self._arenas[:] = arena
-        return kind if self.machines[kind] is last else -1
+        self._tables[:, NAMES.index(ARENA)] = self._arenas[:] = arena
+        self._tables[:, NAMES.index(OWN)] = arena + self._gaps
+        return kind if Last(self.machines[kind], len(self._tables)) == last else -1
 
     def fill(self, table: Array | None, slots: Array, pointers: Sequence[int] | Array) -> None:
-        """Where all buffers lie: as in `table`, if that is given, but for those in `slots`."""
+        """Where all buffers lie, to each thread: as in `table`, if that is given, but for those in `slots`."""
         if table is not None:
             self._tables[:] = table
+            self._tables[:, self._own] += self._gaps[:, None]
         self._tables[:, slots] = pointers
