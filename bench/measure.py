@@ -2,9 +2,9 @@
 
 In: rows. Out: a `RowResult` for each. All libraries stand ready at once, each in its process; a round takes each way once for a set
 time, in an order that rotates, and measures the peak of the processor; medians are taken over the rounds. So whatever drifts (clock
-rates, other work on the machine) drifts for all. Where the machine gave fewer cores than it has, before a measurement or after it, it is
-taken again, whoever it is of, up to eight times: virtual machines are given one core for two, for seconds at a time, and who was
-measured then would be chance.
+rates, other work on the machine) drifts for all. Where the machine gave fewer cores than it has, before a measurement or after it, or
+cores that lie far from each other, it is taken again, whoever it is of, up to eight times: virtual machines are given one core for two, or
+two that share no cache, for seconds at a time, and who was measured then would be chance.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
 from statistics import median
+from typing import NamedTuple
 
 from . import peak
 from .libraries import LIBRARIES, Library, Settings
@@ -26,6 +27,7 @@ PAUSE = 0.02  # seconds before a measurement: threads of the library before may 
 LONGEST = 0.25  # and at the most
 LIMIT = 300.0  # seconds that a library may take to get ready
 ALL = 0.8  # of the highest rate of multiply-adds so far: less means that cores are missing
+FAR = 2.5  # times as long as the threads of all cores took to meet when that took least: more means that cores lie apart
 RETAKEN = 8  # so often a measurement is taken again, at most
 
 
@@ -40,37 +42,49 @@ class Candidate:
     steps: int = 1
 
 
+class Look(NamedTuple):
+    """What all cores were like at a moment: the rate of multiply-adds on them, and how long their threads took to meet. Where that
+    cannot be measured, or there is one core only: as good as can be."""
+
+    rate: float
+    meeting: float
+
+
 @dataclass
 class Cores:
-    """Whether the machine gives all the cores that it has. Of more than five, one may be missing unnoticed."""
+    """Whether the machine gives all the cores that it has, near each other. Of more than five, one may be missing unnoticed."""
 
     threads: int
     highest: float = 0.0
+    shortest: float = inf
 
-    def rate(self) -> float:
-        """That of multiply-adds on all of them, when nothing else runs; infinite where it cannot be measured, or there is one only."""
-        rate = self._look(PAUSE)
-        return rate if self.all_there(rate) else self._look(LONGEST)
+    def look(self) -> Look:
+        """How they are, when nothing else runs."""
+        found = self._look(PAUSE)
+        return found if self.all_there(found) else self._look(LONGEST)
 
-    def _look(self, pause: float) -> float:
+    def _look(self, pause: float) -> Look:
         time.sleep(pause)
-        rate = peak.measure(self.threads, 0.005, 2) if self.threads > 1 else None
+        rate, meeting = (peak.measure(self.threads, 0.005, 2), peak.meeting(self.threads)) if self.threads > 1 else (None, None)
+        found = Look(inf if rate is None else rate, 0.0 if meeting is None else meeting)
         self.highest = max(self.highest, rate or 0.0)
-        return inf if rate is None else rate
+        if meeting is not None and found.rate >= ALL * self.highest:  # two threads of one core meet in no time
+            self.shortest = min(self.shortest, meeting)
+        return found
 
-    def all_there(self, *rates: float) -> bool:
-        """Told by the highest rate so far."""
-        return min(rates) >= ALL * self.highest
+    def all_there(self, *looks: Look) -> bool:
+        """Told by the highest rate and the shortest meeting so far."""
+        return all(x.rate >= ALL * self.highest and x.meeting <= FAR * self.shortest for x in looks)
 
     def fewer(self) -> None:
-        """It has not given them for so long that it has no more of them now."""
-        self.highest = 0.0
+        """It has not given them for so long that it has no better ones now."""
+        self.highest, self.shortest = 0.0, inf
 
 
 @dataclass
 class Bench:
     """The processes of the libraries, and how long to measure. `say` is told what is being done. retaken: how many measurements of each
-    library were taken again for lack of cores; short: how many stand although cores were missing each time."""
+    library were taken again for lack of cores near each other; short: how many stand although they were missing each time."""
 
     settings: Settings
     libraries: Sequence[Library]
@@ -198,12 +212,12 @@ class Bench:
             steps = ceil(taken * min(10.0, 0.5 * self.seconds / max(seconds, 1e-6)))
 
     def _measure(self, candidate: Candidate) -> None:
-        after, times = self._cores.rate(), list[float]()
+        after, times = self._cores.look(), list[float]()
         while len(times) <= RETAKEN:
             before = after
             seconds, taken = self._train(candidate, candidate.steps)
             times.append(seconds / taken)
-            after = self._cores.rate()
+            after = self._cores.look()
             if self._cores.all_there(before, after):
                 break
         else:

@@ -89,15 +89,14 @@ def about(report: Report) -> list[str]:
 
 
 def retaken(by_library: Mapping[str, int], short: int) -> list[str]:
-    """For lack of cores.
+    """For lack of cores near each other.
 
     >>> retaken({"JAX": 3, "chainrule": 0}, 1)
-    ['For lack of cores, measurements were taken again (JAX 3); without all cores in the end: 1.']
+    ['For lack of cores near each other, measurements were taken again (JAX 3); without them in the end: 1.']
     """
     found = ", ".join(f"{name} {n}" for name, n in by_library.items() if n)
-    return (
-        [f"For lack of cores, measurements were taken again ({found}); without all cores in the end: {short}."] if found else []
-    )
+    lack = f"For lack of cores near each other, measurements were taken again ({found}); without them in the end: {short}."
+    return [lack] if found else []
 
 
 def text(report: Report) -> str:

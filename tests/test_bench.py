@@ -347,21 +347,40 @@ def test_a_script_that_fails_is_reported(monkeypatch):
         overhead.once(SETTINGS)
 
 
+def looking(monkeypatch, looks):
+    """The cores are like that, one look after the other: the rate of multiply-adds, and how long a meeting takes, 1 if that is not said."""
+    each = iter(x if isinstance(x, tuple) else (x, x and 1) for x in looks)
+    meetings = []
+
+    def measure(*_):
+        rate, meeting = next(each)
+        meetings.append(meeting)
+        return rate
+
+    monkeypatch.setattr(peak, "measure", measure)
+    monkeypatch.setattr(peak, "meeting", lambda _: meetings.pop())
+    monkeypatch.setattr("bench.measure.LONGEST", 0)
+
+
 @pytest.mark.parametrize(
-    ("rates", "taken", "short"),
+    ("looks", "taken", "short"),
     [
         ([10, 10], 1, 0),  # before and after
         ([10, 5, 10], 1, 0),  # threads were spinning still
         ([10, 5, 5, 9, 10], 3, 0),  # a core is missing at the end, then at the beginning
         ([5, 10, 10], 2, 0),  # at the very beginning, which shows later
         ([10, *[5] * 40], 9, 1),  # and for good: what is measured last stands
+        ([10, (10, 3), (10, 3), 10, 10], 3, 0),  # cores lie apart
+        ([(10, 2), (10, 4)], 1, 0),  # not so far
+        ([(10, 3), 10, 10], 2, 0),  # at the very beginning, which shows later
+        ([10, (5, 0.3), (5, 0.3), 10, 10], 3, 0),  # two threads of one core, which meet in no time
+        ([10, *[(10, 3)] * 40], 9, 1),  # apart for good
         ([None, None], 1, 0),  # nothing to measure with
     ],
 )
-def test_without_all_cores_it_is_measured_again(monkeypatch, rates, taken, short):
-    rates, steps = iter(rates), []
-    monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
-    monkeypatch.setattr("bench.measure.LONGEST", 0)
+def test_without_all_cores_it_is_measured_again(monkeypatch, looks, taken, short):
+    steps = []
+    looking(monkeypatch, looks)
     monkeypatch.setattr(Bench, "_train", lambda self, candidate, n: (float(len(steps)), steps.append(n) or 1))
     bench = Bench(replace(SETTINGS, threads=2), [], 1, 0.1, lambda message: None)
     candidate = Candidate(OURS.name, "fit", SMALL, measured(OURS.name, []))
@@ -373,15 +392,27 @@ def test_without_all_cores_it_is_measured_again(monkeypatch, rates, taken, short
 
 
 def test_fewer_cores_for_good_are_all_there_are(monkeypatch):
-    rates = iter([10, 5, 5, 4.5, 3, 3])
-    monkeypatch.setattr(peak, "measure", lambda *_: next(rates))
-    monkeypatch.setattr("bench.measure.LONGEST", 0)
+    looking(monkeypatch, [10, 5, 5, 4.5, 3, 3])
     cores = Cores(2)
-    assert not cores.all_there(cores.rate(), cores.rate())
+    assert not cores.all_there(cores.look(), cores.look())
     cores.fewer()
-    assert cores.all_there(cores.rate())
-    assert not cores.all_there(cores.rate())
-    assert Cores(1).all_there(Cores(1).rate())  # of one there are never fewer
+    assert cores.all_there(cores.look())
+    assert not cores.all_there(cores.look())
+    assert Cores(1).all_there(Cores(1).look())  # of one there are never fewer
+
+
+def test_cores_that_are_far_from_each_other_for_good_are_as_near_as_they_get(monkeypatch):
+    looking(monkeypatch, [10, (10, 4), (10, 4), (10, 4), (10, 4)])
+    cores = Cores(2)
+    assert not cores.all_there(cores.look(), cores.look())
+    cores.fewer()
+    assert cores.all_there(cores.look())
+
+
+def test_threads_meet_in_less_than_a_millisecond():
+    pytest.importorskip("llvmlite")
+    for threads in (1, 2):
+        assert 0 < peak.meeting(threads, 1) < 1e-3
 
 
 def test_losses_need_data_to_be_compared():
