@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
             "compiler/panels compiler/gather compiler/carry compiler/replay compiler/ragged compiler/share compiler/lanes "
             "compiler/apart compiler/gaps compiler/siblings compiler/summed compiler/absorb compiler/pooling compiler/alike "
             "compiler/memory compiler/copies compiler/races compiler/loops compiler/hope compiler/values compiler/sums compiler/lower "
-            "compiler/llvm compiler/jit compiler/driver compiler/cost compiler/pipeline compiler/peak compiler/"
+            "compiler/driver compiler/llvm compiler/jit compiler/cost compiler/pipeline compiler/peak compiler/"
         ),
     ),
     (

@@ -11,7 +11,7 @@ import pytest
 from chainrule.graph.trace import build, type_of
 from chainrule.normalize import normalize
 from chainrule.run import crew as crews
-from chainrule.run.crew import Crew, Pace, Way
+from chainrule.run.crew import Crew, Pace, Way, operations
 
 WORK = 2e6  # operations of a step, enough for several threads
 
@@ -130,3 +130,12 @@ def test_only_the_paces_used_last_are_remembered(monkeypatch: pytest.MonkeyPatch
     crew.pace([normalize(graphs[3])])
     assert crew.pace([normalize(graphs[0])]) is first
     assert crew.pace([normalize(graphs[1])]) is not second
+
+
+def test_the_most_threads_of_a_session_are_those_of_its_largest_step() -> None:
+    small, large = (build(lambda a: [a @ a], [type_of(np.zeros((n, n), "f4"))]) for n in (4, 100))
+    assert operations(large) == operations(large) == 2e6 + 1e4, "products, and a look at each number of the input"
+    assert Crew(None).most([small]) == 1
+    assert Crew(None).most([small, large]) == 4
+    assert Crew(3).most([small]) == 3
+    assert Crew(None).most([]) == 1

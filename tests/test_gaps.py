@@ -18,12 +18,12 @@ from same import assert_same, state
 import chainrule as cr
 from chainrule import nn
 from chainrule.compiler.affine import Affine, Axis, of
-from chainrule.compiler.gaps import own_parts
+from chainrule.compiler.gaps import parts_of
 from chainrule.compiler.kernels import Buffer, Index, Item, Kernel, Loop, Store, constant, load
 from chainrule.compiler.memory import arena
-from chainrule.compiler.phases import Parts, plan
+from chainrule.compiler.phases import plan
 from chainrule.compiler.races import verify_plan
-from chainrule.compiler.schedule import APART, MOST_APART
+from chainrule.compiler.schedule import APART, MOST_APART, Parts
 from chainrule.errors import GraphError
 from chainrule.run.backend import backends
 from chainrule.run.crew import Crew, Way
@@ -57,7 +57,7 @@ def reading(buffer: Buffer, index: Callable[[Axis, Axis], Index], unit: int = 0)
 
 def parts(*items: Item, threads: int = 2, among: Buffer = W) -> Parts | None:
     planned = plan(list(items), [W], names, threads)
-    return own_parts(planned, threads).get(among)
+    return parts_of(planned).get(among)
 
 
 def test_an_array_that_each_thread_has_a_part_of() -> None:
@@ -108,17 +108,17 @@ def test_the_verifier_finds_a_part_that_another_thread_touches() -> None:
         planned = plan([kernel, writing(W)], [W], names, 2)
         verify_plan(planned, [W], 2)
         with pytest.raises(GraphError, match="touches w in the part of another thread"):
-            verify_plan(replace(planned, own={W: Parts(2, 96)}), [W], 2)
+            verify_plan(replace(planned, parts={W: Parts(2, 96)}), [W], 2)
     planned = plan([writing(W)], [W], names, 2)
-    verify_plan(replace(planned, own={W: Parts(2, 96)}), [W], 2)
+    verify_plan(replace(planned, parts={W: Parts(2, 96)}), [W], 2)
     with pytest.raises(GraphError, match="touches w in the part of another thread"):
-        verify_plan(replace(planned, own={W: Parts(2, 80)}), [W], 2)
+        verify_plan(replace(planned, parts={W: Parts(2, 80)}), [W], 2)
 
 
 def test_scratch_memory_has_room_for_gaps() -> None:
     t, u = Buffer("t", (12, 4), F4), Buffer("u", (12, 4), F4)
     planned = plan([writing(t), writing(u)], [], names, 3)
-    plain, spread = arena(planned, threads=3), arena(replace(planned, own={t: Parts(3, 64)}), threads=3)
+    plain, spread = arena(planned), arena(replace(planned, parts={t: Parts(3, 64)}))
     assert plain.sizes == {t: 192, u: 192}
     assert spread.sizes == {t: 192 + 3 * APART, u: 192}
     assert sorted(spread.offsets.values()) == [0, 192 + 3 * APART]
@@ -168,8 +168,17 @@ def test_arrays_lie_in_parts_and_come_together_again(
     assert held.starts == {}
 
 
-def machine(**own: tuple[int, int]) -> Any:
-    return SimpleNamespace(own={int(slot[1:]): part for slot, part in own.items()})
+def test_there_is_room_for_as_many_threads_as_a_session_may_take() -> None:
+    held = Pieces({"a": np.arange(100.0)}, 2, backends["native"].driver().keep)  # type: ignore[attr-defined]
+    held.part({"a": (0, 80)})
+    with pytest.raises(AssertionError, match="no room for parts of 2 threads"):
+        held.part({"a": (0, 80, 160)})
+    np.testing.assert_array_equal(held.join()["a"], np.arange(100.0))
+    assert pieces(100, (0, 0, 64, 64)) == [(0, APART, 64), (64, 64 + 3 * APART, 36)], "two threads have nothing to do"
+
+
+def machine(**parts: tuple[int, int]) -> Any:
+    return SimpleNamespace(parts={int(slot[1:]): Parts(*part) for slot, part in parts.items()})
 
 
 def test_parts_are_what_all_code_of_a_run_wants() -> None:
@@ -221,7 +230,7 @@ def test_networks_whose_arrays_have_gaps_train_to_the_same_bits(kind: str) -> No
         backend = Threaded(threads)
         _, got = fitted(SHAPES[kind], backend)
         assert_same(got, plain)
-        found = {n for s in backend.sessions for m in s._known.values() for n, slot in s._slots.items() if slot in m.own}
+        found = {n for s in backend.sessions for m in s._known.values() for n, slot in s._slots.items() if slot in m.parts}
         assert sum(n.startswith("slot/") for n in found) >= 4
 
 
@@ -263,7 +272,7 @@ def test_who_looks_at_the_state_sees_it_in_one_piece() -> None:
 def test_within_a_budget_arrays_have_no_gaps(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Gaps would be a part of the scratch memory."""
     made: list[dict[Buffer, Parts]] = []
-    monkeypatch.setattr("chainrule.compiler.pipeline.own_parts", lambda *given: made.append(own_parts(*given)) or made[-1])
+    monkeypatch.setattr("chainrule.compiler.pipeline.parts_of", lambda *given: made.append(parts_of(*given)) or made[-1])
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
     monkeypatch.setattr("chainrule.run.machines._machines", {})
     net, (x, t) = two_layers(), rows()
@@ -273,13 +282,12 @@ def test_within_a_budget_arrays_have_no_gaps(monkeypatch: pytest.MonkeyPatch, tm
     assert any(made)
 
 
-def test_other_pointers_are_the_only_difference_in_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Without gaps, the same bits."""
+def test_without_gaps_bits_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     _, spread = fitted(deep, Threaded(2))
-    monkeypatch.setattr("chainrule.compiler.pipeline.own_parts", lambda *_: {})
+    monkeypatch.setattr("chainrule.compiler.pipeline.parts_of", lambda *_: {})
     monkeypatch.setenv("CHAINRULE_CACHE", str(tmp_path))
     monkeypatch.setattr("chainrule.run.machines._machines", {})
     backend = Threaded(2)
     _, plain = fitted(deep, backend)
-    assert all(not m.own for s in backend.sessions for m in s._known.values())
+    assert all(not m.parts for s in backend.sessions for m in s._known.values())
     assert_same(spread, plain)

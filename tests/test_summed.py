@@ -20,7 +20,7 @@ from chainrule.compiler.affine import Affine, Axis, of
 from chainrule.compiler.hope import hopeful, hopeful_terms
 from chainrule.compiler.jit import compile_module
 from chainrule.compiler.kernels import Buffer, Item, Kernel, Space, Store, Value, constant, elementwise, load, reduce
-from chainrule.compiler.llvm import FIRST, Layout, Module
+from chainrule.compiler.llvm import Layout, Module
 from chainrule.compiler.lower import lower
 from chainrule.compiler.phases import accesses
 from chainrule.compiler.schedule import schedule
@@ -401,7 +401,7 @@ def computed(kernels: Sequence[Item], **given: Array) -> dict[str, Array]:
     """What kernels store, one after the other, all arrays being the caller's."""
     made = [k for k in kernels if isinstance(k, Kernel)]
     buffers = list(dict.fromkeys(a.buffer for k in made for a in accesses(k)))
-    module = Module(Layout({b: n for n, b in enumerate(buffers, FIRST)}, {}), HOST)
+    module = Module(Layout({b: n for n, b in enumerate(buffers)}, {}), HOST)
     lines: list[str] = []
 
     def line(text: str) -> str:
@@ -416,7 +416,7 @@ def computed(kernels: Sequence[Item], **given: Array) -> dict[str, Array]:
         lines.append(f"  call void @{callee.name}({', '.join(['ptr %table', 'i64 0', 'i64 1', *pointers])})")
     text = module.text("\n".join(["define void @all(ptr %table) {", *lines, "  ret void", "}"]))
     arrays = {b: np.array(given[b.name], b.dtype) if b.name in given else np.full(b.shape, -77, b.dtype) for b in buffers}
-    table = np.array([0] * FIRST + [arrays[b].ctypes.data for b in buffers], np.int64)
+    table = np.array([arrays[b].ctypes.data for b in buffers], np.int64)
     loaded = compile_module(text, HOST)
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(loaded.address("all"))(table.ctypes.data)
     return {b.name: a for b, a in arrays.items()}

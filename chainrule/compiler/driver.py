@@ -7,7 +7,7 @@ the entry says that they need not and another step of its kind follows. Where th
 prepares copies of the state; BEFORE is the kind of the step taken last, whose copies are still true, or -1. The run ends after a step in
 which any thread has found an index out of range; DONE says how many steps came before that.
 
-And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays and tells whether any of their numbers is not finite.
+And LLVM IR of `i64 keep(ptr rows, i64 count)`, which copies arrays, or parts of them, and tells whether any number is not finite.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ from .schedule import APART
     BEFORE,
 ) = range(16)
 WORDS = 24
-# Names that nothing of a network can have, of what stands first in the table of pointers: the arena; the report of a bad index; the arena
-# as it begins, to a thread, for arrays of which it has its own part; the numbers of the rows of a step; and which of the buffers that are
-# there twice a step uses, 0 or 1.
-ARENA, REPORT, OWN, ORDER, TURN = NAMES = ("step/arena", "step/report", "step/own", "step/order", "step/turn")
+# What stands first in the table of pointers: the arena; the report of a bad index; and in that of a step the arena as it begins to this
+# thread for arrays in parts, the numbers of its rows, and which of the buffers that are there twice it uses, 0 or 1. Names that nothing of
+# a network can have.
+ARENA, REPORT, PARTED = range(3)
+ORDER, TURN = "step/order", "step/turn"
+NAMES = ("step/arena", "step/report", "step/parted", ORDER, TURN)
 FINE, BAD, ONWARD = 0, 1, 2  # what an entry says: threads meet now; an index is out of range; no thread has to wait for another
 CLOCKS = 8  # the word of the report where the cycles of each kernel begin, if they are counted, and
 MOST_CLOCKS = 4096  # of how many kernels they are
@@ -94,25 +96,26 @@ _ENTRY = f"""entry:
   br i1 %some, label %step, label %out
 """
 
-# A step: what prepares its copies, if it is of another kind than the one before, and its entry; then the row of bytes to move by.
+# A step: its arena; what prepares its copies, if it is of another kind than the one before; its entry; then the row of bytes to move by.
 _STEP = f"""step:
   %i = phi i64 [ %first, %entry ], [ %next, %onward ]
   %at = phi i64 [ %place, %entry ], [ %then, %onward ]
   %before = phi i64 [ %earlier, %entry ], [ %kind, %onward ]
   %kindp = getelementptr i64, ptr %kinds, i64 %at
   %kind = load i64, ptr %kindp, align 8
+  %arenap = getelementptr ptr, ptr %arenas, i64 %kind
+  %arena = load ptr, ptr %arenap, align 8
+  %place.arena = getelementptr ptr, ptr %table, i64 {ARENA}
+  store ptr %arena, ptr %place.arena, align 8
+  %gaps = mul i64 %thread, {APART}
+  %parted = getelementptr i8, ptr %arena, i64 %gaps
+  %place.parted = getelementptr ptr, ptr %table, i64 {PARTED}
+  store ptr %parted, ptr %place.parted, align 8
   %pair = mul i64 %kind, 2
   %preparep = getelementptr ptr, ptr %functions, i64 %pair
   %same = icmp eq i64 %kind, %before
   br i1 %same, label %call, label %change
 change:
-  %arenap = getelementptr ptr, ptr %arenas, i64 %kind
-  %arena = load ptr, ptr %arenap, align 8
-  store ptr %arena, ptr %table, align 8
-  %gaps = mul i64 %thread, {APART}
-  %own = getelementptr i8, ptr %arena, i64 %gaps
-  %ownp = getelementptr ptr, ptr %table, i64 {NAMES.index(OWN)}
-  store ptr %own, ptr %ownp, align 8
   %prepare = load ptr, ptr %preparep, align 8
   %prepared = call i32 %prepare(ptr %table, i64 %thread, i64 %threads, ptr %barrier)
   call void @barrier(ptr %barrier, i64 %threads)
@@ -189,7 +192,8 @@ out:
 
 def keep_ir() -> str:
     """`i64 @keep(ptr %rows, i64 %count)`: each row says {to, from, bytes, masks, looked for}, the last two being pairs of 32 bits, the
-    even word's in the lower half. Returns 0 if all that was copied is finite."""
+    even word's in the lower half. Copies one row after the other, each from its first byte on: so it also moves arrays, and what its last
+    row writes says that all is done (run/pieces.py). Returns 0 if all that was copied is finite."""
     lanes = CHUNK // 4
     spread = ", ".join(f"i32 {i % 2}" for i in range(lanes))
 
@@ -226,9 +230,9 @@ chunk:
   %i = phi i64 [ 0, %array ], [ %i1, %chunk ]
   %before = phi <{lanes} x i32> [ %seen, %array ], [ %now, %chunk ]
   %source = getelementptr i8, ptr %from, i64 %i
-  %value = load <{lanes} x i32>, ptr %source, align 4
+  %value = load <{lanes} x i32>, ptr %source, align 1
   %sink = getelementptr i8, ptr %to, i64 %i
-  store <{lanes} x i32> %value, ptr %sink, align 4
+  store <{lanes} x i32> %value, ptr %sink, align 1
 {looked("%value", "%before", "now")}
   %i1 = add i64 %i, {CHUNK}
   %more = icmp ult i64 %i1, %whole

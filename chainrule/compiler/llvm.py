@@ -1,8 +1,7 @@
 """Loops -> LLVM IR text.
 
-In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (slot 0 the arena, slot 1
-the report of a bad index, then the caller's buffers and, where there are such, whose turn it is of what is there twice, and where the arena
-begins for arrays in own parts), the units it is to do, and the variables of loops around it.
+In: functions over registers, where buffers lie, the target. Out: one module. A function takes a table of pointers (what driver.py says, and
+the caller's buffers), the units it is to do, and the variables of loops around it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import numpy as np
 
 from .affine import Affine, Axis
 from .code import Block, Reg
+from .driver import ARENA, PARTED, REPORT
 from .kernels import Buffer
 from .loops import Bound, Call, Clamped, Fetch, For, Function, If, IfNaN, Let, Place, Read, Register, Statement, Write
 from .operators import combine, elementwise, fma, lanes_reduce, neutral, philox
 from .target import Target
 
-ARENA, REPORT, FIRST = 0, 1, 2  # slots of the table of pointers
 I8 = np.dtype(np.int64)
 BOOL = np.dtype(bool)
 
@@ -28,14 +27,13 @@ BOOL = np.dtype(bool)
 @dataclass(frozen=True)
 class Layout:
     """Slots of the caller's buffers, and offsets of the others in the arena. twice: those that steps use in turns with another one, by
-    what stands in the slot `turn`; own: those of which each thread has its own part, for which the arena begins where `begins` says."""
+    what stands in the slot `turn`; parted: those in parts of threads, for which the arena begins elsewhere to each of them."""
 
     slots: Mapping[Buffer, int]
     offsets: Mapping[Buffer, int]
     twice: Mapping[Buffer, Buffer] = field(default_factory=dict)
     turn: int = 0
-    own: Collection[Buffer] = ()
-    begins: int = ARENA
+    parted: Collection[Buffer] = ()
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ class Module:
             if buffer in layout.slots:
                 known[buffer] = _slot(layout.slots[buffer], line)
             else:
-                arena = "own" if buffer in layout.own else "arena"
+                arena, slot = ("parted", PARTED) if buffer in layout.parted else ("arena", ARENA)
                 if arena not in known:
-                    known[arena] = _slot(layout.begins if buffer in layout.own else ARENA, line)
+                    known[arena] = _slot(slot, line)
                 known[buffer] = line(f"getelementptr i8, ptr {known[arena]}, i64 {layout.offsets[buffer]}")
             if buffer in layout.twice:
                 if "turn" not in known:

@@ -2,7 +2,7 @@
 
 In: a plan. Out: an offset for each scratch buffer in one arena, such that two buffers share memory only if one is no longer read
 when the other is first written, phases apart; where threads do not meet at the end of a step, its last phase is none apart from the first.
-A buffer of which threads have own parts is longer by the gaps between them, and one after the last.
+A buffer in parts of threads is longer by the gaps between them, and by one behind the last: a core reads ahead there too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ class Arena:
     bytes: int
 
 
-def arena(planned: Plan, guard: int = 0, threads: int = 1) -> Arena:
-    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests); threads: so many
-    run it at most."""
+def arena(planned: Plan, guard: int = 0) -> Arena:
+    """Offsets by first fit, the largest buffers first. guard: so many bytes stay free after each buffer (for tests)."""
     end = len(planned.phases) - 1
     always = (s.buffer for k in planned.late for s in k.stores)
     live: dict[Buffer, tuple[int, int]] = dict.fromkeys(always, (0, end))
@@ -45,7 +44,7 @@ def arena(planned: Plan, guard: int = 0, threads: int = 1) -> Arena:
                 first, last = live.get(b, (at, at))
                 live[b] = (min(first, at), max(last, at))
     live |= {other: live[b] for b, other in planned.twice.items()}
-    sizes = {b: b.bytes + (threads * APART if b in planned.own else 0) for b in live}
+    sizes = {b: b.bytes + (planned.threads * APART if b in planned.parts else 0) for b in live}
     order = sorted(live, key=lambda b: -sizes[b])
     born, dies = np.array([live[b] for b in order], np.int64).reshape(-1, 2).T
     starts, ends = np.zeros((2, len(order)), np.int64)

@@ -16,13 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import NamedTuple
 
 from .affine import Affine, Axis, of
 from .former import Index
 from .fuse import Names
 from .kernels import Buffer, Item, Kernel, Loop, Store, Value, kernels_of, load, loops_of
-from .schedule import MOST_TWICE, units
+from .schedule import MOST_TWICE, Parts, units
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,6 @@ class Access:
     write: bool
 
 
-class Parts(NamedTuple):
-    """An array in pieces of so many bytes, one for each unit; the last may be shorter."""
-
-    units: int
-    bytes: int
-
-
 Touched = dict[Buffer, list[tuple[Item, Access]]]
 
 
@@ -50,8 +42,8 @@ Touched = dict[Buffer, list[tuple[Item, Access]]]
 class Plan:
     """Phases in order; `inner`: the kernels of each loop in order; `meeting`: for loops in which threads meet, the phases of a turn;
     `units`: what each item shares out, by its extent; `late`: copies of the state, made before the first step; `waits`: whether
-    threads meet at the end of a step; `twice`: buffers that steps use in turns with another one each, so that they need not; `own`: of
-    which each thread touches its own part only (gaps.py)."""
+    threads meet at the end of a step; `twice`: buffers that steps use in turns with another one each, so that they need not;
+    `threads`: how many work was cut for; `parts`: buffers of which each thread touches its own part only (gaps.py)."""
 
     phases: list[list[Item]]
     inner: dict[Loop, list[Item]]
@@ -60,7 +52,8 @@ class Plan:
     late: list[Kernel]
     waits: bool = True
     twice: dict[Buffer, Buffer] = field(default_factory=dict)
-    own: dict[Buffer, Parts] = field(default_factory=dict)
+    threads: int = 1
+    parts: dict[Buffer, Parts] = field(default_factory=dict)
 
 
 def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: int = 2, turns: bool = False) -> Plan:
@@ -80,7 +73,7 @@ def plan(items: Sequence[Item], state: Sequence[Buffer], names: Names, threads: 
     meeting = {i: _by_level(inner[i], _levels(inner[i], units, {}, threads)) for i in inner if i.meets}
     between = _between_steps(ordered, level, units, threads) if turns else None
     twice = {b: replace(b, name=names("t")) for b in between or ()}
-    return Plan(_by_level(ordered, level), inner, meeting, units, late, between is None, twice)
+    return Plan(_by_level(ordered, level), inner, meeting, units, late, between is None, twice, threads)
 
 
 def _by_level(items: Sequence[Item], level: dict[Item, int]) -> list[list[Item]]:

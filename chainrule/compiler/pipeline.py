@@ -29,11 +29,11 @@ from .branches import branched
 from .carry import carried
 from .copies import are_shared_alike, with_better_copies
 from .cost import work
-from .driver import BAD, CLOCKS, FINE, MOST_CLOCKS, NAMES, ONWARD, ORDER, OWN, TURN
+from .driver import BAD, CLOCKS, FINE, MOST_CLOCKS, NAMES, ONWARD, ORDER, REPORT, TURN
 from .flatten import split
 from .former import Index, Source
 from .fuse import Names, Sink, fuse
-from .gaps import own_parts
+from .gaps import parts_of
 from .gather import gathered, parted
 from .kernels import (
     I8,
@@ -52,18 +52,18 @@ from .kernels import (
 )
 from .lanes import in_blocks, in_lanes
 from .layout import Storage
-from .llvm import REPORT, Layout, Module
+from .llvm import Layout, Module
 from .loops import Call, For, Function, If, Let, Place, Read, Register, Statement, loops_text
 from .lower import lower
 from .memory import Arena, arena
 from .panels import in_panels
-from .phases import Parts, Plan, accesses, plan
+from .phases import Plan, accesses, plan
 from .pooling import pooled
 from .races import verify_plan
 from .ragged import ragged
 from .replay import fitted, pairs_of, plans_of, replayed
 from .scans import improve
-from .schedule import FAR, TINY, Schedule, block, cut, packs, schedule, together, units
+from .schedule import FAR, TINY, Parts, Schedule, block, cut, packs, schedule, together, units
 from .share import share
 from .siblings import with_siblings
 from .simplify import simplify
@@ -98,9 +98,9 @@ class Code:
     plans: list[tuple[Loop, Checkpoints]]
 
     @property
-    def own(self) -> dict[int, Parts]:
+    def parts(self) -> dict[int, Parts]:
         """The slots of the caller's arrays of which each thread touches its own part only, and the parts."""
-        return {self.slots[b]: parts for b, parts in self.plan.own.items() if b in self.slots}
+        return {self.slots[b]: parts for b, parts in self.plan.parts.items() if b in self.slots}
 
     def stage(self, stage: str) -> str:
         """The text of a stage: "kernels" or "loops"."""
@@ -133,12 +133,12 @@ def compile_graph(
         _set_aside(k, how, made.names, threads, target)
     if memory is not None:
         _unpack(made, memory)
-    places = arena(planned, guard, threads)
+    places = arena(planned, guard)
     functions = [
         f for item in every if item not in first for f in _functions(item, planned, schedules, threads, target, made.names)
     ]
     table = {b: slots[b.name] for b in _callers(planned)}
-    layout = Layout(table, places.offsets, planned.twice, slots.get(TURN, 0), planned.own, slots.get(OWN, 0))
+    layout = Layout(table, places.offsets, planned.twice, slots.get(TURN, 0), planned.parts)
     tiny = sum(work(i).flops for i in every) <= TINY and not timed
     module = Module(layout, target, inline=tiny)
     for f in functions:
@@ -207,7 +207,7 @@ def _arranged(
     items = verified("with_better_copies", with_better_copies(items, target, names, threads))
     items = verified("summed", summed(items, target), last=True)
     planned = plan(items, list(kept), names, threads, steps and threads > 1)
-    planned.own = own_parts(planned, threads) if steps else {}
+    planned.parts = parts_of(planned) if steps else {}
     every = list(dict.fromkeys([*planned.late, *(i for items in planned.phases for i in items)]))
     verified("plan", every)
     if VERIFY_EACH_PASS:
@@ -221,7 +221,7 @@ def _arranged(
         for kernel in kernels_of(every):
             kernel.length = 1 if _goes_by_blocks(kernel) else 0
     assert are_shared_alike(every, threads)
-    size = arena(planned, threads=threads).bytes
+    size = arena(planned).bytes
     loops = [p.forward for p in pairs]
     return _Arrangement(planned, every, list(zip(loops, plans, strict=True)), set(kept), data, size - data, names)
 

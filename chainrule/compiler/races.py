@@ -17,7 +17,7 @@ from .affine import Affine, Axis, of
 from .kernels import Buffer, Index, Item, Kernel, Limits, Loop, bounds, kernels_of, kernels_text, limits_of
 from .phases import Plan, checks, meets
 from .regions import Region, region, shared
-from .schedule import units
+from .schedule import share_of, units
 from .verify import demand, ranges
 
 
@@ -42,7 +42,7 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
         _verify_phase(items, shared_out, frozenset())
     if not planned.waits:
         _verify_between_steps(shared_out, copies)
-    _verify_own(shared_out)
+    _verify_parts(shared_out)
 
 
 MOST_PARTS = 64  # in which what a thread touches is looked at, if it cannot be told as a whole
@@ -122,7 +122,7 @@ class _SharedOut:
 
     def _part(self, touch: _Touch, thread: int, threads: int, fixed: frozenset[Axis]) -> list[Region]:
         extent, count = self.planned.units[touch.called], self._count(touch)
-        first, end = thread * count // threads, (thread + 1) * count // threads
+        first, end = share_of(thread, threads, count)
         unit = touch.kernel.unit
         if first == end:
             return []
@@ -268,15 +268,15 @@ def _verify_phase(
                     _verify_phase(phase, shared_out, fixed | {item.axis, loop.axis})
 
 
-def _verify_own(shared_out: _SharedOut) -> None:
+def _verify_parts(shared_out: _SharedOut) -> None:
     """Whether each thread touches its own part only of arrays that lie in parts."""
     planned = shared_out.planned
     items = (*planned.late, *(i for items in planned.phases for i in items))
-    for t in (t for i in items for t in shared_out.touches(i) if t.buffer in planned.own):
-        count, bytes = planned.own[t.buffer]
+    for t in (t for i in items for t in shared_out.touches(i) if t.buffer in planned.parts):
+        parts, size = planned.parts[t.buffer], t.buffer.dtype.itemsize
         for threads in range(2, shared_out.threads + 1):
             for thread in range(threads):
-                first, end = (n * count // threads * bytes // t.buffer.dtype.itemsize for n in (thread, thread + 1))
+                first, end = (parts.start(n, threads) // size for n in (thread, thread + 1))
                 reached = map(_ends, shared_out.part(t, thread, threads, frozenset()))
                 inside = all(first <= low and high < min(end, t.buffer.size) for low, high in reached)
                 demand(inside, t.item, f"touches {t.buffer} in the part of another thread")

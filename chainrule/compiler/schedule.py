@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import ceil, prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,7 +61,7 @@ PARTS_OF_COLUMNS = 2  # of a matrix of one panel, if it is shared out along its 
 MOST_PARTS = 16  # of a sum over an axis that threads share out, so also panels of a transposed matrix
 LINE = 64  # bytes of memory that processors fetch at a time
 APART = 4096  # bytes between what threads write, each for itself: a core reads ahead no further, though from page to page
-MOST_APART = 2**18  # bytes of an array whose parts are set apart for that: of longer parts their ends are little
+MOST_APART = 2**16  # bytes of an array whose parts are set apart for that: of longer parts their ends are little
 MOST_PRIVATE = 1 / 4  # of the second cache, for copies of the state that a thread makes for itself
 MOST_TWICE = 2**15  # bytes that are there twice so that threads need not meet at the end of a step; steps with more are long
 TINY = 10_000  # operations in a step up to which calls of its kernels count
@@ -374,6 +375,22 @@ def units(extent: int, threads: int) -> tuple[int, int]:
     even = (ceil(least / n) * n for n in EVEN if least >= n)
     length = next((n for n in even if n <= LONGER * least), least)
     return ceil(extent / length) if extent else 0, length
+
+
+def share_of(thread: int, threads: int, count: int) -> tuple[int, int]:
+    """Which of so many units a thread does: from one to another (exclusive)."""
+    return thread * count // threads, (thread + 1) * count // threads
+
+
+class Parts(NamedTuple):
+    """An array in pieces of so many bytes, one for each unit; the last may be shorter."""
+
+    units: int
+    bytes: int
+
+    def start(self, thread: int, threads: int) -> int:
+        """The byte at which a thread's part begins."""
+        return share_of(thread, threads, self.units)[0] * self.bytes
 
 
 def cut(kernel: Kernel, threads: int) -> tuple[int, int]:

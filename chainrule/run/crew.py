@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
+from weakref import WeakKeyDictionary
 
 from ..graph.node import Graph
 from ..ops.contract import parse
@@ -39,6 +40,9 @@ class Way:
     threads: int
 
 
+_counted: WeakKeyDictionary[Graph, float] = WeakKeyDictionary()
+
+
 @cache
 def processors() -> int:
     """How many processors this process may use; asked once, since it takes a while."""
@@ -47,6 +51,11 @@ def processors() -> int:
 
 def operations(graph: Graph) -> float:
     """About how many additions and multiplications a graph takes."""
+    known = _counted.get(graph)
+    return known if known is not None else _counted.setdefault(graph, _count(graph))
+
+
+def _count(graph: Graph) -> float:
     total = 0.0
     for node in graph.nodes():
         if node.op == "contract":
@@ -111,6 +120,10 @@ class Crew:
         work = max(map(operations, graphs), default=0.0)
         key = (work, self._asked)
         return recall(_paces, key) or keep(_paces, key, Pace(work), KEPT)
+
+    def most(self, graphs: Iterable[Graph]) -> int:
+        """The most threads that steps made of any of these graphs take."""
+        return self._ways(self.pace(graphs))[0].threads
 
     def way(self, pace: Pace, left: int) -> Way:
         """How to take the next steps, of which `left` are left."""

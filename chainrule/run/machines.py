@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..compiler import jit
-from ..compiler.schedule import APART
+from ..compiler.schedule import APART, Parts
 from ..compiler.target import Target
 from ..graph.node import Array, Graph
 from ..normalize import graph_key
@@ -30,11 +30,11 @@ CHANGED = "an index lay outside its array and no longer does: something, such as
 
 
 class Machine:
-    """One entry as machine code. arena: bytes of scratch memory; own: the slots of arrays in own parts of threads, and (how many units
-    there are, bytes of a part); anew: compiles it once more, with the texts of all stages."""
+    """One entry as machine code. arena: bytes of scratch memory; parts: the slots of arrays in parts of threads, and these;
+    anew: compiles it once more, with the texts of all stages."""
 
-    def __init__(self, loaded: Any, arena: int, own: Mapping[int, tuple[int, int]], anew: Callable[[], Code]) -> None:
-        self.loaded, self.arena, self.own, self.anew = loaded, arena, own, anew
+    def __init__(self, loaded: Any, arena: int, parts: Mapping[int, Parts], anew: Callable[[], Code]) -> None:
+        self.loaded, self.arena, self.parts, self.anew = loaded, arena, parts, anew
         self.address, self.prepare = loaded.address(ENTRY), loaded.address(f"{ENTRY}_prepare")
 
     @cached_property
@@ -56,12 +56,12 @@ def machine_code(key: Any, make: Callable[[], Code], target: Target, level: int)
     found = jit.load(name, target, level=level) if name is not None else None
     if found is not None:
         loaded, meta = found
-        arena, *own = map(int, meta.split())
-        parts = {slot: (count, bytes) for slot, count, bytes in zip(*[iter(own)] * 3, strict=True)}
+        arena, *numbers = map(int, meta.split())
+        parts = {slot: Parts(*part) for slot, *part in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)}
     else:
         with _collector_paused():
             code = make()
-        arena, parts = code.arena.bytes, {slot: (p.units, p.bytes) for slot, p in code.own.items()}
+        arena, parts = code.arena.bytes, code.parts
         numbers = [arena, *(n for slot, part in parts.items() for n in (slot, *part))]
         loaded = jit.compile_module(code.text, target, level=level, key=name, meta=" ".join(map(str, numbers)).encode())
     return keep(_machines, key, Machine(loaded, arena, parts, make), KEPT_FUNCTIONS)

@@ -54,10 +54,10 @@ from ..graph.node import DTYPES, Array, Graph, Rows
 from ..program import Entry, Program
 from ..recent import keep
 from .backend import Backend, Kept, Session, Steps, Taken, backends
-from .crew import Crew, Way, processors
+from .crew import Crew, Way
 from .function import NativeFunction
 from .machines import CHANGED, ENTRY, Machine, aligned, bare, identity, machine_code, own
-from .pieces import Pieces
+from .pieces import Pieces, Starts
 from .reference import cast
 from .rounds import Last, Layout, Ready
 
@@ -89,7 +89,8 @@ class NativeSession(Session):
         self._storage = storage = storage_of(programs.values(), backend.target)
         self._seen: Seen = partial(_copied, shapes={n: t.shape for n, t in types.items()}, storage=storage)
         laid_out = {n: np.asarray(storage.laid_out(np.asarray(state[n])), t.dtype) for n, t in types.items()}
-        self._state = Pieces(laid_out, threads or processors(), lambda rows, count: backend.driver().keep(rows, count))
+        writing = [e.graph for p in programs.values() if p.memory is None for e in p.entries.values() if e.writes]
+        self._state = Pieces(laid_out, self._crew.most(writing), lambda rows, count: backend.driver().keep(rows, count))
         self._captures: dict[str, Array] = {}
         for program in programs.values():
             for entry in program.entries.values():
@@ -106,7 +107,7 @@ class NativeSession(Session):
         self._shared, barrier = np.zeros(WORDS, np.int64), aligned(512, fill=0)
         self._barrier = (barrier, barrier.ctypes.data + -barrier.ctypes.data % 128)
         self._table = np.zeros(len(self._slots), np.int64)  # where each buffer lies, and whose turn it is
-        self._table[NAMES.index(REPORT)] = self._report.ctypes.data
+        self._table[REPORT] = self._report.ctypes.data
         for name, place in self._state.places.items():
             self._table[self._slots[name]] = place
         for name, array in self._captures.items():
@@ -318,16 +319,16 @@ class _Copy:
         self._places = [a.ctypes.data for a in self.arrays.values()]
         self._state, self._seen = state, seen
         self._holder: Callable[[], Kept | None] = lambda: None
-        self._rows = np.zeros((0, 5), np.int64)
-        self._starts: Any = None  # how the state lay when they were made
+        self._made: tuple[Mapping[str, Starts] | None, Array] = (None, np.zeros((0, 5), np.int64))
 
     def arguments(self) -> tuple[int, int]:
         """The rows of `keep_ir`, and how many: one for each piece of the state as it lies now."""
-        if self._starts is not self._state.starts:
-            self._rows, self._starts = self._made(), self._state.starts
-        return self._rows.ctypes.data, len(self._rows)
+        starts, rows = self._made
+        if starts is not self._state.starts:
+            self._made = starts, rows = self._state.starts, self._rows()  # both at once, whenever a Ctrl-C comes
+        return rows.ctypes.data, len(rows)
 
-    def _made(self) -> Array:
+    def _rows(self) -> Array:
         rows = [
             (to + start, self._state.places[name] + place, size, *EXPONENTS.get(array.dtype.char, NO_EXPONENT))
             for to, (name, array) in zip(self._places, self.arrays.items(), strict=True)

@@ -41,10 +41,12 @@ class _Moves(NamedTuple):
 
 
 class Pieces:
-    """arrays: in one piece, which they are only after `join`; places: their addresses. threads: the most that will work on them."""
+    """arrays: in one piece, which they are only after `join`; places: their addresses. threads: the most for which they may be laid in
+    parts."""
 
     def __init__(self, arrays: Mapping[str, Array], threads: int, copy: Copy) -> None:
-        self._copy, self.arrays = copy, dict[str, Array]()
+        self._threads, self._copy = threads, copy
+        self.arrays: dict[str, Array] = {}
         for name, array in arrays.items():
             gaps = (threads - 1) * APART if array.nbytes <= MOST_APART else 0
             memory = aligned(array.nbytes + gaps)[: array.nbytes]
@@ -81,17 +83,24 @@ class Pieces:
         return pieces(self.arrays[name].nbytes, self.starts.get(name, (0,)))
 
     def _made(self, starts: Mapping[str, Starts]) -> _Moves:
-        """No more is copied at once than it moves by."""
+        """Bytes go down in their order, and up in pieces no longer than they move by, the last first."""
+        fits = all(len(s) <= self._threads and self.arrays[name].nbytes <= MOST_APART for name, s in starts.items())
+        assert fits, f"no room for parts of {self._threads} threads"
         moved = [
-            (base + start + at, base + place + at, min(APART, size - at), *NO_EXPONENT)
+            (base, *piece)
             for name, base in self.places.items()
-            for start, place, size in pieces(self.arrays[name].nbytes, starts.get(name, (0,)))[1:]
-            for at in range(0, size, APART)
+            for piece in pieces(self.arrays[name].nbytes, starts.get(name, (0,)))
+            if piece.start != piece.place
         ]
-        back = [(place, start, *rest) for start, place, *rest in reversed(moved)]
+        down = [(base + start, base + place, size) for base, start, place, size in moved]
+        up = [
+            (base + place + at, base + start + at, min(place - start, size - at))
+            for base, start, place, size in reversed(moved)
+            for at in reversed(range(0, size, place - start))
+        ]
         part, join = (
-            np.array([*rows, (self._parted.ctypes.data, said.ctypes.data, said.nbytes, *NO_EXPONENT)], np.int64)
-            for rows, said in ((back, YES), (moved, NO))
+            np.array([(*r, *NO_EXPONENT) for r in (*rows, (self._parted.ctypes.data, said.ctypes.data, said.nbytes))], np.int64)
+            for rows, said in ((up, YES), (down, NO))
         )
         return _Moves(starts, part, join)
 
@@ -102,14 +111,11 @@ def pieces(size: int, starts: Starts) -> list[Piece]:
     >>> pieces(100, (0, 64))
     [Piece(start=0, place=0, size=64), Piece(start=64, place=4160, size=36)]
     """
-    return [Piece(a, a + thread * APART, b - a) for thread, (a, b) in enumerate(pairwise((*starts, size)))]
+    return [Piece(a, a + thread * APART, b - a) for thread, (a, b) in enumerate(pairwise((*starts, size))) if b > a]
 
 
 def starts_for(machines: Sequence[Machine], threads: int, slots: Mapping[str, int]) -> dict[str, Starts]:
     """The arrays in parts if so many threads run the code of these machines: where they all want the same parts."""
-    wanted = dict(set.intersection(*(set(m.own.items()) for m in machines))) if threads > 1 else {}
-    return {
-        name: tuple([thread * wanted[slot][0] // threads * wanted[slot][1] for thread in range(threads)])
-        for name, slot in slots.items()
-        if slot in wanted
-    }
+    wanted = dict(set.intersection(*(set(m.parts.items()) for m in machines))) if threads > 1 else {}
+    parts = {name: wanted[slot] for name, slot in slots.items() if slot in wanted}
+    return {name: tuple([p.start(thread, threads) for thread in range(threads)]) for name, p in parts.items()}

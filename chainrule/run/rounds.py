@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..compiler.driver import ARENA, NAMES, ORDER, OWN
+from ..compiler.driver import ORDER
 from ..compiler.schedule import APART
 from ..graph.node import Array, Rows
 from ..program import Entry, Program
@@ -146,7 +146,7 @@ class Ready:
     def __init__(self, machines: Sequence[Machine], threads: int, shared: Array, slots: Mapping[str, int]) -> None:
         self.machines = machines
         self.starts = starts_for(machines, threads, slots)
-        self._own = np.array([slots[name] for name in self.starts], np.int64)
+        self._parted = np.array([slots[name] for name in self.starts], np.int64)
         self._gaps = APART * np.arange(threads)
         self._functions = np.array([(m.prepare, m.address) for m in machines], np.int64)
         self._arenas = np.zeros(len(machines), np.int64)
@@ -158,13 +158,12 @@ class Ready:
 
     def begin(self, kind: int, arena: int, last: Last | None) -> int:
         """Work in this memory. Returns the kind of the first step if the last one was of it too, so that what it has prepared holds."""
-        self._tables[:, NAMES.index(ARENA)] = self._arenas[:] = arena
-        self._tables[:, NAMES.index(OWN)] = arena + self._gaps
+        self._arenas[:] = arena
         return kind if Last(self.machines[kind], len(self._tables)) == last else -1
 
     def fill(self, table: Array | None, slots: Array, pointers: Sequence[int] | Array) -> None:
         """Where all buffers lie, to each thread: as in `table`, if that is given, but for those in `slots`."""
         if table is not None:
             self._tables[:] = table
-            self._tables[:, self._own] += self._gaps[:, None]
+            self._tables[:, self._parted] += self._gaps[:, None]
         self._tables[:, slots] = pointers
