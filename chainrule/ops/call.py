@@ -88,6 +88,19 @@ def composition(
     return declare
 
 
+def named(name: str, body: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of one array that equations show under this name, for use in derivatives; nobody finds it by it."""
+
+    @functools.lru_cache(maxsize=1024)
+    def graph_of(type: Type) -> Graph:
+        return build(lambda x: [body(x)], [type], name=name)
+
+    def function(x: Any) -> Any:
+        return apply("call", x, body=graph_of(type_of(x)), derivative=None, options=(), notation="") if is_traced(x) else body(x)
+
+    return function
+
+
 def _static(name: str, value: Any) -> Any:
     if is_traced(value):
         raise DtypeError(located(f"{name}: this option must be a plain Python value, not a traced array"))
@@ -168,4 +181,4 @@ def expand(graph: Graph, keep: Callable[[Node], bool] = lambda node: False) -> G
     return Graph(graph.inputs, tuple(table[o] for o in graph.outputs), graph.captures, graph.name)
 
 
-__all__ = ["COMPOSITIONS", "Composition", "composition", "expand", "inline"]
+__all__ = ["COMPOSITIONS", "Composition", "composition", "expand", "inline", "named"]
