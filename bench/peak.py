@@ -31,8 +31,10 @@ def meeting(threads: int, repeats: int = 3) -> float | None:
         run = _meetings()
     except ImportError:
         return None
-    state = np.zeros(64, np.int64)  # two pairs of cache lines, from the first whole pair on
-    barrier = state.ctypes.data + -state.ctypes.data % 128
+    from chainrule.run.threads import BARRIER_ALIGNMENT, BARRIER_BYTES
+
+    state = np.zeros(BARRIER_BYTES + BARRIER_ALIGNMENT, np.uint8)
+    barrier = state.ctypes.data + -state.ctypes.data % BARRIER_ALIGNMENT
     block = np.array([barrier, threads, MEETINGS], np.int64)
     took = []
     for _ in range(repeats):

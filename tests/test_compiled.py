@@ -318,3 +318,11 @@ def test_loops_of_the_peak_for_every_processor(level):
 def test_only_counters_that_may_be_read():
     assert peak.counts_cycles(narrowed("avx2"))
     assert peak.counts_cycles(narrowed("aarch64")) == ("cntvct" in jit.assembly(peak.CYCLES, narrowed("aarch64")).lower())
+
+
+def test_gelu_keeps_one_number_for_the_way_back() -> None:
+    """Beside its result its slope, not what that is made of."""
+    net = nn.Sequential(nn.Dense(100, "gelu"), nn.Dense(3))
+    net.fit(np.ones((48, 30), "f4"), np.ones((48, 3), "f4"), epochs=1, batch_size=48, threads=1)
+    (forward,) = (k for k in net.compiled.text("kernels").split("kernel ") if "normal_cdf" in k)
+    assert len(re.findall(r"^ +t\d+\[", forward, re.MULTILINE)) == 2

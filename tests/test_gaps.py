@@ -90,7 +90,7 @@ def test_arrays_without_gaps() -> None:
     assert parts(writing(small), among=small) == (2, MOST_APART // 2)
     assert parts(writing(large), among=large) is None
     for space in ("input", "result"):
-        given_ = Buffer("g", (12, 4), F4, space)  # type: ignore[arg-type]
+        given_ = Buffer("g", (12, 4), F4, space)
         assert parts(writing(given_), among=given_) is None
     read = Buffer("w", (12, 4), F4, "state")
     assert parts(reading(read, lambda i, j: (of(i), of(j))), among=read) is None, "nobody writes it"
@@ -154,7 +154,7 @@ def test_arrays_lie_in_parts_and_come_together_again(
     made: tuple[dict[str, Array], int, list[dict[str, tuple[int, ...]]]],
 ) -> None:
     arrays, threads, ways = made
-    held = Pieces(arrays, threads, backends["native"].driver().keep)  # type: ignore[attr-defined]
+    held = Pieces(arrays, threads, backends["native"].driver().keep)
     for starts in ways:
         held.part(starts)
         for name, array in arrays.items():
@@ -169,7 +169,7 @@ def test_arrays_lie_in_parts_and_come_together_again(
 
 
 def test_there_is_room_for_as_many_threads_as_a_session_may_take() -> None:
-    held = Pieces({"a": np.arange(100.0)}, 2, backends["native"].driver().keep)  # type: ignore[attr-defined]
+    held = Pieces({"a": np.arange(100.0)}, 2, backends["native"].driver().keep)
     held.part({"a": (0, 80)})
     with pytest.raises(AssertionError, match="no room for parts of 2 threads"):
         held.part({"a": (0, 80, 160)})
@@ -224,14 +224,20 @@ def fitted(make: Callable[[], Any], backend: Any, fits: int = 2, **options: Any)
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))
-def test_networks_whose_arrays_have_gaps_train_to_the_same_bits(kind: str) -> None:
+def test_networks_whose_arrays_have_gaps_train_to_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid: list[Any] = []
+    part = Pieces.part
+    monkeypatch.setattr(Pieces, "part", lambda self, starts: laid.append(starts) or part(self, starts))
     _, plain = fitted(SHAPES[kind], Threaded(1))
+    assert not any(laid)
     for threads in (2, 3):
+        laid.clear()
         backend = Threaded(threads)
         _, got = fitted(SHAPES[kind], backend)
         assert_same(got, plain)
         found = {n for s in backend.sessions for m in s._known.values() for n, slot in s._slots.items() if slot in m.parts}
         assert sum(n.startswith("slot/") for n in found) >= 4
+        assert any(sum(n.startswith("slot/") for n in starts) >= 4 for starts in laid)
 
 
 @pytest.mark.parametrize("kind", list(SHAPES))

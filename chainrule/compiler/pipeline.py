@@ -180,8 +180,7 @@ def _arranged(
     target: Target, storage: Storage, steps: bool, spare: int | None, threads: int,
 ) -> _Arrangement:  # fmt: skip
     """The passes up to the order of kernels. steps: whether they are those of a step, which may use buffers in turns, and parts with gaps;
-    spare: so many bytes above the least loops may
-    keep; None: all that they can."""
+    spare: so many bytes above the least loops may keep; None: all that they can."""
     names, verified = Names(), _Verified()
     own = {b: replace(b) for b in (*(g.buffer for g in inputs), *outputs, *state)}  # passes settle how a state is laid out
     kept = {own[b]: None for b in state}

@@ -28,9 +28,8 @@ def verify_plan(planned: Plan, state: Collection[Buffer], threads: int) -> None:
     made anew when nothing writes it any more. No state is written before the phase that follows the last check of an index. A kernel
     reads what it stores into only where it stores, or where it never does. Between two meetings no thread touches an element that
     another one writes, in steps, from one step to the next and where late copies are made before the first. Of an array in parts each
-    thread touches its own. This is exact where indices
-    are evenly spaced places along each dimension; where it cannot be told whether two kernels meet, or depends on the turn of a loop,
-    they are taken to.
+    thread touches its own. This is exact where indices are evenly spaced places along each dimension; where it cannot be told whether two
+    kernels meet, or depends on the turn of a loop, they are taken to.
     Raises: `GraphError`.
     """
     shared_out = _SharedOut(planned, threads)
